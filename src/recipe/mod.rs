@@ -1,0 +1,269 @@
+//! The recipe: one YAML file that describes one training run completely, as a typed tree.
+//!
+//! What was typed (this tree, with its defaults) and what is usable (an `Arch`, `Rules`, step counts) are different
+//! types: `recipe/check.rs` turns the one into the other.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A whole recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Name of the run; also the folder below `checkpoints/`.
+    pub name: String,
+    /// The subnet's rules in force: at a block, or written out.
+    #[serde(default)]
+    pub rules: RulesChoice,
+    /// The model's shape.
+    pub model: Model,
+    /// Where the first weights come from.
+    #[serde(default)]
+    pub init: Init,
+    /// The text.
+    pub data: Data,
+    /// How long and in what portions to train.
+    pub train: Train,
+    /// The optimizer.
+    #[serde(default)]
+    pub optimizer: Optimizer,
+    /// The learning rate over time.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Held-out loss.
+    #[serde(default)]
+    pub eval: Eval,
+    /// Saving.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
+    /// Progress and records.
+    #[serde(default)]
+    pub metrics: Metrics,
+}
+
+/// The rules in force: those of a block of the subnet's history, with single values overridden.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RulesChoice {
+    /// Block of the chain whose rules apply; default the table's block of March 2024.
+    pub block: Option<u64>,
+    /// Own limit on the number of parameters.
+    pub max_parameters: Option<u64>,
+    /// Own limit on the repository's size in bytes.
+    pub max_repo_bytes: Option<u64>,
+    /// Own length in tokens of the rows that models are scored on.
+    pub sequence_length: Option<usize>,
+}
+
+/// Which implementation computes loss and gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// Our own operations with written-out backward passes.
+    #[default]
+    Native,
+    /// The definition: candle with its autograd.
+    Candle,
+}
+
+/// The model's shape: GPT-2 family.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Number of blocks.
+    pub layers: usize,
+    /// Number of attention heads.
+    pub heads: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Width of the MLP's hidden layer; default 4 times the width.
+    pub mlp_width: Option<usize>,
+    /// Number of positions; default the rules' sequence length.
+    pub context: Option<usize>,
+    /// Dropout on embeddings, attention probabilities and both residual branches while training.
+    #[serde(default)]
+    pub dropout: f32,
+    /// Which implementation computes it.
+    #[serde(default)]
+    pub backend: Backend,
+}
+
+/// Where the first weights come from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Init {
+    /// Random, as GPT-2's: normal with deviation 0.02, residual projections divided by sqrt(2 layers).
+    #[default]
+    Scratch,
+    /// A Hugging Face model folder of the same shape.
+    Dir(PathBuf),
+}
+
+/// The text to train on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// Which kind of source.
+    pub source: SourceKind,
+    /// `files` only: files, folders (searched recursively) and globs of .jsonl, .txt, .gz, .zst.
+    #[serde(default)]
+    pub paths: Vec<PathBuf>,
+    /// `files` only: files, folders and globs kept for the held-out loss; default: every `held_out_every`-th page.
+    #[serde(default)]
+    pub held_out: Vec<PathBuf>,
+    /// `files` without `held_out`: every n-th page of 100 documents is held out.
+    #[serde(default = "default_held_out_every")]
+    pub held_out_every: usize,
+    /// `files` only: the key of the text in a line of JSON.
+    #[serde(default = "default_text_key")]
+    pub text_key: String,
+    /// Documents longer than this are cut, as validators do; default the rules' sequence length; 0: never.
+    pub max_document_tokens: Option<usize>,
+}
+
+fn default_held_out_every() -> usize {
+    100
+}
+
+fn default_text_key() -> String {
+    "text".to_owned()
+}
+
+/// Kinds of text sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    /// The text embedded in the program: six novels.
+    Sample,
+    /// The user's own files.
+    Files,
+}
+
+/// How long and in what portions to train.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Train {
+    /// Optimizer steps in all.
+    pub steps: usize,
+    /// Tokens per optimizer step over all devices.
+    pub tokens_per_step: usize,
+    /// Rows per device and forward pass.
+    pub micro_batch: usize,
+    /// Tokens per row; default the rules' sequence length.
+    pub sequence_length: Option<usize>,
+    /// Seed of initialisation, data order and dropout.
+    #[serde(default)]
+    pub seed: u64,
+    /// CPU threads; default all cores. Part of what determines a run's bits.
+    pub threads: Option<usize>,
+}
+
+/// AdamW.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Optimizer {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decay of the mean of gradients.
+    pub beta1: f64,
+    /// Decay of the mean of squared gradients.
+    pub beta2: f64,
+    /// Added to the denominator.
+    pub eps: f64,
+    /// Decoupled weight decay, on matrices only.
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0: no clipping.
+    pub clip_norm: f64,
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        Self { learning_rate: 6e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip_norm: 1.0 }
+    }
+}
+
+/// Shape of the learning rate after warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    /// Half a cosine from the peak to the end value over all remaining steps.
+    #[default]
+    Cosine,
+    /// Warm-up, stable, decay: constant, then linear to the end value over the last `decay_steps`.
+    Wsd,
+    /// Constant after the warm-up.
+    Constant,
+}
+
+/// The learning rate over time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Schedule {
+    /// Shape after the warm-up.
+    pub kind: ScheduleKind,
+    /// Steps of linear warm-up.
+    pub warmup_steps: usize,
+    /// `wsd` only: steps of the final linear decay.
+    pub decay_steps: usize,
+    /// The last learning rate as a part of the peak.
+    pub end_factor: f64,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self { kind: ScheduleKind::Cosine, warmup_steps: 0, decay_steps: 0, end_factor: 0.1 }
+    }
+}
+
+/// Held-out loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Eval {
+    /// Every so many steps, and at the end; 0: only at the end.
+    pub every: usize,
+    /// Number of rows of the rules' sequence length, from the held-out pages; always the same ones.
+    pub rows: usize,
+}
+
+impl Default for Eval {
+    fn default() -> Self {
+        Self { every: 250, rows: 32 }
+    }
+}
+
+/// Saving.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoint {
+    /// Folder of the run; default `checkpoints/NAME`.
+    pub dir: Option<PathBuf>,
+    /// Every so many steps, before each evaluation and at the end; 0: only the latter two.
+    pub every: usize,
+    /// How many of the newest to keep.
+    pub keep_last: usize,
+    /// Keep those of every n-th step for good; 0: none.
+    pub keep_every: usize,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { dir: None, every: 0, keep_last: 2, keep_every: 0 }
+    }
+}
+
+/// Progress and records.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Write TensorBoard event files.
+    pub tensorboard: bool,
+    /// A line of plain progress every so many steps when piped.
+    pub print_every: usize,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { tensorboard: true, print_every: 10 }
+    }
+}

@@ -1,1 +1,2 @@
+//! The command line program: parse, dispatch, exit code.
 fn main() {}

@@ -6,4 +6,5 @@ pub mod data;
 pub mod error;
 pub mod interrupt;
 pub mod model;
+pub mod ops;
 pub mod recipe;

@@ -1,5 +1,74 @@
 //! The language model: what it is ([`arch`]), where its numbers lie ([`layout`]), how it reads and writes Hugging Face
-//! checkpoints , how it starts, and its two backends.
+//! checkpoints, how it starts ([`init`]), and its two backends behind [`LossAndGradients`].
 
 pub mod arch;
+pub mod candle;
+pub mod init;
 pub mod layout;
+
+#[cfg(test)]
+pub(crate) mod golden_tests;
+
+use anyhow::{Result, ensure};
+
+use arch::Arch;
+
+/// Computes losses and gradients of a decoder.
+///
+/// `tokens` are `num_rows` rows of `row_len` ids each. The target of a position is the next token of its row, so a row
+/// has `row_len - 1` targets. `params` and `gradients` are flat, in the order of [`layout::Layout`]. A token id outside
+/// the vocabulary and a row longer than the model's context are errors.
+pub trait LossAndGradients: Send {
+    /// Returns the mean loss over all `num_rows * (row_len - 1)` targets and adds `scale` times its gradient to
+    /// `gradients`. Rows of fewer than two tokens are an error.
+    #[allow(clippy::too_many_arguments)]
+    fn loss_and_gradients(
+        &mut self,
+        params: &[f32],
+        gradients: &mut [f32],
+        tokens: &[u32],
+        num_rows: usize,
+        row_len: usize,
+        scale: f32,
+        dropout: Option<DropoutSeed>,
+    ) -> Result<f32>;
+
+    /// Mean loss of each row, without dropout; not a number for rows of one token, as in PyTorch.
+    fn row_losses(&mut self, params: &[f32], tokens: &[u32], num_rows: usize, row_len: usize) -> Result<Vec<f32>>;
+
+    /// Logits, without dropout: `num_rows * row_len` rows of `vocab_size` each.
+    fn logits(&mut self, params: &[f32], tokens: &[u32], num_rows: usize, row_len: usize) -> Result<Vec<f32>>;
+}
+
+/// What determines the dropout masks of one forward pass (`ops/random.rs` has the sites).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DropoutSeed {
+    /// Probability of dropping an element, in `(0, 1)`.
+    pub rate: f32,
+    /// Seed, with optimizer step, micro-step and rank mixed in.
+    pub seed: u64,
+}
+
+/// Refuses tokens that the decoder cannot read; both backends call it first.
+pub(crate) fn check_tokens(arch: &Arch, tokens: &[u32], num_rows: usize, row_len: usize) -> Result<()> {
+    ensure!(
+        num_rows.checked_mul(row_len) == Some(tokens.len()) && !tokens.is_empty(),
+        "{} tokens are not {num_rows} rows of {row_len}",
+        tokens.len()
+    );
+    ensure!(
+        row_len <= arch.context,
+        "a row of {row_len} tokens is longer than the {} positions of the model",
+        arch.context
+    );
+    match tokens.iter().position(|&token| token as usize >= arch.vocab_size) {
+        Some(i) => anyhow::bail!(
+            "token id {} (row {}, position {}) lies outside the vocabulary of {}",
+            tokens[i],
+            i / row_len,
+            i % row_len,
+            arch.vocab_size
+        ),
+        None => Ok(()),
+    }
+}

@@ -2,9 +2,14 @@
 //! checkpoints, how it starts ([`init`]), and its two backends behind [`LossAndGradients`].
 
 pub mod arch;
+pub mod candle;
 pub mod decoder;
+pub mod init;
 pub mod layout;
 pub(crate) mod parts;
+
+#[cfg(test)]
+pub(crate) mod golden_tests;
 
 use anyhow::{Result, ensure};
 

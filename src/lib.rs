@@ -5,5 +5,7 @@
 pub mod data;
 pub mod error;
 pub mod interrupt;
+pub mod metrics;
 pub mod model;
 pub mod recipe;
+pub mod train;

@@ -5,6 +5,8 @@
 pub mod data;
 pub mod error;
 pub mod interrupt;
+pub mod metrics;
 pub mod model;
 pub mod ops;
 pub mod recipe;
+pub mod train;

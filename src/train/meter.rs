@@ -1,0 +1,188 @@
+//! How fast a run is: tokens and floating-point operations per second, the share of time spent waiting for data, the
+//! time that remains, and the process's peak memory.
+//!
+//! The arithmetic counted is the model's, not the machine's: 6 per parameter and token for the weight products of a
+//! trained token (forward 2, backward 4) and 12 L d T for attention over a row of T tokens, causality not deducted (as
+//! in PaLM, appendix B); scoring is the forward third. Times are handed in, so that tests need no clock.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::model::arch::Arch;
+use crate::model::layout::Layout;
+
+/// Steps that "now" means: enough to smooth over a slow one, few enough to see a change.
+const WINDOW_STEPS: usize = 20;
+
+/// Floating-point operations to train on one token in rows of `row_len`.
+pub fn train_flops_per_token(arch: &Arch, row_len: usize) -> f64 {
+    6.0 * Layout::of(arch).len() as f64 + 12.0 * arch.layers as f64 * arch.width as f64 * row_len as f64
+}
+
+/// Floating-point operations to score one token in rows of `row_len`.
+pub fn score_flops_per_token(arch: &Arch, row_len: usize) -> f64 {
+    train_flops_per_token(arch, row_len) / 3.0
+}
+
+/// How fast it went over some steps. All zero before the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Speed {
+    /// Tokens per second of step time: saving and evaluating not counted.
+    pub tokens_per_s: f64,
+    /// 10⁹ floating-point operations per second of step time.
+    pub gflops: f64,
+    /// Part of the step time, from 0 to 1, spent waiting for data.
+    pub data_wait: f64,
+}
+
+/// What one or several steps took.
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    tokens: u64,
+    took: Duration,
+    data_wait: Duration,
+}
+
+/// Measures one process's part of a run.
+pub struct Meter {
+    flops_per_token: f64,
+    total_steps: u64,
+    steps_before: u64,
+    started: Instant,
+    last_step: Option<(u64, Instant)>,
+    window: VecDeque<Spent>,
+    overall: Spent,
+}
+
+impl Meter {
+    /// Starts at `now` with a run that has done `steps_done` of `total_steps`.
+    pub fn new(flops_per_token: f64, steps_done: u64, total_steps: u64, now: Instant) -> Self {
+        Self {
+            flops_per_token,
+            total_steps,
+            steps_before: steps_done,
+            started: now,
+            last_step: None,
+            window: VecDeque::with_capacity(WINDOW_STEPS + 1),
+            overall: Spent::default(),
+        }
+    }
+
+    /// Counts a step that ended at `now`: it `took` so long in all, `data_wait` of it waiting for data.
+    pub fn step(&mut self, now: Instant, step: u64, tokens: u64, took: Duration, data_wait: Duration) {
+        let spent = Spent { tokens, took, data_wait };
+        self.last_step = Some((step, now));
+        self.overall = sum([self.overall, spent]);
+        self.window.push_back(spent);
+        if self.window.len() > WINDOW_STEPS {
+            self.window.pop_front();
+        }
+    }
+
+    /// Over the last steps.
+    pub fn recent(&self) -> Speed {
+        self.speed(sum(self.window.iter().copied()))
+    }
+
+    /// Over all steps of this process.
+    pub fn overall(&self) -> Speed {
+        self.speed(self.overall)
+    }
+
+    /// The time until the last step, saving and evaluating included, if all goes on as so far.
+    pub fn remaining(&self) -> Option<Duration> {
+        let (step, at) = self.last_step?;
+        let steps_done = step.checked_sub(self.steps_before).filter(|&steps| steps > 0)?;
+        let steps_left = self.total_steps.saturating_sub(step);
+        Duration::try_from_secs_f64((at - self.started).as_secs_f64() * steps_left as f64 / steps_done as f64).ok()
+    }
+
+    fn speed(&self, spent: Spent) -> Speed {
+        let seconds = spent.took.as_secs_f64();
+        if seconds == 0.0 {
+            return Speed::default();
+        }
+        let tokens_per_s = spent.tokens as f64 / seconds;
+        Speed {
+            tokens_per_s,
+            gflops: tokens_per_s * self.flops_per_token / 1e9,
+            data_wait: spent.data_wait.as_secs_f64() / seconds,
+        }
+    }
+}
+
+fn sum(parts: impl IntoIterator<Item = Spent>) -> Spent {
+    parts.into_iter().fold(Spent::default(), |sum, part| Spent {
+        tokens: sum.tokens + part.tokens,
+        took: sum.took + part.took,
+        data_wait: sum.data_wait + part.data_wait,
+    })
+}
+
+/// The most memory this process ever had resident, in MiB, where the system tells (Linux).
+pub fn peak_memory_mib() -> Option<f64> {
+    parse_peak_mib(&std::fs::read_to_string("/proc/self/status").ok()?)
+}
+
+fn parse_peak_mib(status: &str) -> Option<f64> {
+    let value = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn counts_the_arithmetic_of_gpt2() {
+        let gpt2 = Arch::gpt2(50_257, 1024, 768, 12, 12);
+        assert_eq!(train_flops_per_token(&gpt2, 1024), 6.0 * 124_439_808.0 + 12.0 * 12.0 * 768.0 * 1024.0);
+        assert_eq!(score_flops_per_token(&gpt2, 1024), 2.0 * 124_439_808.0 + 4.0 * 12.0 * 768.0 * 1024.0);
+    }
+
+    #[test]
+    fn recent_speed_follows_a_change_and_overall_speed_remembers() {
+        let start = Instant::now();
+        let mut meter = Meter::new(2e9, 0, 100, start);
+        assert_eq!((meter.recent(), meter.overall()), (Speed::default(), Speed::default()));
+        for step in 1..=20 {
+            meter.step(start, step, 1000, Duration::from_secs(2), Duration::from_secs(1));
+        }
+        for step in 21..=40 {
+            meter.step(start, step, 1000, Duration::from_secs(1), Duration::ZERO);
+        }
+        assert_eq!(meter.recent(), Speed { tokens_per_s: 1000.0, gflops: 2000.0, data_wait: 0.0 });
+        let overall = meter.overall();
+        assert_eq!((overall.tokens_per_s, overall.data_wait), (40_000.0 / 60.0, 20.0 / 60.0));
+    }
+
+    #[test]
+    fn a_resumed_run_estimates_from_its_own_steps_with_saving_and_evaluating_included() {
+        let start = Instant::now();
+        let mut meter = Meter::new(1.0, 90, 100, start);
+        assert_eq!(meter.remaining(), None);
+        // Four steps of 1 s, and 4 s of saving in between.
+        meter.step(start + Duration::from_secs(8), 94, 1, Duration::from_secs(1), Duration::ZERO);
+        assert_eq!(meter.remaining(), Some(Duration::from_secs(12)));
+        meter.step(start + Duration::from_secs(20), 100, 1, Duration::from_secs(1), Duration::ZERO);
+        assert_eq!(meter.remaining(), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn reads_the_peak_memory_from_the_kernels_status() {
+        assert_eq!(parse_peak_mib("Name:\tassay\nVmPeak:\t  9 kB\nVmHWM:\t    5632 kB\nVmRSS:\t 1 kB\n"), Some(5.5));
+        assert_eq!(parse_peak_mib("Name:\tassay\n"), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn peak_memory_counts_what_this_process_has_touched() {
+        let before = peak_memory_mib().unwrap();
+        let touched = std::hint::black_box(vec![1_u8; 512 << 20]);
+        assert!(peak_memory_mib().unwrap() >= 512.0_f64.max(before));
+        drop(touched);
+    }
+}

@@ -463,3 +463,24 @@ impl LossAndGradients for Decoder {
         Ok(logits)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::candle::CandleDecoder;
+    use crate::model::golden_tests::{check_backend, check_equal};
+
+    fn native(arch: &Arch) -> Box<dyn LossAndGradients> {
+        Box::new(Decoder::new(Device::cpu(), arch))
+    }
+
+    #[test]
+    fn golden_models_hold_in_the_native_backend() {
+        check_backend(native);
+    }
+
+    #[test]
+    fn native_backend_equals_candle_in_loss_and_every_gradient() {
+        check_equal(native, |arch| Box::new(CandleDecoder::new(arch)));
+    }
+}

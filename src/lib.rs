@@ -2,11 +2,14 @@
 //!
 //! The way of the data: recipe → rules → data (pages → documents → tokens → rows) → train step → checkpoint.
 
+pub mod cli;
+pub mod commands;
 pub mod data;
 pub mod error;
 pub mod interrupt;
 pub mod metrics;
 pub mod model;
 pub mod ops;
+pub mod optim;
 pub mod recipe;
 pub mod train;

@@ -1,2 +1,28 @@
 //! The command line program: parse, dispatch, exit code.
-fn main() {}
+
+use std::process::ExitCode;
+
+use assay::cli::{Cli, Command};
+use assay::metrics::printer::Printer;
+use assay::{commands, error, interrupt};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let printer = Printer::new(cli.quiet);
+    match run(&cli, &printer) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            printer.error(&error);
+            ExitCode::from(error::exit_code(&error))
+        }
+    }
+}
+
+fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
+    interrupt::install()?;
+    match &cli.command {
+        Command::Bench(args) => commands::bench::run(args, printer),
+        _ => anyhow::bail!("later"),
+    }
+}

@@ -13,7 +13,17 @@ pub(crate) mod golden_tests;
 
 use anyhow::{Result, ensure};
 
+use crate::ops::Device;
+use crate::recipe::Backend;
 use arch::Arch;
+
+/// The chosen implementation of a decoder.
+pub fn backend(choice: Backend, arch: &Arch) -> Box<dyn LossAndGradients> {
+    match choice {
+        Backend::Native => Box::new(decoder::Decoder::new(Device::cpu(), arch)),
+        Backend::Candle => Box::new(candle::CandleDecoder::new(arch)),
+    }
+}
 
 /// Computes losses and gradients of a decoder.
 ///

@@ -1,0 +1,27 @@
+//! One file per verb of the command line. A command prints through the `Printer` it is handed and returns an error whose
+//! kind decides the exit code.
+
+pub mod bench;
+
+use anyhow::{Context, Result};
+
+use crate::cli::BackendChoice;
+use crate::recipe::Backend;
+
+/// Fixes the number of threads of this process: part of what determines a run's bits.
+pub(crate) fn set_threads(threads: Option<usize>) -> Result<()> {
+    let mut pool = rayon::ThreadPoolBuilder::new();
+    if let Some(threads) = threads {
+        pool = pool.num_threads(threads);
+    }
+    pool.build_global().context("the threads could not be started")
+}
+
+impl From<BackendChoice> for Backend {
+    fn from(choice: BackendChoice) -> Self {
+        match choice {
+            BackendChoice::Native => Self::Native,
+            BackendChoice::Candle => Self::Candle,
+        }
+    }
+}

@@ -7,4 +7,5 @@ pub mod error;
 pub mod interrupt;
 pub mod model;
 pub mod ops;
+pub mod optim;
 pub mod recipe;

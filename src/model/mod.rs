@@ -8,6 +8,8 @@ pub mod layout;
 
 #[cfg(test)]
 pub(crate) mod golden_tests;
+#[cfg(test)]
+pub(crate) mod golden_training;
 
 use anyhow::{Result, ensure};
 

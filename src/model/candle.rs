@@ -241,7 +241,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::model::golden_tests;
+    use crate::model::{golden_tests, golden_training};
 
     /// `d loss = gradient . direction` in f64, one random direction per parameter, every option of the architecture.
     #[test]
@@ -284,6 +284,61 @@ mod tests {
                 assert!((numeric - analytic).abs() <= 1e-7 * size.max(0.01), "{}: {numeric} {analytic}", param.name);
             }
         }
+    }
+
+    /// The same in f64, for the measure of what f32 costs.
+    struct DoubleDecoder(CandleDecoder);
+
+    fn widen(values: &[f32]) -> Vec<f64> {
+        values.iter().map(|&value| value.into()).collect()
+    }
+
+    impl LossAndGradients for DoubleDecoder {
+        fn loss_and_gradients(
+            &mut self,
+            params: &[f32],
+            gradients: &mut [f32],
+            tokens: &[u32],
+            num_rows: usize,
+            row_len: usize,
+            scale: f32,
+            dropout: Option<DropoutSeed>,
+        ) -> Result<f32> {
+            let (params, mut sums) = (widen(params), widen(gradients));
+            let loss = self.0.accumulate(&params, &mut sums, tokens, num_rows, row_len, scale.into(), dropout)?;
+            gradients.iter_mut().zip(sums).for_each(|(gradient, sum)| *gradient = sum as f32);
+            Ok(loss as f32)
+        }
+
+        fn row_losses(&mut self, params: &[f32], tokens: &[u32], num_rows: usize, row_len: usize) -> Result<Vec<f32>> {
+            let graph = self.0.graph(&widen(params), Purpose::Score)?;
+            let losses_bt = graph.losses_bt(&token_tensor(tokens, num_rows, row_len)?)?;
+            Ok(losses_bt.mean(D::Minus1)?.to_dtype(DType::F32)?.to_vec1()?)
+        }
+
+        fn logits(&mut self, params: &[f32], tokens: &[u32], num_rows: usize, row_len: usize) -> Result<Vec<f32>> {
+            let graph = self.0.graph(&widen(params), Purpose::Score)?;
+            let logits_btv = graph.logits_btv(&token_tensor(tokens, num_rows, row_len)?)?;
+            Ok(logits_btv.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
+        }
+    }
+
+    #[test]
+    fn single_precision_is_close_to_double_on_random_models() {
+        golden_tests::check_equal(
+            |arch| Box::new(CandleDecoder::new(arch)),
+            |arch| Box::new(DoubleDecoder(CandleDecoder::new(arch))),
+        );
+    }
+
+    #[test]
+    fn golden_adamw_training_in_candle() {
+        golden_training::check_adamw(|arch| Box::new(CandleDecoder::new(arch)));
+    }
+
+    #[test]
+    fn golden_reference_miner_in_candle() {
+        golden_training::check_reference_miner(|arch| Box::new(CandleDecoder::new(arch)));
     }
 
     #[test]

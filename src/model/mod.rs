@@ -10,6 +10,8 @@ pub(crate) mod parts;
 
 #[cfg(test)]
 pub(crate) mod golden_tests;
+#[cfg(test)]
+pub(crate) mod golden_training;
 
 use anyhow::{Result, ensure};
 

@@ -14,8 +14,7 @@ const NUM_LANES: usize = 16;
 /// The sum of squares; not finite exactly if an element is not.
 pub fn sum_of_squares(values: &[f32]) -> f64 {
     let arch = pulp::Arch::new();
-    let sums: Vec<f64> =
-        values.par_chunks(CHUNK_LEN).map(|chunk| arch.dispatch(|| chunk_sum_of_squares(chunk))).collect();
+    let sums: Vec<f64> = values.par_chunks(CHUNK_LEN).map(|chunk| arch.dispatch(ChunkSum(chunk))).collect();
     sums.iter().sum()
 }
 
@@ -36,19 +35,27 @@ pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     }
 }
 
-#[inline(always)]
-fn chunk_sum_of_squares(chunk: &[f32]) -> f64 {
-    let mut lanes = [0.0; NUM_LANES];
-    let (groups, rest) = chunk.as_chunks::<NUM_LANES>();
-    for group in groups {
-        for (sum, &value) in lanes.iter_mut().zip(group) {
+/// Not a closure: only a method can be forced inline, and what is not inlined into `dispatch` is compiled without wide
+/// vectors.
+struct ChunkSum<'a>(&'a [f32]);
+
+impl pulp::NullaryFnOnce for ChunkSum<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn call(self) -> f64 {
+        let mut lanes = [0.0; NUM_LANES];
+        let (groups, rest) = self.0.as_chunks::<NUM_LANES>();
+        for group in groups {
+            for (sum, &value) in lanes.iter_mut().zip(group) {
+                *sum += f64::from(value) * f64::from(value);
+            }
+        }
+        for (sum, &value) in lanes.iter_mut().zip(rest) {
             *sum += f64::from(value) * f64::from(value);
         }
+        lanes.iter().sum()
     }
-    for (sum, &value) in lanes.iter_mut().zip(rest) {
-        *sum += f64::from(value) * f64::from(value);
-    }
-    lanes.iter().sum()
 }
 
 #[cfg(test)]

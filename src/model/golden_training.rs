@@ -1,0 +1,152 @@
+//! Whole trainings that the reference recorded, repeated step by step with any backend: loss, gradient norm, learning
+//! rate and final weights.
+
+#![allow(clippy::unwrap_used)]
+
+use super::LossAndGradients;
+use super::arch::Arch;
+use super::golden_tests::{flatten_rows, full_name, golden, number, read_arch, read_json, read_params};
+use super::layout::Layout;
+use crate::optim::adamw::{AdamW, decayed_ranges};
+use crate::optim::{clip, schedule};
+use crate::recipe::{Optimizer, Schedule};
+
+const LOSS_TOLERANCE: f64 = 5e-6;
+const GRADIENT_NORM_TOLERANCE: f64 = 1e-5;
+
+/// A model at the golden initial weights, with its optimizer's state.
+struct Training {
+    layout: Layout,
+    backend: Box<dyn LossAndGradients>,
+    params: Vec<f32>,
+    gradients: Vec<f32>,
+    means: Vec<f32>,
+    squares: Vec<f32>,
+}
+
+impl Training {
+    fn new(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) -> Self {
+        let folder = golden("training/init");
+        let arch = read_arch(&folder);
+        let layout = Layout::of(&arch);
+        let params = read_params(&folder, &layout);
+        let zeros = || vec![0.0; layout.len()];
+        Self { backend: make(&arch), params, gradients: zeros(), means: zeros(), squares: zeros(), layout }
+    }
+
+    fn accumulate(&mut self, rows: &serde_json::Value, scale: f32) -> f64 {
+        let (tokens, row_len) = flatten_rows(rows);
+        let num_rows = tokens.len() / row_len;
+        let Self { backend, params, gradients, .. } = self;
+        backend.loss_and_gradients(params, gradients, &tokens, num_rows, row_len, scale, None).unwrap().into()
+    }
+
+    fn step(&mut self, adamw: &AdamW, step: u64, learning_rate: f64, gradient_scale: f64) {
+        let Self { params, gradients, means, squares, .. } = self;
+        adamw.step(step, learning_rate, gradient_scale, params, gradients, means, squares);
+        gradients.fill(0.0);
+    }
+
+    fn assert_weights(&self, file: &str, tolerance: f64) {
+        let expected = read_params(&golden(file), &self.layout);
+        let difference = |i: usize| f64::from((self.params[i] - expected[i]).abs());
+        let largest = (0..expected.len()).map(difference).fold(0.0, f64::max);
+        assert!(largest <= tolerance, "{file}: weights differ by {largest}");
+    }
+}
+
+/// 30 steps with decay on matrices, clipping, warm-up, cosine and accumulation.
+pub(crate) fn check_adamw(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
+    let expected = read_json(golden("training/adamw.json"));
+    let recipe = &expected["recipe"];
+    let options = Optimizer {
+        learning_rate: 1e-3,
+        beta1: number(&recipe["betas"][0]),
+        beta2: number(&recipe["betas"][1]),
+        eps: number(&recipe["eps"]),
+        weight_decay: 0.1,
+        clip_norm: 1.0,
+    };
+    let schedule = Schedule { warmup_steps: 5, ..Schedule::default() };
+    let mut training = Training::new(make);
+    let adamw = AdamW::new(&options, training.layout.len(), &decayed_ranges(&training.layout));
+    let log = expected["log"].as_array().unwrap();
+    let batches = expected["batches"].as_array().unwrap();
+    assert_eq!((log.len(), batches.len()), (30, 30));
+    let mut largest = (0.0f64, 0.0f64);
+    for (step, (line, micro_batches)) in log.iter().zip(batches).enumerate() {
+        let micro_batches = micro_batches.as_array().unwrap();
+        let scale = 1.0 / micro_batches.len() as f32;
+        let mut loss = 0.0;
+        for (rows, expected) in micro_batches.iter().zip(line["micro_losses"].as_array().unwrap()) {
+            let micro_loss = training.accumulate(rows, scale);
+            largest.0 = largest.0.max((micro_loss - number(expected)).abs());
+            loss += micro_loss * f64::from(scale);
+        }
+        largest.0 = largest.0.max((loss - number(&line["loss"])).abs());
+        let norm = clip::global_norm(&training.gradients);
+        largest.1 = largest.1.max((norm / number(&line["grad_norm_before_clip"]) - 1.0).abs());
+        let learning_rate = schedule::learning_rate(&schedule, options.learning_rate, step, log.len());
+        assert!((learning_rate / number(&line["lr"]) - 1.0).abs() <= 1e-15, "step {step}: {learning_rate}");
+        training.step(&adamw, step as u64, learning_rate, clip::clip_factor(norm, options.clip_norm));
+    }
+    assert!(largest.0 <= LOSS_TOLERANCE, "losses differ by {}", largest.0);
+    assert!(largest.1 <= GRADIENT_NORM_TOLERANCE, "gradient norms differ by a part of {}", largest.1);
+    training.assert_weights("training/final.safetensors", 2e-5);
+
+    for param in training.layout.params() {
+        let (name, _) = full_name(param);
+        let weights = &training.params[param.range.clone()];
+        let (norm, expected) = (clip::global_norm(weights), number(&expected["final_weight_norms"][&name]));
+        assert!((norm / expected - 1.0).abs() <= 2e-6, "{name}: norm {norm}, expected {expected}");
+    }
+    let micro_batches = batches[0].as_array().unwrap();
+    let losses = micro_batches.iter().map(|rows| {
+        let (tokens, row_len) = flatten_rows(rows);
+        let losses = training.backend.row_losses(&training.params, &tokens, tokens.len() / row_len, row_len).unwrap();
+        losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64
+    });
+    let loss = losses.sum::<f64>() / micro_batches.len() as f64;
+    let expected = number(&expected["loss_after_training_on_first_step_batches_eval"]);
+    assert!((loss - expected).abs() <= LOSS_TOLERANCE, "final loss {loss}, expected {expected}");
+}
+
+/// The reference's own miner: decay on everything, no clipping, left-over micro-batches of an epoch thrown away.
+pub(crate) fn check_reference_miner(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
+    let expected = read_json(golden("training/reference_miner.json"));
+    let count = |key: &str| expected[key].as_u64().unwrap() as usize;
+    let (batches_per_epoch, accumulation) = (count("batches_per_epoch"), count("accumulation_steps"));
+    let learning_rate = number(&expected["lr"]);
+    let options = Optimizer { beta2: 0.999, weight_decay: 0.01, ..Optimizer::default() };
+    let mut training = Training::new(make);
+    let len = training.layout.len();
+    let adamw = AdamW::new(&options, len, std::slice::from_ref(&(0..len)));
+    let batches = expected["batches_in_order"].as_array().unwrap();
+    let losses = expected["micro_losses"].as_array().unwrap();
+    let epoch_losses = expected["epoch_mean_losses"].as_array().unwrap();
+    assert_eq!(batches.len(), batches_per_epoch * count("epochs"));
+    assert_eq!((batches.len(), batches.len()), (losses.len(), epoch_losses.len() * batches_per_epoch));
+    let mut num_steps = 0;
+    let mut sum = 0.0;
+    for (i, (rows, expected)) in batches.iter().zip(losses).enumerate() {
+        let in_epoch = i % batches_per_epoch;
+        if in_epoch == 0 {
+            training.gradients.fill(0.0);
+            sum = 0.0;
+        }
+        let loss = training.accumulate(rows, 1.0 / accumulation as f32);
+        assert!((loss - number(expected)).abs() <= LOSS_TOLERANCE, "micro-batch {i}: {loss}");
+        sum += loss;
+        if (in_epoch + 1) % accumulation == 0 {
+            training.step(&adamw, num_steps, learning_rate, 1.0);
+            num_steps += 1;
+        }
+        if in_epoch + 1 == batches_per_epoch {
+            let mean = sum / batches_per_epoch as f64;
+            let expected = number(&epoch_losses[i / batches_per_epoch]);
+            assert!((mean - expected).abs() <= LOSS_TOLERANCE, "epoch mean {mean}, expected {expected}");
+        }
+    }
+    assert_eq!(num_steps, 6);
+    training.assert_weights("training/miner_final.safetensors", 2e-4);
+}

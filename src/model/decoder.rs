@@ -469,6 +469,7 @@ mod tests {
     use super::*;
     use crate::model::candle::CandleDecoder;
     use crate::model::golden_tests::{check_backend, check_equal};
+    use crate::model::golden_training::{check_adamw, check_reference_miner};
 
     fn native(arch: &Arch) -> Box<dyn LossAndGradients> {
         Box::new(Decoder::new(Device::cpu(), arch))
@@ -477,6 +478,12 @@ mod tests {
     #[test]
     fn golden_models_hold_in_the_native_backend() {
         check_backend(native);
+    }
+
+    #[test]
+    fn golden_trainings_hold_in_the_native_backend() {
+        check_adamw(native);
+        check_reference_miner(native);
     }
 
     #[test]

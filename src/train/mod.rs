@@ -1,3 +1,66 @@
-//! Training.
+//! Training: [`run`] is the main path, read from top to bottom; what it calls is named after what it does.
+//!
+//! A run is determined by its recipe. Its state lies in `state.rs`, one step in `step.rs`, its folder in
+//! `run_folder.rs`; saving happens before evaluating, so that a run that dies while it evaluates loses nothing.
 
+pub mod evaluate;
+pub mod guard;
 pub mod meter;
+pub mod run_folder;
+pub mod session;
+pub mod state;
+pub mod step;
+
+use anyhow::Result;
+
+use crate::data::held_out::HeldOut;
+use crate::data::loader::{Loader, LoaderShape};
+use crate::data;
+use crate::dist::Collective;
+use crate::metrics::printer::Printer;
+use crate::recipe::Resolved;
+use session::{Session, Summary};
+use step::Stepper;
+
+/// What to do with a run folder that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Go on with the run if there is one, else start.
+    Continue,
+    /// Go on; an error if there is nothing to go on with.
+    Resume,
+    /// Move it aside and start.
+    Fresh,
+}
+
+/// Trains as the recipe says, from wherever the run folder is to the last step. An orderly end on the user's wish is
+/// the error [`crate::error::Failure::Interrupted`], after everything is saved.
+pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, printer: &Printer) -> Result<Summary> {
+    let recipe = &resolved.recipe;
+    let micro_steps = resolved.micro_steps(collective.world().size)?;
+    let data = data::open(recipe, resolved.rules.criteria.sequence_length)?;
+    let held_out = HeldOut::read(&data, recipe.eval.rows, resolved.rules.criteria.sequence_length)?;
+
+    let mut session = Session::open(resolved, start, &held_out, collective.world(), printer)?;
+    let shape = LoaderShape { row_len: resolved.row_len, rows_per_batch: recipe.train.micro_batch };
+    let cursor = session.place().cursor;
+    let mut loader = Loader::new(data.training, data.tokenizer, data.packing, shape, collective.world(), cursor)?;
+    let mut stepper = Stepper::new(recipe, &resolved.arch, micro_steps, collective);
+
+    loop {
+        if session.evaluation_is_due() {
+            let Some(loss) = evaluate::held_out_loss(stepper.model(), session.params(), &held_out.rows)? else {
+                return Err(session.end_early()?);
+            };
+            session.evaluated(loss)?;
+        }
+        if session.is_finished() {
+            return Ok(session.finish());
+        }
+        let (weights, place) = session.state();
+        let Some(report) = stepper.step(weights, place, &mut loader)? else {
+            return Err(session.end_early()?);
+        };
+        session.stepped(&report)?;
+    }
+}

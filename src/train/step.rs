@@ -13,7 +13,7 @@ use crate::dist::Collective;
 use crate::interrupt;
 use crate::model::arch::Arch;
 use crate::model::layout::Layout;
-use crate::model::{DropoutSeed, LossAndGradients};
+use crate::model::{self, DropoutSeed, LossAndGradients};
 use crate::ops::{Buffer, random};
 use crate::optim::adamw::AdamW;
 use crate::optim::{adamw, clip, schedule};
@@ -48,17 +48,16 @@ pub struct StepReport {
 
 impl<'a> Stepper<'a> {
     /// Takes the memory for gradients; `micro_steps` forward and backward passes make a step.
-    pub fn new(
-        recipe: &'a Recipe,
-        arch: &Arch,
-        layout: &Layout,
-        model: Box<dyn LossAndGradients>,
-        micro_steps: usize,
-        collective: &'a dyn Collective,
-    ) -> Self {
-        let optimizer = AdamW::new(&recipe.optimizer, layout.len(), &adamw::decayed_ranges(layout));
-        debug_assert_eq!(Layout::of(arch), *layout);
-        Self { recipe, collective, model, gradients: Buffer::zeros(layout.len()), optimizer, micro_steps }
+    pub fn new(recipe: &'a Recipe, arch: &Arch, micro_steps: usize, collective: &'a dyn Collective) -> Self {
+        let layout = Layout::of(arch);
+        Self {
+            recipe,
+            collective,
+            model: model::backend(recipe.model.backend, arch),
+            gradients: Buffer::zeros(layout.len()),
+            optimizer: AdamW::new(&recipe.optimizer, layout.len(), &adamw::decayed_ranges(&layout)),
+            micro_steps,
+        }
     }
 
     /// The model, for evaluations between steps.

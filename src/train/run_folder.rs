@@ -1,0 +1,176 @@
+//! The folder of one run: which recipe it belongs to, how far it is, and what its evaluations found.
+//!
+//! ```text
+//! RUN/recipe.yaml            the resolved recipe, the first file of a run
+//! RUN/step-…, RUN/state/…    checkpoints (`checkpoint/`)
+//! RUN/state/evaluations.json the last and the best held-out loss: kept outside checkpoints, which are saved before
+//! RUN/metrics.jsonl, events… records (`metrics/`)
+//! ```
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::error::input;
+use crate::recipe::{self, Recipe};
+
+const RECIPE_FILE: &str = "recipe.yaml";
+const EVALUATIONS_FILE: &str = "state/evaluations.json";
+
+/// A held-out loss and the step it was found at.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluation {
+    /// Optimizer steps that were done.
+    pub step: u64,
+    /// Mean loss in nats per token.
+    pub loss: f64,
+}
+
+/// What the evaluations of a run found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluations {
+    /// The newest.
+    pub last: Option<Evaluation>,
+    /// The one with the lowest loss, the earlier of equals.
+    pub best: Option<Evaluation>,
+}
+
+impl Evaluations {
+    /// Reads those of a run; none if it has none.
+    pub fn read(run_dir: &Path) -> Result<Self> {
+        let path = run_dir.join(EVALUATIONS_FILE);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("cannot read {}", path.display())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    /// Adds one; tells whether it is the best so far.
+    pub fn add(&mut self, evaluation: Evaluation) -> bool {
+        self.last = Some(evaluation);
+        // A loss that is not a number is no best, and is replaced by any that is one.
+        let better = self.best.is_none_or(|best| evaluation.loss < best.loss || best.loss.is_nan());
+        if better && !evaluation.loss.is_nan() {
+            self.best = Some(evaluation);
+        }
+        better && !evaluation.loss.is_nan()
+    }
+
+    /// Replaces those on disk at once.
+    pub fn write(&self, run_dir: &Path) -> Result<()> {
+        write_whole(&run_dir.join(EVALUATIONS_FILE), &serde_json::to_vec(self)?)
+    }
+}
+
+/// The recipe that a run folder belongs to; `None` where there is no run.
+pub fn stored_recipe(run_dir: &Path) -> Result<Option<Recipe>> {
+    let path = run_dir.join(RECIPE_FILE);
+    if !path.try_exists().with_context(|| format!("cannot look for {}", path.display()))? {
+        return Ok(None);
+    }
+    recipe::load(&path, &[]).map(Some)
+}
+
+/// Writes the resolved recipe.
+pub fn write_recipe(run_dir: &Path, recipe: &Recipe) -> Result<()> {
+    write_whole(&run_dir.join(RECIPE_FILE), recipe::to_yaml(recipe).as_bytes())
+}
+
+/// Keys that may change on the way: the same curve with other rounding, or a longer or shorter one.
+const MAY_CHANGE: [(&str, &str); 4] = [
+    ("train.threads", "the same curve, but with other rounding"),
+    ("train.micro_batch", "the same curve, but with other rounding"),
+    ("model.backend", "the same curve, but with other rounding"),
+    ("train.steps", "the learning rate follows the schedule of the new number of steps from here on"),
+];
+
+/// Refuses to go on with a run under a recipe that would change its numbers; returns what the user should know.
+pub fn check_unchanged(run_dir: &Path, stored: &Recipe, recipe: &Recipe) -> Result<Vec<String>> {
+    let (mut warnings, mut refused) = (Vec::new(), Vec::new());
+    for difference in recipe::differences(stored, recipe).into_iter().filter(|difference| difference.changes_numbers) {
+        let recipe::Difference { path, old, new, .. } = difference;
+        match MAY_CHANGE.iter().find(|(key, _)| *key == path) {
+            Some((_, effect)) => warnings.push(format!("{path} was {old} and is now {new}: {effect}")),
+            None => refused.push(format!("  {path}: {old} in the run, {new} now")),
+        }
+    }
+    if refused.is_empty() {
+        return Ok(warnings);
+    }
+    Err(input(format!(
+        "{} is a run of another recipe, and going on with it would mix the two:\n{}\nPut the keys back to go on, or give \
+         --fresh to start over (the old run is moved aside), or another `name` to have both.",
+        run_dir.display(),
+        refused.join("\n")
+    )))
+}
+
+/// Moves an earlier run out of the way, to the first free name of NAME.1, NAME.2, …; returns that name.
+pub fn move_aside(run_dir: &Path) -> Result<PathBuf> {
+    for number in 1.. {
+        let mut name = run_dir.as_os_str().to_owned();
+        name.push(format!(".{number}"));
+        let aside = PathBuf::from(name);
+        if !aside.try_exists()? {
+            fs::rename(run_dir, &aside)
+                .with_context(|| format!("cannot move {} to {}", run_dir.display(), aside.display()))?;
+            return Ok(aside);
+        }
+    }
+    unreachable!("some number is free")
+}
+
+/// Writes a small file so that it is there as a whole or not at all.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().context("a file of a run lies in a folder")?;
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        fs::File::open(folder)?.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_best_evaluation_is_the_first_of_the_lowest_and_survives_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("state")).unwrap();
+        let mut evaluations = Evaluations::read(folder.path()).unwrap();
+        assert_eq!(evaluations, Evaluations::default());
+        let mut add = |step, loss| evaluations.add(Evaluation { step, loss });
+        assert!(!add(1, f64::NAN));
+        assert!(add(2, 5.25));
+        assert!(!add(3, 5.25));
+        assert!(add(4, 5.125));
+        assert!(!add(5, f64::INFINITY));
+        assert!(!add(6, 6.0));
+        evaluations.write(folder.path()).unwrap();
+        let read = Evaluations::read(folder.path()).unwrap();
+        assert_eq!(read.last, Some(Evaluation { step: 6, loss: 6.0 }));
+        assert_eq!(read.best, Some(Evaluation { step: 4, loss: 5.125 }));
+        assert_eq!(fs::read_dir(folder.path().join("state")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_earlier_run_moves_to_the_first_free_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        for number in 1..=3 {
+            fs::create_dir(&run).unwrap();
+            assert_eq!(move_aside(&run).unwrap(), folder.path().join(format!("run.{number}")));
+        }
+    }
+}

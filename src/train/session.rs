@@ -1,0 +1,350 @@
+//! A run between its steps: opening its folder, restoring, telling, saving, ending.
+//!
+//! The numbers are computed elsewhere; this file decides what is written when. A checkpoint is saved at the recipe's
+//! interval, before each evaluation, at the end, and when the user asks for one; its records are on disk before it is.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use super::Start;
+use super::meter::{self, Meter};
+use super::run_folder::{self, Evaluation, Evaluations};
+use super::state::{Place, Weights};
+use super::step::StepReport;
+use crate::checkpoint::{Snapshot, Store, Targets};
+use crate::data::held_out::HeldOut;
+use crate::dist::World;
+use crate::error::{Failure, input};
+use crate::metrics::Recorder;
+use crate::metrics::printer::Printer;
+use crate::metrics::progress::{self, Progress};
+use crate::model::config::ModelConfig;
+use crate::model::layout::Layout;
+use crate::model::{init, weights};
+use crate::recipe::{Init, Resolved};
+
+/// An open run.
+pub struct Session<'a> {
+    resolved: &'a Resolved,
+    printer: &'a Printer,
+    store: Store,
+    layout: Layout,
+    config: ModelConfig,
+    weights: Weights,
+    place: Place,
+    saved_step: u64,
+    evaluations: Evaluations,
+    unigram_cross_entropy: f64,
+    recorder: Recorder,
+    progress: Progress,
+    meter: Meter,
+    started: Instant,
+    /// Steps that were done when this process began.
+    steps_before: u64,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// For the user: what happened and where everything lies.
+    pub text: String,
+    /// The last held-out loss, in nats per token.
+    pub held_out_loss: f64,
+    /// The held-out rows' unigram cross-entropy.
+    pub unigram_cross_entropy: f64,
+    /// The run's folder.
+    pub run_dir: PathBuf,
+}
+
+impl<'a> Session<'a> {
+    /// Opens the run's folder and restores its newest sound checkpoint, or starts with first weights. Nothing is
+    /// written before everything that can be wrong with the user's input is known to be right.
+    pub fn open(
+        resolved: &'a Resolved,
+        start: Start,
+        held_out: &HeldOut,
+        world: World,
+        printer: &'a Printer,
+    ) -> Result<Self> {
+        let (recipe, run_dir) = (&resolved.recipe, &resolved.run_dir);
+        let stored = if start == Start::Fresh { None } else { run_folder::stored_recipe(run_dir)? };
+        match &stored {
+            Some(stored) => {
+                for warning in run_folder::check_unchanged(run_dir, stored, recipe)? {
+                    printer.warn(&warning);
+                }
+            }
+            None if start == Start::Resume => {
+                return Err(input(format!(
+                    "{} holds no run to go on with: leave out --resume to start one",
+                    run_dir.display()
+                )));
+            }
+            None => {}
+        }
+        let layout = Layout::of(&resolved.arch);
+        let mut weights = Weights::zeros(&layout);
+        let mut config = ModelConfig::new(resolved.arch.clone(), recipe.model.dropout);
+        if stored.is_none() {
+            config = first_weights(resolved, &layout, &mut weights, printer)?;
+        }
+        if start == Start::Fresh && run_dir.try_exists()? {
+            // Opened first, so that a run that another process is training is not pulled from under it.
+            drop(Store::open(run_dir)?);
+            let aside = run_folder::move_aside(run_dir)?;
+            printer.note(&format!("The earlier run is now {}.", aside.display()));
+        }
+        let store = Store::open(run_dir)?;
+        run_folder::write_recipe(run_dir, recipe)?;
+
+        let mut place = Place { threads: resolved.threads, world_size: world.size, ..Place::default() };
+        let mut targets = Targets {
+            arch: &resolved.arch,
+            layout: &layout,
+            params: weights.params.as_mut_slice(),
+            moments: &mut [("m", weights.means.as_mut_slice()), ("v", weights.squares.as_mut_slice())],
+        };
+        match store.restore_latest::<Place>(&mut targets)? {
+            Some(restored) => {
+                for warning in &restored.warnings {
+                    printer.warn(warning);
+                }
+                (place, config) = (restored.state, restored.config);
+                place.threads = resolved.threads;
+                place.world_size = world.size;
+                printer.note(&format!(
+                    "Going on with {} at step {} of {}, from {}.",
+                    recipe.name,
+                    place.step,
+                    recipe.train.steps,
+                    restored.dir.display()
+                ));
+            }
+            None if stored.is_some() => {
+                config = first_weights(resolved, &layout, &mut weights, printer)?;
+                printer.note(&format!("{} stopped before its first checkpoint and starts again.", recipe.name));
+            }
+            None => {}
+        }
+        let flops = meter::train_flops_per_token(&resolved.arch, resolved.row_len);
+        let (steps_before, total_steps) = (place.step, recipe.train.steps as u64);
+        Ok(Self {
+            resolved,
+            printer,
+            layout,
+            config,
+            weights,
+            saved_step: place.step,
+            evaluations: Evaluations::read(run_dir)?,
+            unigram_cross_entropy: held_out.unigram_cross_entropy,
+            recorder: Recorder::open(run_dir, stored.map(|_| place.step), recipe.metrics.tensorboard, printer),
+            progress: Progress::new(printer, place.step, total_steps, recipe.metrics.print_every as u64),
+            meter: Meter::new(flops, place.step, total_steps, Instant::now()),
+            store,
+            place,
+            started: Instant::now(),
+            steps_before,
+        })
+    }
+
+    /// How far the run is.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The weights as they are.
+    pub fn params(&self) -> &[f32] {
+        self.weights.params.as_slice()
+    }
+
+    /// What a step changes.
+    pub fn state(&mut self) -> (&mut Weights, &mut Place) {
+        (&mut self.weights, &mut self.place)
+    }
+
+    /// Whether all steps are done.
+    pub fn is_finished(&self) -> bool {
+        self.place.step >= self.resolved.recipe.train.steps as u64
+    }
+
+    /// Whether the held-out loss of the weights as they are is wanted and not known.
+    pub fn evaluation_is_due(&self) -> bool {
+        self.evaluates_at(self.place.step) && self.evaluations.last.is_none_or(|last| last.step < self.place.step)
+    }
+
+    fn evaluates_at(&self, step: u64) -> bool {
+        let every = self.resolved.recipe.eval.every as u64;
+        step > 0 && (self.is_finished() || every > 0 && step.is_multiple_of(every))
+    }
+
+    /// Tells and keeps the held-out loss of the weights as they are, which are on disk.
+    pub fn evaluated(&mut self, loss: f64) -> Result<()> {
+        let step = self.place.step;
+        let values = [("held_out_loss", loss), ("unigram_cross_entropy", self.unigram_cross_entropy)];
+        self.recorder.record(step, &values);
+        let is_best = self.evaluations.add(Evaluation { step, loss });
+        if is_best {
+            self.store.mark_best(step)?;
+        }
+        self.evaluations.write(self.store.run_dir())?;
+        self.printer.note(&format!(
+            "step {step}/{}: held-out loss {loss:.4}{} (unigram cross-entropy {:.4})",
+            self.resolved.recipe.train.steps,
+            if is_best { ", the best so far" } else { "" },
+            self.unigram_cross_entropy
+        ));
+        Ok(())
+    }
+
+    /// Tells of a step that was taken, and saves if it is time.
+    pub fn stepped(&mut self, report: &StepReport) -> Result<()> {
+        let step = self.place.step;
+        let recipe = &self.resolved.recipe;
+        let tokens = recipe.train.tokens_per_step as u64;
+        self.meter.step(Instant::now(), step, tokens, report.took, report.data_wait);
+        let speed = self.meter.recent();
+        self.recorder.record(
+            step,
+            &[
+                ("loss", report.loss),
+                ("grad_norm", report.gradient_norm),
+                ("learning_rate", report.learning_rate),
+                ("tokens_per_s", tokens as f64 / report.took.as_secs_f64()),
+                ("gflops", speed.gflops),
+                ("data_wait", report.data_wait.as_secs_f64() / report.took.as_secs_f64()),
+                ("tokens", self.place.tokens as f64),
+                ("skipped", self.place.guard.skipped as f64),
+            ],
+        );
+        self.progress.update(step, report.loss, &speed, self.meter.remaining());
+        if !report.applied {
+            self.printer.warn(&format!(
+                "step {step}: the loss ({}) or the gradient norm ({}) is not finite; the step was skipped and the weights \
+                 are as before",
+                report.loss, report.gradient_norm
+            ));
+        }
+        let every = recipe.checkpoint.every as u64;
+        if self.evaluates_at(step) || every > 0 && step.is_multiple_of(every) {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<()> {
+        self.progress.stage("saving");
+        self.recorder.sync();
+        self.store.save(&Snapshot {
+            step: self.place.step,
+            config: &self.config,
+            layout: &self.layout,
+            params: self.weights.params.as_slice(),
+            moments: &[("m", self.weights.means.as_slice()), ("v", self.weights.squares.as_slice())],
+            state: &self.place,
+        })?;
+        self.saved_step = self.place.step;
+        let options = &self.resolved.recipe.checkpoint;
+        self.store.prune(options.keep_last, options.keep_every as u64)?;
+        Ok(())
+    }
+
+    /// Saves what is not saved yet; the error that ends the program with exit code 130.
+    pub fn end_early(&mut self) -> Result<anyhow::Error> {
+        if self.place.step > self.saved_step {
+            self.save()?;
+        }
+        let recipe = &self.resolved.recipe;
+        let saved = match self.place.step {
+            0 => "no step was done, so there is nothing to save".to_owned(),
+            step => format!("everything is saved in {}", self.store.model_dir(step).display()),
+        };
+        Ok(Failure::Interrupted(format!(
+            "interrupted at step {} of {}: {saved}; the same command goes on from there",
+            self.place.step, recipe.train.steps
+        ))
+        .into())
+    }
+
+    /// Closes the records and says what happened.
+    pub fn finish(mut self) -> Summary {
+        self.recorder.sync();
+        let nan = Evaluation { step: self.place.step, loss: f64::NAN };
+        let (last, best) = (self.evaluations.last.unwrap_or(nan), self.evaluations.best.unwrap_or(nan));
+        let (recipe, run_dir) = (&self.resolved.recipe, self.store.run_dir().to_owned());
+        let steps = self.place.step - self.steps_before;
+        let mut lines = Vec::new();
+        lines.push(if steps == 0 {
+            format!("{} was trained before: all {} steps are done (--fresh trains it anew).", recipe.name, self.place.step)
+        } else {
+            let speed = self.meter.overall();
+            format!(
+                "Trained {}: {steps} steps, {:.2} M tokens in {} ({:.0} tokens/s, {:.1} GFLOP/s, {:.2} % of the time \
+                 waiting for data).",
+                recipe.name,
+                (steps * recipe.train.tokens_per_step as u64) as f64 / 1e6,
+                progress::duration(self.started.elapsed()),
+                speed.tokens_per_s,
+                speed.gflops,
+                100.0 * speed.data_wait
+            )
+        });
+        if self.place.guard.skipped > 0 {
+            lines.push(format!("{} steps were skipped because they were not finite.", self.place.guard.skipped));
+        }
+        let below = self.unigram_cross_entropy - last.loss;
+        lines.push(format!(
+            "Held-out loss {:.4} nats per token, {:.4} {} the unigram cross-entropy of the same rows, {:.4}.",
+            last.loss,
+            below.abs(),
+            if below > 0.0 { "below" } else { "above" },
+            self.unigram_cross_entropy
+        ));
+        lines.push(format!("Best model    {} (held-out loss {:.4} at step {})", run_dir.join("best").display(), best.loss, best.step));
+        lines.push(format!("Latest model  {}", run_dir.join("latest").display()));
+        lines.push(format!("Records       {}, TensorBoard: --logdir {}", run_dir.join("metrics.jsonl").display(), run_dir.display()));
+        if let Some(mib) = meter::peak_memory_mib() {
+            lines.push(format!("Peak memory   {mib:.0} MiB"));
+        }
+        Summary {
+            text: lines.join("\n"),
+            held_out_loss: last.loss,
+            unigram_cross_entropy: self.unigram_cross_entropy,
+            run_dir,
+        }
+    }
+}
+
+/// The weights a run starts with: random, or those of a model folder of the same shape.
+fn first_weights(
+    resolved: &Resolved,
+    layout: &Layout,
+    weights: &mut Weights,
+    printer: &Printer,
+) -> Result<ModelConfig> {
+    let recipe = &resolved.recipe;
+    let params = weights.params.as_mut_slice();
+    match &recipe.init {
+        Init::Scratch => {
+            init::scratch(&resolved.arch, layout, recipe.train.seed, params);
+            Ok(ModelConfig::new(resolved.arch.clone(), recipe.model.dropout))
+        }
+        Init::Dir(dir) => {
+            let mut config = ModelConfig::read(dir)?;
+            if config.arch != resolved.arch {
+                return Err(input(format!(
+                    "init.dir: {} holds a model of another shape than the recipe's:\n  {:?}\n  {:?}\nMake `model` the same.",
+                    dir.display(),
+                    config.arch,
+                    resolved.arch
+                )));
+            }
+            for note in weights::read_into(dir, &resolved.arch, layout, params)? {
+                printer.note(&note);
+            }
+            config.set_dropout(recipe.model.dropout);
+            Ok(config)
+        }
+    }
+}

@@ -1,6 +1,22 @@
 //! Text to tokens to rows: sources, tokenizer, packing, and the loader that prefetches batches.
+//!
+//! [`open`] turns a recipe into what the training loop needs. A source gives documents, `packing` makes one endless
+//! stream of rows of them as the validator does, `loader` hands each rank its rows ahead of time, and `held_out` fixes
+//! the rows that the held-out loss is taken on.
+
+pub mod files;
+mod json_line;
+mod order;
+mod pretokenize;
+pub mod sample;
+pub mod source;
+mod text_file;
+pub mod tokenizer;
 
 use serde::{Deserialize, Serialize};
+
+/// Consecutive documents that are drawn, trained on and held out together: a page of the subnet's data set.
+pub const PAGE_DOCUMENTS: usize = 100;
 
 /// Where the global stream of rows stands: a few numbers, the same for every world size.
 ///

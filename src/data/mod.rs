@@ -5,18 +5,75 @@
 //! the rows that the held-out loss is taken on.
 
 pub mod files;
+pub mod held_out;
 mod json_line;
+pub mod loader;
 mod order;
+pub mod packing;
 mod pretokenize;
 pub mod sample;
 pub mod source;
 mod text_file;
+pub mod token_lists;
 pub mod tokenizer;
 
+use std::sync::Arc;
+
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
+
+use crate::recipe::{Recipe, SourceKind};
+use files::Files;
+use packing::Packing;
+use sample::Sample;
+use source::Source;
+use tokenizer::Tokenizer;
 
 /// Consecutive documents that are drawn, trained on and held out together: a page of the subnet's data set.
 pub const PAGE_DOCUMENTS: usize = 100;
+
+/// What a recipe says about data, ready to be read.
+pub struct Opened {
+    /// Text to tokens.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The documents to train on.
+    pub training: Arc<dyn Source>,
+    /// Those that training never sees.
+    pub held_out: Arc<dyn Source>,
+    /// How the training documents become a stream.
+    pub packing: Packing,
+}
+
+/// Opens a recipe's data. `sequence_length` is that of the rules: the default length at which documents are cut.
+///
+/// Paths are taken relative to the current folder. Nothing is read yet but the names of files and, to find out how
+/// much there is to hold out of, up to 1,000 lines.
+pub fn open(recipe: &Recipe, sequence_length: usize) -> Result<Opened> {
+    let data = &recipe.data;
+    let (training, held_out): (Arc<dyn Source>, Arc<dyn Source>) = match data.source {
+        SourceKind::Sample => {
+            let (training, held_out) = Sample::open()?;
+            (Arc::new(training), Arc::new(held_out))
+        }
+        SourceKind::Files => {
+            let all = Files::open(&data.paths, "data.paths", &data.text_key)?;
+            let (training, held_out) = if data.held_out.is_empty() {
+                all.split(data.held_out_every)?
+            } else {
+                let held_out = Files::open(&data.held_out, "data.held_out", &data.text_key)?;
+                (all.without(&held_out)?, held_out)
+            };
+            (Arc::new(training), Arc::new(held_out))
+        }
+    };
+    let max_document_tokens = match data.max_document_tokens {
+        None => Some(sequence_length),
+        Some(0) => None,
+        Some(max) => Some(max),
+    };
+    let packing = Packing { max_document_tokens, shuffle_seed: Some(recipe.train.seed) };
+    Ok(Opened { tokenizer: Arc::new(Tokenizer::gpt2()?), training, held_out, packing })
+}
 
 /// Where the global stream of rows stands: a few numbers, the same for every world size.
 ///

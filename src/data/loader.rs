@@ -61,7 +61,7 @@ pub struct Loader {
 
 impl Loader {
     /// Starts reading at a cursor, the default one for the start. Wrong data and a cursor that does not fit it are
-    /// errors of the first [`next`](Self::next).
+    /// errors of the first [`next_batch`](Self::next_batch).
     pub fn new(
         source: Arc<dyn Source>,
         tokenizer: Arc<Tokenizer>,
@@ -90,7 +90,7 @@ impl Loader {
 
     /// The next batch; `None` if the user asked for an end while it was being waited for. After an error there is no
     /// other batch.
-    pub fn next(&mut self) -> Result<Option<Batch>> {
+    pub fn next_batch(&mut self) -> Result<Option<Batch>> {
         let start = Instant::now();
         let next = loop {
             match self.batches.recv_timeout(POLL) {
@@ -104,7 +104,7 @@ impl Loader {
         next
     }
 
-    /// Seconds that [`next`](Self::next) has waited so far.
+    /// Seconds that [`next_batch`](Self::next_batch) has waited so far.
     pub fn waited_secs(&self) -> f64 {
         self.waited.as_secs_f64()
     }
@@ -184,7 +184,7 @@ mod tests {
     }
 
     fn batches(loader: &mut Loader, count: usize) -> Vec<Batch> {
-        (0..count).map(|_| loader.next().unwrap().unwrap()).collect()
+        (0..count).map(|_| loader.next_batch().unwrap().unwrap()).collect()
     }
 
     #[test]
@@ -260,9 +260,9 @@ mod tests {
         let source = Arc::new(Then(|| Some(Err(input("a.jsonl, line 2: bad")))));
         let mut loader = loader(source, (2, 1), (0, 1), Cursor::default());
         assert_eq!(batches(&mut loader, 2).len(), 2);
-        let error = loader.next().unwrap_err();
+        let error = loader.next_batch().unwrap_err();
         assert_eq!((exit_code(&error), format!("{error}").as_str()), (2, "a.jsonl, line 2: bad"));
-        assert!(format!("{}", loader.next().unwrap_err()).contains("was reported before"));
+        assert!(format!("{}", loader.next_batch().unwrap_err()).contains("was reported before"));
     }
 
     #[test]
@@ -270,7 +270,7 @@ mod tests {
         let source = Arc::new(Then(|| panic!("index out of {}", "bounds")));
         let mut loader = loader(source, (4, 1), (0, 1), Cursor::default());
         assert_eq!(batches(&mut loader, 1).len(), 1);
-        let error = loader.next().unwrap_err();
+        let error = loader.next_batch().unwrap_err();
         assert_eq!(format!("{error}"), "the thread that reads data panicked: index out of bounds");
     }
 
@@ -283,7 +283,7 @@ mod tests {
         let mut loader = loader(source, (5, 1), (0, 1), Cursor::default());
         loader.interrupted = || true;
         let start = Instant::now();
-        assert!(loader.next().unwrap().is_none());
+        assert!(loader.next_batch().unwrap().is_none());
         assert!(start.elapsed() < Duration::from_millis(300));
         loader.interrupted = || false;
         assert_eq!(batches(&mut loader, 1)[0].tokens[4], 17_660);

@@ -103,3 +103,61 @@ pub struct Batch {
     /// Where the global stream stands once every rank has consumed the batch of this micro-step.
     pub cursor_after: Cursor,
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::fs;
+
+    use super::*;
+    use crate::error::exit_code;
+
+    fn recipe(data: &str) -> Recipe {
+        let yaml = format!(
+            "name: test\nmodel: {{layers: 1, heads: 1, width: 8}}\ntrain: {{steps: 1, tokens_per_step: 8, micro_batch: 1, \
+             seed: 5}}\ndata: {{{data}}}"
+        );
+        serde_yaml::from_str(&yaml).unwrap()
+    }
+
+    fn texts(source: &dyn Source) -> Vec<String> {
+        (0..source.num_shards()).flat_map(|shard| source.documents(shard, 0).unwrap()).map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn a_small_file_is_split_by_default_and_held_out_files_replace_the_split() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let lines: String = (0..20).map(|number| format!("{{\"body\": \"{number}\"}}\n")).collect();
+        fs::write(path("a.jsonl"), lines).unwrap();
+        fs::write(path("b.txt"), "held").unwrap();
+
+        let opened =
+            open(&recipe(&format!("source: files, text_key: body, paths: ['{}']", path("a.jsonl"))), 1024).unwrap();
+        assert_eq!(texts(opened.held_out.as_ref()), ["0", "1"]);
+        assert_eq!(texts(opened.training.as_ref()).len(), 18);
+
+        let data = format!("source: files, text_key: body, paths: ['{}/*'], held_out: ['{}']", path(""), path("b.txt"));
+        let opened = open(&recipe(&data), 1024).unwrap();
+        assert_eq!(texts(opened.held_out.as_ref()), ["held"]);
+        assert_eq!(texts(opened.training.as_ref()).len(), 20);
+    }
+
+    #[test]
+    fn documents_are_cut_at_the_rules_length_unless_the_recipe_says_otherwise() {
+        for (key, expected) in
+            [("", Some(1024)), (", max_document_tokens: 7", Some(7)), (", max_document_tokens: 0", None)]
+        {
+            let opened = open(&recipe(&format!("source: sample{key}")), 1024).unwrap();
+            assert_eq!(opened.packing, Packing { max_document_tokens: expected, shuffle_seed: Some(5) });
+        }
+    }
+
+    #[test]
+    fn files_without_paths_are_refused() {
+        let error = open(&recipe("source: files"), 1024).err().unwrap();
+        assert_eq!(exit_code(&error), 2);
+        assert!(format!("{error}").starts_with("data.paths is empty; name files"), "{error}");
+    }
+}

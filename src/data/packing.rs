@@ -25,6 +25,14 @@ pub struct Packing {
     pub shuffle_seed: Option<u64>,
 }
 
+impl Packing {
+    /// Appends one document and its end-of-text.
+    pub(super) fn pack(&self, tokenizer: &Tokenizer, text: &str, out: &mut Vec<u32>) {
+        tokenizer.encode(text, self.max_document_tokens, out);
+        out.push(END_OF_TEXT);
+    }
+}
+
 /// The global stream of tokens, standing at a cursor.
 pub struct Stream {
     source: Arc<dyn Source>,
@@ -119,8 +127,7 @@ impl Stream {
         if !text.is_empty() {
             self.barren_shards = 0;
         }
-        self.tokenizer.encode(&text, self.packing.max_document_tokens, &mut self.tokens);
-        self.tokens.push(END_OF_TEXT);
+        self.packing.pack(&self.tokenizer, &text, &mut self.tokens);
         Ok(true)
     }
 

@@ -1,4 +1,4 @@
-//! One endless stream of tokens from a source, cut into rows, exactly as the validator packs (REFERENCE B 12 to 15).
+//! One endless stream of tokens from a source, cut into rows, exactly as the validator packs.
 //!
 //! Each document is cut to `max_document_tokens`, an end-of-text is appended (not counted in that), all are
 //! concatenated, and rows are consecutive slices: documents run across the borders of rows, shards and epochs. Unlike the

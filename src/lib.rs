@@ -4,6 +4,8 @@
 
 pub mod data;
 pub mod error;
+pub mod figures;
 pub mod interrupt;
 pub mod model;
 pub mod recipe;
+pub mod rules;

@@ -2,14 +2,20 @@
 //!
 //! The way of the data: recipe → rules → data (pages → documents → tokens → rows) → train step → checkpoint.
 
+pub mod checkpoint;
 pub mod cli;
 pub mod commands;
 pub mod data;
+pub mod dist;
 pub mod error;
+pub mod figures;
+pub mod hub;
 pub mod interrupt;
 pub mod metrics;
 pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod recipe;
+pub mod rules;
+pub mod score;
 pub mod train;

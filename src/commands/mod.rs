@@ -2,6 +2,7 @@
 //! kind decides the exit code.
 
 pub mod bench;
+pub mod check;
 
 use anyhow::{Context, Result};
 

@@ -1,11 +1,30 @@
 //! The recipe: one YAML file that describes one training run completely, as a typed tree.
 //!
 //! What was typed (this tree, with its defaults) and what is usable (an `Arch`, `Rules`, step counts) are different
-//! types: `recipe/check.rs` turns the one into the other.
+//! types: [`Recipe::resolve`] turns the one into the other. `parse.rs` reads the file and lays overrides on it,
+//! `validate.rs` says what is wrong with it, `estimate.rs` what it costs, `resume.rs` which keys a run may change.
+
+mod estimate;
+mod parse;
+mod position;
+mod resolve;
+mod resume;
+mod shrink;
+mod suggest;
+mod tree;
+mod typed;
+mod validate;
+mod warnings;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub(crate) use estimate::SAVE_BYTES_PER_SECOND;
+pub use estimate::{Activations, Disk, Estimate, Memory, num_parameters};
+pub use parse::{Source, load, load_resolved};
+pub use resolve::{Examined, Finding, Resolved};
+pub use resume::{Difference, differences, to_yaml};
 
 /// A whole recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,8 +37,8 @@ pub struct Recipe {
     pub rules: RulesChoice,
     /// The model's shape.
     pub model: Model,
-    /// Where the first weights come from.
-    #[serde(default)]
+    /// Where the first weights come from: `scratch`, or `{dir: path}`.
+    #[serde(default, serialize_with = "serde_yaml::with::singleton_map::serialize")]
     pub init: Init,
     /// The text.
     pub data: Data,
@@ -46,13 +65,17 @@ pub struct Recipe {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RulesChoice {
-    /// Block of the chain whose rules apply; default the table's block of March 2024.
+    /// Block of the chain whose rules apply; default the table's block of March 2024 ([`crate::rules::DEFAULT_BLOCK`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub block: Option<u64>,
     /// Own limit on the number of parameters.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_parameters: Option<u64>,
     /// Own limit on the repository's size in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_repo_bytes: Option<u64>,
     /// Own length in tokens of the rows that models are scored on.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub sequence_length: Option<usize>,
 }
 
@@ -106,7 +129,8 @@ pub enum Init {
 pub struct Data {
     /// Which kind of source.
     pub source: SourceKind,
-    /// `files` only: files, folders (searched recursively) and globs of .jsonl, .txt, .gz, .zst.
+    /// `files` only: files, folders (searched recursively) and globs of .jsonl, .txt, .gz, .zst; like every path in a
+    /// recipe relative to the current directory.
     #[serde(default)]
     pub paths: Vec<PathBuf>,
     /// `files` only: files, folders and globs kept for the held-out loss; default: every `held_out_every`-th page.
@@ -265,5 +289,49 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self { tensorboard: true, print_every: 10 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A valid recipe of a few lines.
+    pub(super) fn small() -> Recipe {
+        Recipe {
+            name: "small".into(),
+            rules: RulesChoice::default(),
+            model: Model {
+                layers: 2,
+                heads: 2,
+                width: 64,
+                mlp_width: None,
+                context: None,
+                dropout: 0.0,
+                backend: Backend::Native,
+            },
+            init: Init::Scratch,
+            data: Data {
+                source: SourceKind::Sample,
+                paths: Vec::new(),
+                held_out: Vec::new(),
+                held_out_every: default_held_out_every(),
+                text_key: default_text_key(),
+                max_document_tokens: None,
+            },
+            train: Train {
+                steps: 100,
+                tokens_per_step: 4096,
+                micro_batch: 2,
+                sequence_length: None,
+                seed: 0,
+                threads: Some(2),
+            },
+            optimizer: Optimizer::default(),
+            schedule: Schedule::default(),
+            eval: Eval::default(),
+            checkpoint: Checkpoint::default(),
+            metrics: Metrics::default(),
+        }
     }
 }

@@ -1,0 +1,402 @@
+//! What forbids the use of a recipe.
+//!
+//! Every check adds to a list, so that the user sees all there is to mend at once. A sentence says what is wrong, by
+//! how much, and what value would do.
+
+use super::estimate::{num_parameters, repo_bytes};
+use super::resolve::{Finding, Resolved, micro_steps};
+use super::shrink::shrink;
+use super::{Init, ScheduleKind, SourceKind};
+use crate::figures::{bytes, count};
+use crate::rules::Tokenizer;
+
+/// Own limits above this are a slip of the keyboard.
+const MAX_OWN_PARAMETERS: u64 = 1_000_000_000_000;
+
+/// The class of `transformers` that assay's models are.
+const ARCHITECTURE: &str = "GPT2LMHeadModel";
+
+/// A growing list of findings.
+#[derive(Default)]
+pub(super) struct Findings(pub(super) Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, path: &'static str, sentence: impl Into<String>) {
+        self.0.push(Finding { path, sentence: sentence.into() });
+    }
+
+    pub(super) fn add_if(&mut self, wrong: bool, path: &'static str, sentence: impl Into<String>) {
+        if wrong {
+            self.add(path, sentence);
+        }
+    }
+
+    fn at_least(&mut self, least: usize, path: &'static str, value: usize) {
+        self.add_if(value < least, path, format!("{value} is too small; at least {least}"));
+    }
+
+    fn in_range(&mut self, right: bool, path: &'static str, value: f64, range: &str) {
+        self.add_if(!right, path, format!("{value} is out of range: {range}"));
+    }
+}
+
+/// All that must be mended.
+pub(super) fn violations(resolved: &Resolved) -> Vec<Finding> {
+    let mut findings = Findings::default();
+    name_and_folder(&mut findings, resolved);
+    shape(&mut findings, resolved);
+    rules(&mut findings, resolved);
+    data(&mut findings, resolved);
+    portions(&mut findings, resolved);
+    optimization(&mut findings, resolved);
+    findings.0
+}
+
+fn name_and_folder(findings: &mut Findings, resolved: &Resolved) {
+    let name = &resolved.recipe.name;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric());
+    findings.add_if(
+        !starts_well || !name.chars().all(allowed) || name.len() > 96,
+        "name",
+        format!(
+            "\"{}\" cannot name a folder; use letters, digits, `-`, `_` and `.`, a letter or digit first, at most 96",
+            name.chars().take(96).collect::<String>().escape_debug()
+        ),
+    );
+    findings.add_if(
+        resolved.run_dir.as_os_str().is_empty(),
+        "checkpoint.dir",
+        "is empty; leave the key out for checkpoints/NAME",
+    );
+    if let Init::Dir(dir) = &resolved.recipe.init {
+        findings.add_if(dir.as_os_str().is_empty(), "init.dir", "is empty; give a folder with config.json in it");
+    }
+}
+
+fn shape(findings: &mut Findings, resolved: &Resolved) {
+    let arch = &resolved.arch;
+    findings.at_least(1, "model.layers", arch.layers);
+    findings.at_least(1, "model.heads", arch.heads);
+    findings.at_least(1, "model.width", arch.width);
+    if arch.width > 0 {
+        findings.at_least(1, "model.mlp_width", arch.mlp_width);
+    }
+    findings.at_least(2, "model.context", arch.context);
+    if arch.heads > 0 && !arch.width.is_multiple_of(arch.heads) {
+        let below = arch.width / arch.heads * arch.heads;
+        let nearest = match below {
+            0 => format!("at least {}", arch.heads),
+            _ => format!("{below} or {}", below.saturating_add(arch.heads)),
+        };
+        findings.add(
+            "model.width",
+            format!("{} is no multiple of the {} heads; take {nearest}, or other heads", arch.width, arch.heads),
+        );
+    }
+    let dropout = f64::from(resolved.recipe.model.dropout);
+    findings.in_range((0.0..1.0).contains(&dropout), "model.dropout", dropout, "at least 0 and below 1");
+}
+
+fn rules(findings: &mut Findings, resolved: &Resolved) {
+    let (criteria, choice, arch) = (&resolved.rules.criteria, &resolved.recipe.rules, &resolved.arch);
+    let since = format!("in force from block {}", count(criteria.from_block));
+    let origin = |own: bool, key: &str| if own { format!("set by rules.{key}") } else { since.clone() };
+
+    findings.add_if(
+        choice.max_parameters.is_some_and(|own| own == 0 || own > MAX_OWN_PARAMETERS),
+        "rules.max_parameters",
+        format!("must be from 1 to {}", count(MAX_OWN_PARAMETERS)),
+    );
+    findings.add_if(choice.max_repo_bytes == Some(0), "rules.max_repo_bytes", "must be at least 1");
+    findings.at_least(2, "rules.sequence_length", criteria.sequence_length);
+
+    findings.add_if(
+        !criteria.architectures.contains(&ARCHITECTURE),
+        "rules.block",
+        format!(
+            "at block {} the subnet no longer accepts {ARCHITECTURE}, the only class assay trains; \
+             take a block below {}",
+            count(resolved.rules.block),
+            count(criteria.from_block)
+        ),
+    );
+    findings.add_if(
+        criteria.tokenizer != Tokenizer::Gpt2,
+        "rules.block",
+        format!(
+            "at block {} models are scored with the {} tokenizer; assay trains with the GPT-2 tokenizer; \
+             take a block below {}",
+            count(resolved.rules.block),
+            criteria.tokenizer.name(),
+            count(criteria.from_block)
+        ),
+    );
+    findings.add_if(
+        arch.context < criteria.sequence_length,
+        "model.context",
+        format!(
+            "{} positions, but models are scored on rows of {} tokens ({}): every loss would be infinite; set it to {}",
+            arch.context,
+            criteria.sequence_length,
+            origin(choice.sequence_length.is_some(), "sequence_length"),
+            criteria.sequence_length
+        ),
+    );
+    let (have, limit) = (num_parameters(arch), u128::from(criteria.max_parameters));
+    if have > limit {
+        findings.add(
+            "model",
+            format!(
+                "{} parameters are {} above the limit of {} {}; {}",
+                count(have),
+                count(have - limit),
+                count(limit),
+                origin(choice.max_parameters.is_some(), "max_parameters"),
+                shrink(arch, limit)
+            ),
+        );
+    }
+    let (have, limit) = (repo_bytes(arch), u128::from(criteria.max_repo_bytes));
+    findings.add_if(
+        have > limit,
+        "model",
+        format!(
+            "the repository would hold {} ({} bytes: 4 per parameter and the headers), above the limit of {} {}; \
+             make the model smaller",
+            bytes(have),
+            count(have),
+            bytes(limit),
+            origin(choice.max_repo_bytes.is_some(), "max_repo_bytes")
+        ),
+    );
+}
+
+fn data(findings: &mut Findings, resolved: &Resolved) {
+    let data = &resolved.recipe.data;
+    if data.source == SourceKind::Files {
+        findings.add_if(
+            data.paths.is_empty(),
+            "data.paths",
+            "is empty; name files, folders or globs of .jsonl or .txt to train on, or set data.source to sample",
+        );
+        findings.add_if(data.text_key.is_empty(), "data.text_key", "is empty; name the key of the text in each line");
+    }
+    let empty = |paths: &[std::path::PathBuf]| paths.iter().any(|path| path.as_os_str().is_empty());
+    findings.add_if(empty(&data.paths), "data.paths", "has an empty path in it; remove it");
+    findings.add_if(empty(&data.held_out), "data.held_out", "has an empty path in it; remove it");
+    findings.at_least(2, "data.held_out_every", data.held_out_every);
+}
+
+fn portions(findings: &mut Findings, resolved: &Resolved) {
+    let recipe = &resolved.recipe;
+    findings.at_least(1, "train.steps", recipe.train.steps);
+    findings.at_least(1, "train.tokens_per_step", recipe.train.tokens_per_step);
+    findings.at_least(1, "train.micro_batch", recipe.train.micro_batch);
+    findings.at_least(2, "train.sequence_length", resolved.row_len);
+    findings.add_if(
+        resolved.threads == 0 || resolved.threads > 4096,
+        "train.threads",
+        format!("{} threads are out of range: 1 to 4096; leave the key out for all cores", resolved.threads),
+    );
+    findings.add_if(
+        resolved.row_len > resolved.arch.context,
+        "train.sequence_length",
+        format!(
+            "rows of {} tokens do not fit the model's {} positions; set it to {} or raise model.context",
+            resolved.row_len, resolved.arch.context, resolved.arch.context
+        ),
+    );
+    let nothing_is_0 = recipe.train.tokens_per_step > 0 && recipe.train.micro_batch > 0 && resolved.row_len > 0;
+    if let Err(sentence) = micro_steps(recipe, resolved.row_len, 1)
+        && nothing_is_0
+    {
+        findings.add("train.tokens_per_step", sentence);
+    }
+    findings.at_least(1, "eval.rows", recipe.eval.rows);
+    findings.at_least(1, "checkpoint.keep_last", recipe.checkpoint.keep_last);
+    findings.at_least(1, "metrics.print_every", recipe.metrics.print_every);
+}
+
+fn optimization(findings: &mut Findings, resolved: &Resolved) {
+    let (optimizer, schedule) = (&resolved.recipe.optimizer, &resolved.recipe.schedule);
+    let above_0 = |value: f64| value > 0.0 && value.is_finite();
+    let from_0 = |value: f64| value >= 0.0 && value.is_finite();
+    let part = |value: f64| (0.0..1.0).contains(&value);
+    let rate = optimizer.learning_rate;
+    findings.in_range(above_0(rate), "optimizer.learning_rate", rate, "above 0");
+    findings.in_range(part(optimizer.beta1), "optimizer.beta1", optimizer.beta1, "at least 0 and below 1");
+    findings.in_range(part(optimizer.beta2), "optimizer.beta2", optimizer.beta2, "at least 0 and below 1");
+    findings.in_range(above_0(optimizer.eps), "optimizer.eps", optimizer.eps, "above 0");
+    findings.in_range(from_0(optimizer.weight_decay), "optimizer.weight_decay", optimizer.weight_decay, "at least 0");
+    findings.in_range(
+        from_0(optimizer.clip_norm),
+        "optimizer.clip_norm",
+        optimizer.clip_norm,
+        "at least 0, where 0 means no clipping",
+    );
+    let end = schedule.end_factor;
+    findings.in_range((0.0..=1.0).contains(&end), "schedule.end_factor", end, "0 to 1");
+
+    let steps = resolved.recipe.train.steps;
+    let decay_steps = if schedule.kind == ScheduleKind::Wsd { schedule.decay_steps } else { 0 };
+    if schedule.warmup_steps > steps {
+        findings.add(
+            "schedule.warmup_steps",
+            format!("{} steps of warm-up do not fit into the run's {steps} steps", schedule.warmup_steps),
+        );
+    } else if decay_steps > steps - schedule.warmup_steps {
+        findings.add(
+            "schedule.decay_steps",
+            format!(
+                "{decay_steps} steps of decay after {} of warm-up do not fit into the run's {steps} steps; at most {}",
+                schedule.warmup_steps,
+                steps - schedule.warmup_steps
+            ),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Recipe;
+    use super::super::tests::small;
+    use super::*;
+
+    fn violations_of(change: impl FnOnce(&mut Recipe)) -> Vec<String> {
+        let mut recipe = small();
+        change(&mut recipe);
+        let written = |finding: &Finding| format!("{}: {}", finding.path, finding.sentence);
+        recipe.examine().violations.iter().map(written).collect()
+    }
+
+    fn paths_of(change: impl FnOnce(&mut Recipe)) -> Vec<String> {
+        let paths = violations_of(change);
+        paths.iter().map(|line| line.split(':').next().unwrap_or_default().to_owned()).collect()
+    }
+
+    #[test]
+    fn refuses_gpt2_large_and_says_what_would_do() {
+        let found = violations_of(|recipe| {
+            (recipe.model.width, recipe.model.layers, recipe.model.heads) = (1280, 36, 20);
+        });
+        assert_eq!(
+            found,
+            [
+                "model: 774,030,080 parameters are 2,030,080 above the limit of 772,000,000 in force from block 2,405,920; \
+              enough would be `model.mlp_width: 5056` (768,129,536 parameters) or `model.layers: 35` (754,352,640 \
+              parameters)"
+            ]
+        );
+    }
+
+    #[test]
+    fn exactly_the_limit_passes_and_one_above_does_not() {
+        let parameters = 3_382_080;
+        assert!(violations_of(|recipe| recipe.rules.max_parameters = Some(parameters)).is_empty());
+        assert_eq!(violations_of(|recipe| recipe.rules.max_parameters = Some(parameters - 1)).len(), 1);
+    }
+
+    #[test]
+    fn the_limit_follows_the_block() {
+        let medium = |block| {
+            paths_of(|recipe| {
+                (recipe.model.width, recipe.model.layers, recipe.model.heads) = (1024, 24, 16);
+                recipe.rules.block = Some(block);
+            })
+        };
+        assert_eq!(medium(2_405_919), ["model"]);
+        assert_eq!(medium(2_405_920), [""; 0]);
+    }
+
+    #[test]
+    fn later_rules_are_refused_for_class_tokenizer_and_length() {
+        let found = violations_of(|recipe| {
+            recipe.rules.block = Some(2_786_061);
+            recipe.model.context = Some(1024);
+            recipe.train.sequence_length = Some(1024);
+        });
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[0].contains("no longer accepts GPT2LMHeadModel") && found[0].contains("below 2,786,061"));
+        assert!(found[1].contains("GPT-4 tokenizer; assay trains with the GPT-2 tokenizer"));
+        assert!(found[2].starts_with("model.context: 1024 positions, but models are scored on rows of 4096 tokens"));
+    }
+
+    #[test]
+    fn a_repository_over_the_limit_is_refused() {
+        let found = violations_of(|recipe| recipe.rules.max_repo_bytes = Some(4 * 3_382_080));
+        assert!(found[0].starts_with("model: the repository would hold 12.9 MiB"), "{found:?}");
+    }
+
+    #[test]
+    fn every_violation_is_reported_at_once() {
+        let found = paths_of(|recipe| {
+            recipe.name = "../up".into();
+            recipe.model.width = 65;
+            recipe.model.dropout = 1.0;
+            recipe.model.context = Some(512);
+            recipe.train.steps = 10;
+            recipe.train.micro_batch = 3;
+            recipe.schedule.warmup_steps = 11;
+            recipe.optimizer.learning_rate = f64::NAN;
+            recipe.eval.rows = 0;
+        });
+        let expected = [
+            "name",
+            "model.width",
+            "model.dropout",
+            "model.context",
+            "train.sequence_length",
+            "train.tokens_per_step",
+            "eval.rows",
+            "optimizer.learning_rate",
+            "schedule.warmup_steps",
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn zeros_and_extremes_are_findings_and_no_panics() {
+        for extreme in [0, usize::MAX] {
+            let found = paths_of(|recipe| {
+                recipe.model.layers = extreme;
+                recipe.model.heads = extreme;
+                recipe.model.width = extreme;
+                recipe.model.mlp_width = Some(extreme);
+                recipe.model.context = Some(extreme);
+                recipe.train.steps = extreme;
+                recipe.train.tokens_per_step = extreme;
+                recipe.train.micro_batch = extreme;
+                recipe.train.sequence_length = Some(extreme);
+                recipe.train.threads = Some(extreme);
+                recipe.data.held_out_every = extreme;
+                recipe.rules.sequence_length = Some(extreme);
+                recipe.rules.max_parameters = Some(extreme as u64);
+                recipe.checkpoint.keep_last = extreme;
+            });
+            assert!(found.contains(&"train.threads".to_owned()), "{found:?}");
+            assert!(found.contains(&"rules.max_parameters".to_owned()), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn names_stay_inside_their_folder() {
+        for name in ["", ".", "..", "a/b", "a\\b", "../x", "-rf", "a b", "a\0", "ü", &"x".repeat(97)] {
+            assert_eq!(paths_of(|recipe| recipe.name = name.to_owned()), ["name"], "{name:?}");
+        }
+        assert!(paths_of(|recipe| recipe.name = "Run_2.b-1".into()).is_empty());
+    }
+
+    #[test]
+    fn the_decay_must_fit_behind_the_warm_up() {
+        let wsd = |warmup, decay| {
+            violations_of(|recipe| {
+                recipe.schedule.kind = ScheduleKind::Wsd;
+                recipe.schedule.warmup_steps = warmup;
+                recipe.schedule.decay_steps = decay;
+            })
+        };
+        assert!(wsd(20, 80).is_empty());
+        assert!(wsd(20, 81)[0].ends_with("at most 80"), "{:?}", wsd(20, 81));
+    }
+}

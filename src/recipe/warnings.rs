@@ -1,0 +1,84 @@
+//! What a recipe may say but probably does not mean: keys without effect, text and positions unlike the scored ones.
+
+use super::resolve::{Finding, Resolved};
+use super::validate::Findings;
+use super::{Eval, ScheduleKind, SourceKind, default_held_out_every, default_text_key};
+
+/// What is allowed but probably not meant.
+pub(super) fn warnings(resolved: &Resolved) -> Vec<Finding> {
+    let mut findings = Findings::default();
+    let (recipe, criteria) = (&resolved.recipe, &resolved.rules.criteria);
+    let (data, schedule) = (&recipe.data, &recipe.schedule);
+    let files_only = "has no effect with data.source: sample";
+    if data.source == SourceKind::Sample {
+        findings.add_if(!data.paths.is_empty(), "data.paths", files_only);
+        findings.add_if(!data.held_out.is_empty(), "data.held_out", files_only);
+        findings.add_if(data.text_key != default_text_key(), "data.text_key", files_only);
+    }
+    findings.add_if(
+        data.held_out_every != default_held_out_every()
+            && (data.source == SourceKind::Sample || !data.held_out.is_empty()),
+        "data.held_out_every",
+        if data.source == SourceKind::Sample { files_only } else { "has no effect where data.held_out names files" },
+    );
+    let cut = data.max_document_tokens.unwrap_or(0);
+    findings.add_if(
+        cut != criteria.sequence_length,
+        "data.max_document_tokens",
+        format!(
+            "validators cut every document to {} tokens; text {} is not what the model is scored on",
+            criteria.sequence_length,
+            if cut == 0 { "that is never cut".to_owned() } else { format!("cut to {cut}") }
+        ),
+    );
+    findings.add_if(
+        resolved.row_len < resolved.arch.context,
+        "train.sequence_length",
+        format!(
+            "rows of {} tokens never reach the positions above, up to {}: they stay untrained",
+            resolved.row_len, resolved.arch.context
+        ),
+    );
+    findings.add_if(
+        schedule.decay_steps > 0 && schedule.kind != ScheduleKind::Wsd,
+        "schedule.decay_steps",
+        "has no effect; it belongs to schedule.kind: wsd",
+    );
+    findings.add_if(
+        schedule.kind == ScheduleKind::Wsd && schedule.decay_steps == 0,
+        "schedule.decay_steps",
+        "is 0: the learning rate never decays; a tenth to a fifth of the steps is usual",
+    );
+    let steps = recipe.train.steps;
+    findings.add_if(
+        recipe.eval.every > steps && recipe.eval.every != Eval::default().every,
+        "eval.every",
+        format!("is beyond the run's {steps} steps: the held-out loss is taken at the end only"),
+    );
+    findings.add_if(
+        recipe.checkpoint.every > steps,
+        "checkpoint.every",
+        format!("is beyond the run's {steps} steps: the run is saved before evaluations and at the end only"),
+    );
+    findings.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::small;
+
+    #[test]
+    fn keys_without_effect_are_named() {
+        let mut recipe = small();
+        recipe.data.paths = vec!["data".into()];
+        recipe.schedule.decay_steps = 5;
+        recipe.train.sequence_length = Some(512);
+        recipe.data.max_document_tokens = Some(0);
+        recipe.eval.every = 1000;
+        let warnings = recipe.resolve().expect("valid").warnings;
+        let paths: Vec<_> = warnings.iter().map(|finding| finding.path).collect();
+        let expected =
+            ["data.paths", "data.max_document_tokens", "train.sequence_length", "schedule.decay_steps", "eval.every"];
+        assert_eq!(paths, expected);
+    }
+}

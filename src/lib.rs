@@ -4,6 +4,7 @@
 
 pub mod data;
 pub mod error;
+pub mod hub;
 pub mod interrupt;
 pub mod model;
 pub mod recipe;

@@ -24,6 +24,7 @@ use super::layout::Layout;
 
 pub use read::{INDEX_FILE, ModelFiles};
 pub use stream::{FileSum, HashedReader, HashedWriter};
+pub(crate) use write::header_bytes;
 pub use write::{save, save_bytes};
 
 /// File name of the weights of a model that is not split into shards.

@@ -77,7 +77,6 @@ fn sorted(layout: &Layout) -> Vec<Stored> {
     tensors
 }
 
-/// The length and the text of a safetensors header, padded so that the data starts at a multiple of 8.
 fn header(tensors: &[Stored]) -> Vec<u8> {
     let mut json = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
     let mut end = 0_u64;
@@ -86,6 +85,11 @@ fn header(tensors: &[Stored]) -> Vec<u8> {
         end += 4 * tensor.shape.iter().product::<usize>() as u64;
         json.insert(tensor.name.clone(), json!({"dtype": "F32", "shape": tensor.shape, "data_offsets": [start, end]}));
     }
+    header_bytes(json)
+}
+
+/// A safetensors header: its length, its text, and blanks so that the data starts at a multiple of 8.
+pub(crate) fn header_bytes(json: Map<String, Value>) -> Vec<u8> {
     let mut text = Value::Object(json).to_string();
     text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));
     [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()

@@ -3,6 +3,7 @@
 //! The way of the data: recipe → rules → data (pages → documents → tokens → rows) → train step → checkpoint.
 
 pub mod checkpoint;
+pub mod commands;
 pub mod data;
 pub mod error;
 pub mod hub;

@@ -36,6 +36,7 @@ const STRIP: usize = 16;
 #[derive(Debug)]
 pub struct ModelFiles {
     shards: Vec<Shard>,
+    is_sharded: bool,
     /// What a user may want to know: tensors that are ignored.
     pub notes: Vec<String>,
 }
@@ -134,7 +135,13 @@ impl ModelFiles {
         let ignored = found.keys().filter(|name| !used.contains(*name) && !names::is_legacy_mask(name));
         let notes =
             ignored.map(|name| format!("{}: the tensor {name} is no part of the model; it is ignored.", dir.display()));
-        Ok(Self { notes: notes.collect(), shards })
+        Ok(Self { notes: notes.collect(), is_sharded: !weight_map.is_empty(), shards })
+    }
+
+    /// Names of the files that make up the weights, the list of shards included.
+    pub fn names(&self) -> impl Iterator<Item = std::ffi::OsString> {
+        let index = self.is_sharded.then(|| INDEX_FILE.into());
+        self.shards.iter().filter_map(|shard| shard.path.file_name().map(Into::into)).chain(index)
     }
 
     /// Sum of the sizes of the weight files.

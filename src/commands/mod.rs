@@ -1,0 +1,3 @@
+//! One file per verb of the command line. Each returns what it found; printing is done in one place elsewhere.
+
+pub mod inspect;

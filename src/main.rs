@@ -22,7 +22,10 @@ fn main() -> ExitCode {
 fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
     interrupt::install()?;
     match &cli.command {
+        Command::Train(args) => commands::train::run(args, printer),
+        Command::Check(args) => commands::check::run(args, printer),
+        Command::Score(args) => commands::score::run(args, printer),
+        Command::Inspect(args) => commands::inspect::run(args, printer),
         Command::Bench(args) => commands::bench::run(args, printer),
-        _ => anyhow::bail!("later"),
     }
 }

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::cli::CheckArgs;
 use crate::figures::{bytes, count, duration, scaled};
+use crate::metrics::printer::Printer;
 use crate::recipe::{Backend, Estimate, Examined, Resolved, SAVE_BYTES_PER_SECOND, Source};
 
 /// Arithmetic per second assumed for "how long": what two CPU cores of this decade reach in f32.
@@ -18,19 +20,6 @@ const CPU_FLOPS: f64 = 100e9;
 /// And half the bf16 peak of one H100.
 const GPU_FLOPS: f64 = 400e12;
 
-/// Flags of `assay check`.
-#[derive(Clone, Debug, clap::Args)]
-pub struct CheckArgs {
-    /// The recipe, a YAML file.
-    pub recipe: PathBuf,
-    /// Set a key of the recipe, as in --set train.steps=100; may be repeated.
-    #[arg(long, value_name = "PATH.TO.KEY=VALUE")]
-    pub set: Vec<String>,
-    /// Say where each number comes from.
-    #[arg(long)]
-    pub explain: bool,
-}
-
 /// What `assay check` has to say.
 #[derive(Debug)]
 pub struct Report {
@@ -38,6 +27,13 @@ pub struct Report {
     pub text: String,
     /// Why the recipe cannot be used, if so.
     pub refusal: Option<anyhow::Error>,
+}
+
+/// Runs the command.
+pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
+    let report = check(args)?;
+    printer.result(&report.text)?;
+    report.refusal.map_or(Ok(()), Err)
 }
 
 /// Examines a recipe; fails only where it cannot be read or typed.

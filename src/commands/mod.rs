@@ -3,6 +3,9 @@
 
 pub mod bench;
 pub mod check;
+pub mod inspect;
+pub mod score;
+pub mod train;
 
 use anyhow::{Context, Result};
 

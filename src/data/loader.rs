@@ -20,6 +20,7 @@ use super::packing::{Packing, Stream};
 use super::source::{Documents, Source};
 use super::tokenizer::Tokenizer;
 use super::{Batch, Cursor};
+use crate::dist::World;
 
 /// How often a wait looks for Ctrl-C.
 const POLL: Duration = Duration::from_millis(50);
@@ -34,20 +35,6 @@ pub struct LoaderShape {
     pub row_len: usize,
     /// Rows per rank and micro-step.
     pub rows_per_batch: usize,
-}
-
-/// Which of how many devices this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct World {
-    /// Number of this device, from 0.
-    pub rank: usize,
-    /// Number of devices.
-    pub size: usize,
-}
-
-impl World {
-    /// One device alone.
-    pub const SINGLE: Self = Self { rank: 0, size: 1 };
 }
 
 /// The batches of one rank, in order, without end.
@@ -104,9 +91,9 @@ impl Loader {
         next
     }
 
-    /// Seconds that [`next_batch`](Self::next_batch) has waited so far.
-    pub fn waited_secs(&self) -> f64 {
-        self.waited.as_secs_f64()
+    /// The time that [`next_batch`](Self::next_batch) has waited so far.
+    pub fn waited(&self) -> Duration {
+        self.waited
     }
 
     fn how_it_ended(&mut self) -> anyhow::Error {
@@ -287,7 +274,7 @@ mod tests {
         assert!(start.elapsed() < Duration::from_millis(300));
         loader.interrupted = || false;
         assert_eq!(batches(&mut loader, 1)[0].tokens[4], 17_660);
-        assert!(loader.waited_secs() > 0.3, "{}", loader.waited_secs());
+        assert!(loader.waited().as_secs_f64() > 0.3, "{}", loader.waited().as_secs_f64());
     }
 
     #[test]

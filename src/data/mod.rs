@@ -75,6 +75,17 @@ pub fn open(recipe: &Recipe, sequence_length: usize) -> Result<Opened> {
     Ok(Opened { tokenizer: Arc::new(Tokenizer::gpt2()?), training, held_out, packing })
 }
 
+/// The embedded text with documents cut at `sequence_length`, in its own order: for scoring without a recipe.
+pub fn open_sample(sequence_length: usize) -> Result<Opened> {
+    let (training, held_out) = Sample::open()?;
+    Ok(Opened {
+        tokenizer: Arc::new(Tokenizer::gpt2()?),
+        training: Arc::new(training),
+        held_out: Arc::new(held_out),
+        packing: Packing { max_document_tokens: Some(sequence_length), shuffle_seed: None },
+    })
+}
+
 /// Where the global stream of rows stands: a few numbers, the same for every world size.
 ///
 /// It names the first token that no row has used yet. Documents are read shard by shard in a seeded order.

@@ -1,12 +1,15 @@
 //! The language model: what it is ([`arch`]), where its numbers lie ([`layout`]), how it reads and writes Hugging Face
-//! checkpoints, how it starts ([`init`]), and its two backends behind [`LossAndGradients`].
+//! checkpoints ([`config`], [`weights`]), how it starts ([`init`]), and its two backends behind [`LossAndGradients`].
 
 pub mod arch;
 pub mod candle;
+pub mod config;
 pub mod decoder;
 pub mod init;
+mod json;
 pub mod layout;
 pub(crate) mod parts;
+pub mod weights;
 
 #[cfg(test)]
 pub(crate) mod golden_tests;

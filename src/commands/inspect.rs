@@ -1,0 +1,262 @@
+//! `inspect DIR`: what a model folder is, its hash, and whether the subnet would accept it.
+//!
+//! Only headers and the configuration are read to judge the model; the files themselves are streamed once for the hash.
+//! A folder that holds no readable model is reported on as well: its hash and size are what a validator would see.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::error::input;
+use crate::hub::hash::{directory_bytes, directory_hash};
+use crate::model::config::{self, CONFIG_FILE, GENERATION_FILE, ModelConfig};
+use crate::model::layout::Layout;
+use crate::model::weights::ModelFiles;
+
+/// The subnet's rules that a model folder is held against.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Most parameters; as many are accepted.
+    pub max_parameters: u64,
+    /// Most bytes of a repository; as many are accepted.
+    pub max_repo_bytes: u64,
+    /// Tokens of the rows that models are scored on.
+    pub sequence_length: usize,
+    /// Class names of the allowed architectures.
+    pub architectures: Vec<String>,
+}
+
+/// What was found; serialised, it is the object that `--json` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Class name in transformers; `None` if it cannot be told.
+    pub architecture: Option<String>,
+    /// Number of parameters, a tied head counted once; `None` if the model cannot be read.
+    pub parameters: Option<u64>,
+    /// Sum of the sizes of all files.
+    pub bytes: u64,
+    /// The directory hash.
+    pub hash: String,
+    /// Whether the subnet would accept the model.
+    pub ok: bool,
+    /// Why it would not, a sentence each.
+    pub reasons: Vec<String>,
+    /// What is worth knowing but no reason, a sentence each.
+    #[serde(skip)]
+    pub notes: Vec<String>,
+}
+
+/// Looks at a model folder.
+pub fn inspect(dir: &Path, limits: &Limits) -> Result<Report> {
+    if !dir.is_dir() {
+        return Err(input(format!("{} is not a folder; name the folder that holds config.json.", dir.display())));
+    }
+    let (bytes, hash) = (directory_bytes(dir)?, directory_hash(dir)?);
+    let mut reasons = Vec::new();
+    let mut notes = Vec::new();
+
+    let architecture = config::class_in(dir);
+    if let Some(class) = architecture.filter(|class| !limits.architectures.iter().any(|allowed| allowed == class)) {
+        let allowed = limits.architectures.join(", ");
+        reasons.push(format!("The architecture {class} is not allowed by the rules; allowed are {allowed}."));
+    }
+    let mut parameters = None;
+    match ModelConfig::read(dir) {
+        Err(error) => reasons.push(sentence(&error)),
+        Ok(config) => {
+            let layout = Layout::of(&config.arch);
+            let context = config.arch.context;
+            if context < limits.sequence_length {
+                reasons.push(format!(
+                    "The model reads {context} tokens; rows of {} are scored, so that every loss would be infinite.",
+                    limits.sequence_length
+                ));
+            }
+            match ModelFiles::open(dir, &config.arch, &layout) {
+                Err(error) => reasons.push(sentence(&error)),
+                Ok(mut files) => {
+                    let num_parameters = layout.len() as u64;
+                    parameters = Some(num_parameters);
+                    notes.append(&mut files.notes);
+                    notes.extend(not_downloaded(dir, &files));
+                    if num_parameters > limits.max_parameters {
+                        let (actual, limit) = (grouped(num_parameters), grouped(limits.max_parameters));
+                        let over = grouped(num_parameters - limits.max_parameters);
+                        reasons.push(format!(
+                            "The model has {actual} parameters; the limit is {limit} ({over} too many)."
+                        ));
+                    }
+                }
+            }
+        }
+    }
+    if bytes > limits.max_repo_bytes {
+        let (actual, limit) = (grouped(bytes), grouped(limits.max_repo_bytes));
+        reasons.push(format!("The folder has {actual} bytes; a repository may have {limit}."));
+    }
+    let architecture = architecture.map(str::to_owned);
+    Ok(Report { architecture, parameters, bytes, hash, ok: reasons.is_empty(), reasons, notes })
+}
+
+impl Report {
+    /// The report for people.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let mut row = |name: &str, value: &str| {
+            writeln!(text, "{name:<13}{value}").expect("writing to a text does not fail");
+        };
+        row("architecture", self.architecture.as_deref().unwrap_or("unknown"));
+        row("parameters", &self.parameters.map_or_else(|| "unknown".to_owned(), grouped));
+        row("bytes", &grouped(self.bytes));
+        row("hash", &self.hash);
+        row("accepted", if self.ok { "yes" } else { "no" });
+        self.reasons.iter().for_each(|reason| row("", reason));
+        self.notes.iter().for_each(|note| row("note", note));
+        text
+    }
+}
+
+/// A note if the folder holds files that validators do not download: the hash they compute leaves those out.
+fn not_downloaded(dir: &Path, files: &ModelFiles) -> Option<String> {
+    let mut known: BTreeSet<_> = files.names().collect();
+    known.extend([CONFIG_FILE, GENERATION_FILE].map(Into::into));
+    let entries = fs::read_dir(dir).ok()?.filter_map(Result::ok).map(|entry| entry.file_name());
+    let others: BTreeSet<_> = entries.filter(|name| !known.contains(name)).collect();
+    let names: Vec<_> = others.iter().take(5).map(|name| name.to_string_lossy()).collect();
+    (!names.is_empty()).then(|| {
+        let more = if others.len() > names.len() { " and more" } else { "" };
+        let names = names.join(", ");
+        format!("Validators do not download {names}{more}: the hash they compute is that of the folder without.")
+    })
+}
+
+/// An error as a sentence.
+fn sentence(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    if text.ends_with('.') { text } else { text + "." }
+}
+
+/// A number with its digits in groups of three.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|group| str::from_utf8(group).ok()).collect();
+    groups.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::model::arch::Arch;
+    use crate::model::weights::{self, WEIGHTS_FILE};
+
+    fn limits() -> Limits {
+        Limits {
+            max_parameters: 100_000,
+            max_repo_bytes: 1_000_000,
+            sequence_length: 64,
+            architectures: vec!["GPT2LMHeadModel".to_owned(), "MistralForCausalLM".to_owned()],
+        }
+    }
+
+    fn model() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let arch = Arch::gpt2(320, 64, 48, 2, 4);
+        let layout = Layout::of(&arch);
+        weights::save(dir.path(), &ModelConfig::new(arch, 0.0), &layout, &vec![0.5; layout.len()]).unwrap();
+        dir
+    }
+
+    #[test]
+    fn golden_models_are_reported_with_their_class_and_parameters() {
+        let mut num_checked = 0;
+        for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/models")).unwrap() {
+            let dir = entry.unwrap().path();
+            if !dir.file_name().unwrap().to_str().unwrap().starts_with("gpt2") {
+                continue;
+            }
+            let expected: Value =
+                serde_json::from_str(&fs::read_to_string(dir.join("expected.json")).unwrap()).unwrap();
+            let report = inspect(&dir, &limits()).unwrap();
+            assert_eq!(report.architecture.as_deref(), expected["class"].as_str());
+            assert_eq!(report.parameters, expected["param_count"].as_u64());
+            let sizes = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+            assert_eq!(report.bytes, sizes.sum::<u64>());
+            assert_eq!(report.hash, directory_hash(&dir).unwrap());
+            assert!(report.ok && report.reasons.is_empty(), "{:?}", report.reasons);
+            assert!(report.notes.iter().any(|note| note.contains("expected.json")), "{:?}", report.notes);
+            num_checked += 1;
+        }
+        assert!(num_checked > 0);
+    }
+
+    #[test]
+    fn the_report_has_exactly_the_promised_keys() {
+        let dir = model();
+        let report = inspect(dir.path(), &limits()).unwrap();
+        assert_eq!(
+            serde_json::to_value(&report).unwrap(),
+            json!({
+                "architecture": "GPT2LMHeadModel",
+                "parameters": 75_072,
+                "bytes": report.bytes,
+                "hash": report.hash,
+                "ok": true,
+                "reasons": [],
+            })
+        );
+        let text = report.text();
+        assert!(text.contains("parameters   75,072\n") && text.contains("accepted     yes\n"), "{text}");
+    }
+
+    #[test]
+    fn limits_are_met_by_what_equals_them_and_broken_by_one_more() {
+        let dir = model();
+        let bytes = inspect(dir.path(), &limits()).unwrap().bytes;
+        let exact = Limits { max_parameters: 75_072, max_repo_bytes: bytes, ..limits() };
+        assert!(inspect(dir.path(), &exact).unwrap().ok);
+        for (limits, expected) in [
+            (Limits { max_parameters: 75_071, ..exact.clone() }, "75,072 parameters; the limit is 75,071 (1 too many)"),
+            (Limits { max_repo_bytes: bytes - 1, ..exact.clone() }, "a repository may have"),
+            (Limits { sequence_length: 65, ..exact.clone() }, "reads 64 tokens; rows of 65 are scored"),
+            (Limits { architectures: vec!["X".to_owned()], ..exact }, "GPT2LMHeadModel is not allowed"),
+        ] {
+            let report = inspect(dir.path(), &limits).unwrap();
+            assert!(!report.ok && report.reasons.len() == 1, "{:?}", report.reasons);
+            assert!(report.reasons[0].contains(expected), "{:?}", report.reasons);
+        }
+    }
+
+    #[test]
+    fn a_folder_without_a_readable_model_still_has_a_hash_and_reasons() {
+        let empty = tempfile::tempdir().unwrap();
+        let report = inspect(empty.path(), &limits()).unwrap();
+        assert_eq!((report.architecture, report.parameters, report.bytes), (None, None, 0));
+        assert_eq!(report.hash, "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=");
+        assert!(!report.ok && report.reasons[0].contains("config.json does not exist"), "{:?}", report.reasons);
+
+        let damaged = model();
+        fs::write(damaged.path().join(WEIGHTS_FILE), "no weights").unwrap();
+        let report = inspect(damaged.path(), &limits()).unwrap();
+        assert!(!report.ok && report.parameters.is_none());
+        assert!(report.reasons[0].contains("no sound safetensors file"), "{:?}", report.reasons);
+
+        fs::write(damaged.path().join(CONFIG_FILE), r#"{"model_type": "mistral"}"#).unwrap();
+        let report = inspect(damaged.path(), &limits()).unwrap();
+        assert_eq!(report.architecture.as_deref(), Some("MistralForCausalLM"));
+        assert!(!report.ok && report.reasons[0].contains("not implemented"), "{:?}", report.reasons);
+    }
+
+    #[test]
+    fn a_path_that_is_no_folder_is_the_users_mistake() {
+        let error = inspect(Path::new("no/such/folder"), &limits()).unwrap_err();
+        assert_eq!(crate::error::exit_code(&error), 2);
+    }
+}

@@ -1,0 +1,84 @@
+//! `assay score`: the losses of a model folder as a validator would compute them, on given tokens or on the held-out
+//! pages of the embedded text.
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::cli::ScoreArgs;
+use crate::data::held_out::HeldOut;
+use crate::data::token_lists::read_token_lists;
+use crate::data::{self};
+use crate::error::{Failure, input};
+use crate::metrics::printer::Printer;
+use crate::model::{self, weights};
+use crate::rules::Rules;
+use crate::score::loss;
+
+/// Runs the command.
+pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
+    super::set_threads(args.threads)?;
+    // The lists first: reading them is cheap, and a mistake in them should not cost the loading of a model.
+    let lists = args.tokens.as_deref().map(read_token_lists).transpose()?;
+    let loaded = weights::load(&args.model)?;
+    for note in &loaded.notes {
+        printer.note(note);
+    }
+    let arch = &loaded.config.arch;
+    let (rows, held_out) = match lists {
+        Some(lists) => (lists, None),
+        None => {
+            let rules = Rules::default();
+            let length = rules.criteria.sequence_length;
+            if arch.vocab_size < rules.criteria.tokenizer.vocab_size() || arch.context < length {
+                return Err(input(format!(
+                    "{} has a vocabulary of {} and {} positions; rows of the embedded text have {length} tokens below {}: \
+                     give --tokens FILE with rows that this model can read",
+                    args.model.display(),
+                    arch.vocab_size,
+                    arch.context,
+                    rules.criteria.tokenizer.vocab_size()
+                )));
+            }
+            let opened = data::open_sample(length).context("the embedded text could not be opened")?;
+            let held_out = HeldOut::read(&opened, args.rows as usize, length)?;
+            (held_out.rows.clone(), Some(held_out))
+        }
+    };
+    let mut model = model::backend(args.backend.into(), arch);
+    let losses = loss::losses(model.as_mut(), arch, &loaded.params, &rows)?
+        .ok_or_else(|| Failure::Interrupted("interrupted while scoring: nothing was written".to_owned()))?;
+    if args.json {
+        let losses: Vec<Value> = losses.iter().map(|&loss| number(loss)).collect();
+        return printer.result(&json!({ "losses": losses }).to_string());
+    }
+    printer.result(&text(&losses, held_out.as_ref()))
+}
+
+/// A loss in JSON, which has no infinities.
+fn number(loss: f32) -> Value {
+    match f64::from(loss) {
+        loss if loss.is_finite() => json!(loss),
+        loss if loss.is_nan() => json!("nan"),
+        loss if loss > 0.0 => json!("inf"),
+        _ => json!("-inf"),
+    }
+}
+
+fn text(losses: &[f32], held_out: Option<&HeldOut>) -> String {
+    let mean = losses.iter().copied().map(f64::from).sum::<f64>() / losses.len() as f64;
+    match held_out {
+        None => {
+            let mut lines: Vec<String> =
+                losses.iter().enumerate().map(|(row, loss)| format!("{row:>6}  {loss:.6}")).collect();
+            lines.push(format!("  mean  {mean:.6} nats per token over {} rows", losses.len()));
+            lines.join("\n")
+        }
+        Some(held_out) => format!(
+            "{mean:.4} nats per token over {} rows of {} tokens from the embedded text's held-out pages\n\
+             {:.4} is their unigram cross-entropy: below it a model uses context",
+            losses.len(),
+            held_out.rows[0].len(),
+            held_out.unigram_cross_entropy
+        ),
+    }
+}

@@ -1,0 +1,115 @@
+//! `assay train`: a recipe becomes a model. Everything that can be checked is checked before anything is written.
+
+use anyhow::Result;
+
+use crate::cli::TrainArgs;
+use crate::data::held_out::HeldOut;
+use crate::data::loader::{Loader, LoaderShape};
+use crate::data::{self};
+use crate::dist::{Single, World};
+use crate::error::{Failure, input};
+use crate::figures::{bytes, count};
+use crate::metrics::printer::Printer;
+use crate::model::config::ModelConfig;
+use crate::model::layout::Layout;
+use crate::model::weights::ModelFiles;
+use crate::recipe::{Estimate, Examined, Init, Recipe, Resolved, Source};
+use crate::train::{self, Start, run_folder};
+
+/// Runs the command.
+pub fn run(args: &TrainArgs, printer: &Printer) -> Result<()> {
+    let start = match (args.resume, args.fresh) {
+        (true, _) => Start::Resume,
+        (_, true) => Start::Fresh,
+        _ => Start::Continue,
+    };
+    let source = Source::read(&args.recipe, &args.set)?;
+    let resolved = resolve(&source, source.recipe()?, start)?;
+    for warning in &resolved.warnings {
+        printer.warn(&source.located(warning));
+    }
+    super::set_threads(Some(resolved.threads))?;
+    if args.dry_run {
+        return printer.result(&dry_run(&resolved, start)?);
+    }
+    let estimate = Estimate::of(&resolved);
+    printer.note(&format!(
+        "{}: {} parameters, {} steps of {} tokens, {} threads, into {}",
+        resolved.recipe.name,
+        count(estimate.num_parameters),
+        count(resolved.recipe.train.steps as u128),
+        count(resolved.recipe.train.tokens_per_step as u128),
+        resolved.threads,
+        resolved.run_dir.display()
+    ));
+    let summary = train::run(&resolved, start, &Single, printer)?;
+    printer.result(&summary.text)
+}
+
+/// The recipe with all defaults; a run that goes on keeps its number of threads unless the user names another.
+fn resolve(source: &Source, recipe: Recipe, start: Start) -> Result<Resolved> {
+    let resolved = valid(source, recipe.clone())?;
+    if recipe.train.threads.is_some() || start == Start::Fresh {
+        return Ok(resolved);
+    }
+    match run_folder::stored_recipe(&resolved.run_dir)? {
+        None => Ok(resolved),
+        Some(stored) => {
+            let mut recipe = recipe;
+            recipe.train.threads = stored.train.threads;
+            valid(source, recipe)
+        }
+    }
+}
+
+fn valid(source: &Source, recipe: Recipe) -> Result<Resolved> {
+    let Examined { resolved, violations } = recipe.examine();
+    if violations.is_empty() { Ok(resolved) } else { Err(source.refusal(&violations)) }
+}
+
+/// All that a run would meet, up to its first batch, without writing anything.
+fn dry_run(resolved: &Resolved, start: Start) -> Result<String> {
+    let recipe = &resolved.recipe;
+    resolved.micro_steps(World::SINGLE.size)?;
+    let stored = if start == Start::Fresh { None } else { run_folder::stored_recipe(&resolved.run_dir)? };
+    let mut lines = Vec::new();
+    match &stored {
+        Some(stored) => {
+            lines.extend(run_folder::check_unchanged(&resolved.run_dir, stored, recipe)?);
+            lines.push(format!("Would go on with the run in {}.", resolved.run_dir.display()));
+        }
+        None if start == Start::Resume => {
+            return Err(input(format!("{} holds no run to go on with", resolved.run_dir.display())));
+        }
+        None => lines.push(format!("Would start a run in {}.", resolved.run_dir.display())),
+    }
+    if let Init::Dir(dir) = &recipe.init {
+        let config = ModelConfig::read(dir)?;
+        if config.arch != resolved.arch {
+            return Err(input(format!("init.dir: {} holds a model of another shape than the recipe's", dir.display())));
+        }
+        ModelFiles::open(dir, &resolved.arch, &Layout::of(&resolved.arch))?;
+        lines.push(format!("First weights from {}.", dir.display()));
+    }
+    let sequence_length = resolved.rules.criteria.sequence_length;
+    let data = data::open(recipe, sequence_length)?;
+    let held_out = HeldOut::read(&data, recipe.eval.rows, sequence_length)?;
+    lines.push(format!(
+        "Data: {} held-out rows of {sequence_length} tokens, unigram cross-entropy {:.4} nats per token.",
+        held_out.rows.len(),
+        held_out.unigram_cross_entropy
+    ));
+    let shape = LoaderShape { row_len: resolved.row_len, rows_per_batch: recipe.train.micro_batch };
+    let mut loader =
+        Loader::new(data.training, data.tokenizer, data.packing, shape, World::SINGLE, data::Cursor::default())?;
+    let batch = loader.next_batch()?.ok_or_else(|| Failure::Interrupted("interrupted: nothing was written".into()))?;
+    lines.push(format!("First batch: {} rows of {} tokens.", batch.num_rows, batch.row_len));
+    let estimate = Estimate::of(resolved);
+    lines.push(format!(
+        "Needs {} of memory and {} of disk.",
+        bytes(estimate.memory.total()),
+        bytes(estimate.disk.total())
+    ));
+    lines.push("All is well; nothing was written.".to_owned());
+    Ok(lines.join("\n"))
+}

@@ -1,0 +1,62 @@
+//! The losses of a model on batches, as the reference's `compute_losses` finds them.
+//!
+//! A batch is one row of tokens; its loss is the mean cross-entropy of each token after the first, in f32. A batch that
+//! the model cannot read (a token outside its vocabulary, more tokens than positions, no token at all) has an infinite
+//! loss, and the next one goes on; a row of one token has nothing to predict, and PyTorch's mean of nothing is not a
+//! number.
+
+use anyhow::Result;
+
+use crate::interrupt;
+use crate::model::LossAndGradients;
+use crate::model::arch::Arch;
+
+/// The loss of each list of tokens.
+pub fn losses(
+    model: &mut dyn LossAndGradients,
+    arch: &Arch,
+    params: &[f32],
+    batches: &[Vec<u32>],
+) -> Result<Option<Vec<f32>>> {
+    let mut losses = Vec::with_capacity(batches.len());
+    for tokens in batches {
+        if interrupt::requested() {
+            return Ok(None);
+        }
+        losses.push(match can_read(arch, tokens) {
+            true => model.row_losses(params, tokens, 1, tokens.len())?[0],
+            false => f32::INFINITY,
+        });
+    }
+    Ok(Some(losses))
+}
+
+fn can_read(arch: &Arch, tokens: &[u32]) -> bool {
+    !tokens.is_empty() && tokens.len() <= arch.context && tokens.iter().all(|&id| (id as usize) < arch.vocab_size)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::model::layout::Layout;
+    use crate::model::{self, init};
+    use crate::recipe::Backend;
+
+    #[test]
+    fn a_batch_that_cannot_be_read_is_infinite_and_the_next_one_is_scored() {
+        let arch = Arch::gpt2(10, 4, 8, 1, 2);
+        let layout = Layout::of(&arch);
+        let mut params = vec![0.0; layout.len()];
+        init::scratch(&arch, &layout, 1, &mut params);
+        let batches = [vec![1, 2, 3], vec![1, 10], vec![1, 2, 3, 4, 5], vec![], vec![7], vec![1, 2, 3]];
+        for backend in [Backend::Native, Backend::Candle] {
+            let mut model = model::backend(backend, &arch);
+            let losses = losses(model.as_mut(), &arch, &params, &batches).unwrap().unwrap();
+            assert!((losses[0] - 10f32.ln()).abs() < 0.1);
+            assert_eq!(losses[1..4], [f32::INFINITY; 3]);
+            assert!(losses[4].is_nan());
+            assert_eq!(losses[5], losses[0]);
+        }
+    }
+}

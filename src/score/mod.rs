@@ -1,0 +1,3 @@
+//! The validator's arithmetic and nothing else.
+
+pub mod loss;

@@ -1,10 +1,13 @@
 //! `metrics.jsonl`: one JSON object a line, `{"step":12,"time":1710000000.5,"loss":9.75,…}`.
 //!
 //! Numbers are written with the fewest digits that give back the same f64; NaN and infinities as the strings "nan",
-//! "inf" and "-inf". When a run resumes at step s, everything after s is cut off first, so that the file of an
-//! interrupted run ends up with the same steps and losses as that of a run that went through. Steps never decrease
-//! within the file, so what must go is its tail: cutting needs no second copy and no room on the disk.
+//! "inf" and "-inf". When a run resumes from a checkpoint, what it recorded after saving that is cut off first, so that
+//! the file of an interrupted run ends up with the same steps and losses as that of a run that went through.
+//!
+//! The order that this relies on: a step is recorded (its first line), then saved, then evaluated (further lines of the
+//! same step). So what must go is the file's tail, and cutting it needs no second copy and no room on the disk.
 
+use std::cmp::Ordering;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
@@ -66,7 +69,7 @@ pub fn number(value: f64) -> Value {
     }
 }
 
-/// Number of bytes of the lines before the first one that lies after `step` or lacks its end.
+/// Number of bytes up to and with the first line of `step`, or before the first line that is later or lacks its end.
 fn bytes_up_to(step: u64, file: &File) -> io::Result<u64> {
     #[derive(Deserialize)]
     struct Line {
@@ -78,14 +81,17 @@ fn bytes_up_to(step: u64, file: &File) -> io::Result<u64> {
     let mut kept_bytes = 0;
     loop {
         line.clear();
-        let num_bytes = reader.read_until(b'\n', &mut line)?;
-        let is_whole = line.last() == Some(&b'\n');
-        // A whole line that is none of ours was put there by somebody: it stays.
-        let is_later = serde_json::from_slice::<Line>(&line).is_ok_and(|line| line.step > step);
-        if !is_whole || is_later {
+        let num_bytes = reader.read_until(b'\n', &mut line)? as u64;
+        if line.last() != Some(&b'\n') {
             return Ok(kept_bytes);
         }
-        kept_bytes += num_bytes as u64;
+        // A whole line that is none of ours was put there by somebody: it stays.
+        let line_step = serde_json::from_slice::<Line>(&line).map(|line| line.step);
+        match line_step.map(|line_step| line_step.cmp(&step)) {
+            Ok(Ordering::Greater) => return Ok(kept_bytes),
+            Ok(Ordering::Equal) => return Ok(kept_bytes + num_bytes),
+            Ok(Ordering::Less) | Err(_) => kept_bytes += num_bytes,
+        }
     }
 }
 
@@ -137,21 +143,31 @@ mod tests {
     }
 
     #[test]
-    fn resuming_cuts_what_came_after_the_checkpoint_and_a_torn_last_line() {
-        let before = "{\"step\":1,\"loss\":3.0}\n{\"step\":2,\"loss\":2.0}\n{\"step\":2,\"held_out_loss\":2.5}\n";
-        for (after, expected) in [
-            ("{\"step\":3,\"loss\":1.0}\n{\"step\":4,\"loss\":0.5}\n", before),
-            ("{\"step\":3,\"loss\":1.0}\n{\"step\":4,\"lo", before),
-            ("{\"step\":2,\"lo", before),
-            ("", before),
+    fn resuming_cuts_what_was_recorded_after_the_checkpoint_and_a_torn_last_line() {
+        let before =
+            "{\"step\":1,\"loss\":3.0}\n{\"step\":1,\"held_out_loss\":3.5}\nnot ours\n{\"step\":2,\"loss\":2.0}\n";
+        for after in [
+            "",
+            "{\"step\":2,\"held_out_loss\":2.5}\n",
+            "{\"step\":2,\"held_out_loss\":2.5}\n{\"step\":3,\"loss\":1.0}\n{\"step\":4,\"loss\":0.5}\n",
+            "{\"step\":3,\"loss\":1.0}\n{\"step\":4,\"lo",
+            "{\"step\":2,\"held_o",
         ] {
             let dir = tempfile::tempdir().unwrap();
             std::fs::write(dir.path().join(FILE_NAME), format!("{before}{after}")).unwrap();
             let mut jsonl = Jsonl::open(dir.path(), Some(2)).unwrap();
-            assert_eq!(read(dir.path()), expected);
+            assert_eq!(read(dir.path()), before);
             jsonl.record(3, 0.0, &[("loss", 1.0)]).unwrap();
             assert_eq!(read(dir.path()), format!("{before}{{\"step\":3,\"time\":0.0,\"loss\":1.0}}\n"));
         }
+    }
+
+    #[test]
+    fn a_file_that_ends_before_the_checkpoint_loses_only_its_torn_line() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE_NAME), "{\"step\":1,\"loss\":3.0}\n{\"step\":2,\"lo").unwrap();
+        Jsonl::open(dir.path(), Some(5)).unwrap();
+        assert_eq!(read(dir.path()), "{\"step\":1,\"loss\":3.0}\n");
     }
 
     #[test]

@@ -41,7 +41,7 @@ struct Sink {
 
 impl Recorder {
     /// Opens the records of a run. `resumed_at`: the step of the checkpoint that it goes on from, `None` when it starts
-    /// from nothing; whatever the records hold after that is cut off.
+    /// from nothing; what was recorded after it was saved is cut off, the evaluation of that very step included.
     pub fn open(run_dir: &Path, resumed_at: Option<u64>, tensorboard: bool, printer: &Printer) -> Self {
         let mut recorder = Self { sinks: Vec::new(), printer: printer.clone() };
         recorder.add("metrics.jsonl", jsonl::Jsonl::open(run_dir, resumed_at));

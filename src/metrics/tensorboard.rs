@@ -40,7 +40,8 @@ impl TensorBoard {
         let mut version = Event::new();
         version.set_wall_time(unix_time());
         version.set_file_version("brain.Event:2".to_owned());
-        writer.write(&version)?;
+        // What a full disk does not take now follows with the first record, whose caller hears of it.
+        writer.write(&version).ok();
 
         if newest.is_some() {
             let mut start = Event::new();
@@ -49,7 +50,7 @@ impl TensorBoard {
             let mut session = SessionLog::new();
             session.set_status(SessionLog_SessionStatus::START);
             start.set_session_log(session);
-            writer.write(&start)?;
+            writer.write(&start).ok();
         }
         Ok(writer)
     }

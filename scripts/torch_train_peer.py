@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""PyTorch doing what `assay bench` does: GPT-2 in eager float32, trained or scored on random tokens, timed.
+
+    "$(scripts/python-env)" scripts/torch_train_peer.py train|score --layers L --width D --heads H --vocab V --seq T
+        --batch B --steps N [--threads N] [--attention sdpa|explicit] [--adamw fused|foreach]
+
+Prints one JSON object with the keys of `assay bench`: tokens_per_s, step_s (median of the steps after one that warms
+up), gflops (6N + 12LdT per trained token, a third of it when scoring) and peak_mib. The model is written as plainly as
+nanoGPT's, without dropout; a training step is forward, backward, clipping by global norm, and AdamW. The defaults are
+the faster ones on the CPU, so that the comparison is fair.
+"""
+
+import argparse
+import json
+import math
+import resource
+import statistics
+import time
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads, attention):
+        super().__init__()
+        self.heads, self.attention = heads, attention
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        b, t, c = x.shape
+        q, k, v = (y.view(b, t, self.heads, -1).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(c, dim=2))
+        if self.attention == "sdpa":
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            scores = q @ k.transpose(2, 3) / math.sqrt(c // self.heads)
+            future = torch.ones(t, t, dtype=torch.bool).triu(1)
+            y = scores.masked_fill(future, float("-inf")).softmax(-1) @ v
+        x = x + self.out(y.transpose(1, 2).reshape(b, t, c))
+        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+
+class Gpt2(nn.Module):
+    def __init__(self, options):
+        super().__init__()
+        self.token = nn.Embedding(options.vocab, options.width)
+        self.position = nn.Embedding(options.seq, options.width)
+        self.blocks = nn.ModuleList(Block(options.width, options.heads, options.attention) for _ in range(options.layers))
+        self.norm = nn.LayerNorm(options.width)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.02)
+
+    def loss(self, tokens):
+        """Every position but the last predicts the token after it; the head is the token embedding."""
+        x = self.token(tokens) + self.position.weight[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        logits = F.linear(self.norm(x)[:, :-1], self.token.weight)
+        return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["train", "score"])
+    for name in ("layers", "width", "heads", "vocab", "seq", "batch", "steps"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--attention", choices=["sdpa", "explicit"], default="sdpa")
+    parser.add_argument("--adamw", choices=["fused", "foreach"], default="fused")
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(1)
+    model = Gpt2(options)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    batches = torch.randint(options.vocab, (options.steps + 1, options.batch, options.seq))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, **{options.adamw: True})
+
+    def train(tokens):
+        optimizer.zero_grad(set_to_none=True)
+        loss = model.loss(tokens)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    @torch.inference_mode()
+    def score(tokens):
+        return model.loss(tokens).item()
+
+    step = train if options.what == "train" else score
+    seconds = []
+    for tokens in batches:
+        start = time.perf_counter()
+        step(tokens)
+        seconds.append(time.perf_counter() - start)
+    step_s = statistics.median(seconds[1:])
+    tokens_per_s = options.batch * options.seq / step_s
+    flops_per_token = 6 * num_parameters + 12 * options.layers * options.width * options.seq
+    flops_per_token /= 1 if options.what == "train" else 3
+    print(
+        json.dumps({
+            "tokens_per_s": tokens_per_s,
+            "step_s": step_s,
+            "gflops": tokens_per_s * flops_per_token / 1e9,
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        })
+    )
+
+
+if __name__ == "__main__":
+    main()

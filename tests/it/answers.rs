@@ -1,0 +1,120 @@
+//! The machine-readable answers that scripts rely on: one JSON object on stdout, everything else on stderr.
+
+use serde_json::Value;
+
+use crate::util::{Dir, NUM_PARAMETERS};
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+/// A run of two steps; its model is `run/latest`.
+fn trained() -> Dir {
+    let dir = Dir::with_recipe(2);
+    let outcome = dir.train(&[]).run().assert_exit(0);
+    assert_eq!(outcome.stdout, "", "{outcome:?}");
+    dir
+}
+
+#[test]
+fn inspect_answers_with_one_object() {
+    let dir = trained();
+    let answer = dir.assay(&["inspect", "run/latest", "--json"]).run().assert_exit(0).json();
+    assert_eq!(keys(&answer), ["architecture", "parameters", "bytes", "hash", "ok", "reasons"]);
+    assert_eq!(answer["architecture"], "GPT2LMHeadModel");
+    assert_eq!(answer["parameters"], NUM_PARAMETERS);
+    let num_bytes: u64 =
+        std::fs::read_dir(dir.path("run/latest")).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+    assert_eq!(answer["bytes"], num_bytes);
+    assert_eq!(answer["hash"].as_str().unwrap().len(), 44, "SHA-256 in base64: {answer}");
+    assert_eq!((&answer["ok"], &answer["reasons"]), (&Value::Bool(true), &Value::Array(Vec::new())));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let dir = trained();
+    let outcome = dir.assay(&["inspect", "run/latest"]).run_with_closed_stdout().assert_exit(0);
+    assert!(!outcome.stderr.contains("error"), "{outcome:?}");
+}
+
+#[test]
+fn score_answers_with_one_loss_a_list() {
+    let dir = trained();
+    let long: Vec<u32> = (0..64).map(|i| i * 700).collect();
+    let too_long: Vec<u32> = (0..65).collect();
+    let lists = serde_json::json!([
+        [464, 18364, 4499, 257, 2746],
+        long,
+        too_long,
+        [5, 50_257, 6],
+        [464, 18364, 4499, 257, 2746]
+    ]);
+    dir.write("tokens.json", lists.to_string());
+    let answer = dir.assay(&["score", "run/latest", "--tokens", "tokens.json", "--json"]).run().assert_exit(0).json();
+    assert_eq!(keys(&answer), ["losses"]);
+    let losses = answer["losses"].as_array().unwrap();
+    assert_eq!(losses.len(), 5, "{answer}");
+    for i in [0, 1] {
+        // Two steps after a random start the model knows next to nothing: about ln(50257) = 10.82.
+        let loss = losses[i].as_f64().unwrap();
+        assert!((9.0..12.0).contains(&loss), "{answer}");
+        assert_eq!(f64::from(loss as f32), loss, "a loss is an f32: {answer}");
+    }
+    // As for the validator: more tokens than positions, and an id outside the vocabulary.
+    assert_eq!((&losses[2], &losses[3]), (&Value::from("inf"), &Value::from("inf")));
+    assert_eq!(losses[0], losses[4]);
+}
+
+#[test]
+fn tokens_that_are_no_lists_of_ids_are_refused() {
+    let dir = trained();
+    for content in ["{}", "[1,2,3]", "[[1,-2]]", "[[1.5]]", "[[1,2]", ""] {
+        dir.write("tokens.json", content);
+        let outcome = dir.assay(&["score", "run/latest", "--tokens", "tokens.json", "--json"]).run();
+        let outcome = outcome.assert_exit(2).assert_stderr_contains("tokens.json");
+        assert_eq!(outcome.stdout, "");
+    }
+}
+
+/// Rates and arithmetic belong together: 6N + 12LdT operations a trained token, a third of it a scored one.
+#[test]
+fn bench_answers_with_rates_that_belong_together() {
+    let dir = Dir::new();
+    let (layers, width, vocab, seq, batch) = (1.0, 32.0, 1000.0, 64.0, 2.0);
+    for (what, part) in [("train", 1.0), ("score", 1.0 / 3.0)] {
+        let sizes = "--layers 1 --width 32 --heads 2 --vocab 1000 --seq 64 --batch 2 --steps 3 --threads 2 --json";
+        let sizes: Vec<_> = sizes.split(' ').collect();
+        let answer = dir.assay(&["bench", what]).args(&sizes).run().assert_exit(0).json();
+        assert_eq!(keys(&answer), ["tokens_per_s", "step_s", "gflops", "peak_mib"]);
+        let [tokens_per_s, step_s, gflops, peak_mib] =
+            ["tokens_per_s", "step_s", "gflops", "peak_mib"].map(|key| answer[key].as_f64().unwrap());
+        let parameters = vocab * width + seq * width + layers * (12.0 * width * width + 13.0 * width) + 2.0 * width;
+        let flops_per_token = part * (6.0 * parameters + 12.0 * layers * width * seq);
+        let close = |a: f64, b: f64| (a / b - 1.0).abs() < 0.01;
+        assert!(close(gflops, tokens_per_s * flops_per_token / 1e9), "{what}: {answer}");
+        assert!(close(tokens_per_s * step_s, batch * seq), "{what}: {answer}");
+        assert!((1.0..4096.0).contains(&peak_mib), "{what}: {answer}");
+    }
+}
+
+#[test]
+fn a_run_records_what_its_readers_look_for() {
+    let dir = trained();
+    let text = std::fs::read_to_string(dir.path("run/metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let steps: Vec<&Value> = lines.iter().filter(|line| line.get("loss").is_some()).collect();
+    assert_eq!(steps.len(), 2);
+    for line in steps {
+        for key in ["step", "time", "loss", "grad_norm", "learning_rate", "tokens_per_s", "data_wait"] {
+            assert!(line[key].is_number(), "{key} in {line}");
+        }
+        assert!((0.0..=1.0).contains(&line["data_wait"].as_f64().unwrap()), "{line}");
+    }
+    assert_eq!(lines.iter().filter(|line| line["held_out_loss"].is_number()).count(), 1, "evaluated at the end");
+    let names: Vec<String> =
+        std::fs::read_dir(dir.path("run")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(names.iter().filter(|name| name.starts_with("events.out.tfevents.")).count(), 1, "{names:?}");
+    for name in ["recipe.yaml", "latest", "best", "step-00000002", "state"] {
+        assert!(names.iter().any(|other| other == name), "no {name} in {names:?}");
+    }
+}

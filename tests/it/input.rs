@@ -1,0 +1,156 @@
+//! Wrong input: exit code 2, a sentence that says what is wrong and where, and nothing left on the disk.
+
+use crate::util::{Dir, Outcome};
+
+/// `train` and `check` both refuse; nothing is written, nothing answered.
+fn refused(dir: &Dir, args: &[&str]) -> Outcome {
+    let before = dir.listing();
+    let check = dir.assay(&["check", "recipe.yaml"]).args(args).run().assert_exit(2);
+    let train = dir.train(args).run().assert_exit(2);
+    for outcome in [&check, &train] {
+        assert_eq!(outcome.stdout, "", "{outcome:?}");
+        assert!(outcome.stderr.starts_with("error: "), "{outcome:?}");
+    }
+    assert_eq!(dir.listing(), before);
+    train
+}
+
+fn with_recipe_edited(from: &str, to: &str) -> Dir {
+    let dir = Dir::with_recipe(2);
+    let recipe = std::fs::read_to_string(dir.path("recipe.yaml")).unwrap();
+    assert!(recipe.contains(from));
+    dir.write("recipe.yaml", recipe.replacen(from, to, 1));
+    dir
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_place_and_the_key_that_was_meant() {
+    refused(&with_recipe_edited("width: 32", "widht: 32"), &[])
+        .assert_stderr_contains("recipe.yaml")
+        .assert_stderr_contains("widht")
+        .assert_stderr_contains("width")
+        .assert_stderr_contains("line 3");
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_refused_with_its_key_and_place() {
+    refused(&with_recipe_edited("layers: 1", "layers: big"), &[])
+        .assert_stderr_contains("model.layers")
+        .assert_stderr_contains("big")
+        .assert_stderr_contains("line 3");
+}
+
+#[test]
+fn an_override_of_an_unknown_key_is_refused() {
+    refused(&Dir::with_recipe(2), &["--set", "model.widht=32"]).assert_stderr_contains("model.widht");
+}
+
+#[test]
+fn a_missing_recipe_is_named() {
+    refused(&Dir::new(), &[]).assert_stderr_contains("recipe.yaml");
+}
+
+/// GPT-2 large: 774,030,080 parameters, 0.3 % over the limit in force since block 2,405,920.
+#[test]
+fn a_model_over_the_limit_is_refused_before_anything_is_written() {
+    let dir = with_recipe_edited("layers: 1, heads: 2, width: 32", "layers: 36, heads: 20, width: 1280, context: 1024");
+    refused(&dir, &[]).assert_stderr_contains("774030080").assert_stderr_contains("772000000");
+    let before = dir.listing();
+    dir.assay(&["check", "recipe.yaml", "--explain"]).run().assert_exit(2).assert_stderr_contains("774030080");
+    assert_eq!(dir.listing(), before);
+}
+
+#[test]
+fn the_limit_is_that_of_the_block_the_recipe_names() {
+    let dir = with_recipe_edited("layers: 1, heads: 2, width: 32", "layers: 24, heads: 16, width: 1024, context: 1024");
+    refused(&dir, &["--set", "rules.block=2405919"])
+        .assert_stderr_contains("354823168")
+        .assert_stderr_contains("186000000");
+    dir.assay(&["check", "recipe.yaml", "--set", "rules.block=2405920"]).run().assert_exit(0);
+}
+
+#[test]
+fn a_context_below_the_rules_sequence_length_is_refused() {
+    refused(&with_recipe_edited("width: 32", "width: 32, context: 32"), &[])
+        .assert_stderr_contains("model.context")
+        .assert_stderr_contains("32")
+        .assert_stderr_contains("64");
+}
+
+#[test]
+fn text_that_holds_nothing_is_refused_with_the_files_name() {
+    let dir = Dir::with_recipe(2);
+    dir.write("train.jsonl", "");
+    let before = dir.listing();
+    let outcome = dir.train(&[]).run().assert_exit(2).assert_stderr_contains("train.jsonl");
+    assert_eq!(outcome.stdout, "");
+    assert_eq!(dir.listing(), before);
+}
+
+#[test]
+fn text_that_is_not_utf8_is_refused_with_file_and_line() {
+    for (name, lines) in [
+        ("bad.jsonl", [&b"{\"text\":\"one\"}\n"[..], b"{\"text\":\"two\"}\n", b"{\"text\":\"caf\xe9\"}\n"]),
+        ("bad.txt", [b"one\n", b"two\n", b"caf\xe9\n"]),
+    ] {
+        let dir = Dir::with_recipe(2);
+        let path = dir.write(name, lines.concat());
+        let before = dir.listing();
+        let set = format!("data.paths=[\"{}\"]", path.display());
+        dir.train(&["--set", &set])
+            .run()
+            .assert_exit(2)
+            .assert_stderr_contains(name)
+            .assert_stderr_contains_any(&["line 3", &format!("{name}:3")])
+            .assert_stderr_contains("UTF-8");
+        assert_eq!(dir.listing(), before);
+    }
+}
+
+#[test]
+fn an_unknown_flag_or_verb_is_refused() {
+    let dir = Dir::with_recipe(2);
+    for args in [
+        &["train", "recipe.yaml", "--frehs"][..],
+        &["trian"],
+        &["inspect"],
+        &["train", "recipe.yaml", "--resume", "--fresh"],
+    ] {
+        let outcome = dir.assay(args).run().assert_exit(2);
+        assert_eq!(outcome.stdout, "");
+    }
+    assert!(!dir.path("run").exists());
+}
+
+#[test]
+fn a_folder_that_holds_no_model_is_refused() {
+    let dir = Dir::new();
+    std::fs::create_dir(dir.path("empty")).unwrap();
+    for folder in ["empty", "absent"] {
+        dir.assay(&["score", folder]).run().assert_exit(2).assert_stderr_contains(folder);
+    }
+}
+
+#[test]
+fn a_dry_run_checks_everything_and_writes_nothing() {
+    let dir = Dir::with_recipe(2);
+    let before = dir.listing();
+    dir.train(&["--dry-run"]).run().assert_exit(0);
+    dir.write("held_out.jsonl", b"{\"text\":\"caf\xe9\"}\n");
+    dir.train(&["--dry-run"]).run().assert_exit(2).assert_stderr_contains("held_out.jsonl");
+    assert_eq!(dir.listing(), before);
+}
+
+#[test]
+fn every_recipe_that_is_shipped_passes_check() {
+    let recipes = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes");
+    let mut num_recipes = 0;
+    for entry in std::fs::read_dir(recipes).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            Dir::new().assay(&["check"]).arg(&path).run().assert_exit(0);
+            num_recipes += 1;
+        }
+    }
+    assert!(num_recipes >= 3, "{num_recipes} recipes in {recipes}");
+}

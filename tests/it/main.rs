@@ -1,0 +1,13 @@
+//! Whole-program tests: what a user types, what he gets to see, and what lies on his disk afterwards. One crate, so that
+//! it is linked once.
+
+#![allow(clippy::unwrap_used)]
+
+mod answers;
+mod damage;
+mod full_disk;
+mod input;
+mod kill;
+mod resume;
+#[path = "../util/mod.rs"]
+mod util;

@@ -1,0 +1,85 @@
+//! Stopping and going on: the same losses bit for bit and the same final weights as a run that went through.
+
+use std::fs;
+use std::path::Path;
+
+use crate::util::{Dir, assert_same_run, last_recorded_step, latest_step, recipe, recorded};
+
+const STEPS: usize = 60;
+
+/// Starts or continues the run and stops it by a signal once it has recorded `after_step`.
+fn stop_by(signal: &str, dir: &Dir, args: &[&str], run: &Path, after_step: u64) {
+    let mut running = dir.train(args).spawn();
+    assert!(running.wait_until(|| last_recorded_step(run) >= after_step), "{:?}", running.wait());
+    running.signal(signal);
+    running.wait().assert_exit(130);
+    let saved = latest_step(run);
+    assert!((after_step..STEPS as u64).contains(&saved), "saved at step {saved}, stopped after step {after_step}");
+    assert_eq!(last_recorded_step(run), saved, "every step that was recorded is saved, and none else");
+}
+
+/// With dropout, so that the random state is part of what must come back, and stopped between the regular saves.
+#[test]
+fn a_run_stopped_and_resumed_twice_writes_what_one_that_went_through_writes() {
+    let dir = Dir::with_recipe(STEPS);
+    let (through, stopped) = (dir.path("through"), dir.path("stopped"));
+    let set = |run: &Path| format!("checkpoint.dir={}", run.display());
+    let dropout = ["--set", "model.dropout=0.1", "--set"];
+    dir.train(&[&dropout[..], &[&set(&through)]].concat()).run().assert_exit(0);
+    assert_eq!(latest_step(&through), STEPS as u64);
+    assert_eq!(recorded(&through, "loss").len(), STEPS);
+
+    let to_stopped = set(&stopped);
+    let start = [&dropout[..], &[&to_stopped]].concat();
+    let resume = [&start[..], &["--resume"]].concat();
+    stop_by("INT", &dir, &start, &stopped, 7);
+    stop_by("TERM", &dir, &resume, &stopped, 33);
+    dir.train(&resume).run().assert_exit(0);
+    assert_same_run(&through, &stopped);
+}
+
+#[test]
+fn a_run_folder_that_was_moved_resumes() {
+    let text = Dir::with_recipe(STEPS);
+    text.train(&[]).run().assert_exit(0);
+
+    // Without checkpoint.dir a run lies in checkpoints/NAME of the folder where assay was started.
+    let recipe = recipe(text.root(), Path::new("unused"), STEPS).replace("dir: \"unused\", ", "");
+    let (old, new) = (Dir::new(), Dir::new());
+    for dir in [&old, &new] {
+        dir.write("recipe.yaml", &recipe);
+    }
+    stop_by("INT", &old, &[], &old.path("checkpoints/tiny"), 5);
+    fs::create_dir(new.path("checkpoints")).unwrap();
+    // Both lie in the same temporary file system, so this is a move.
+    fs::rename(old.path("checkpoints/tiny"), new.path("checkpoints/tiny")).unwrap();
+    drop(old);
+    new.train(&["--resume"]).run().assert_exit(0);
+    assert_same_run(&text.path("run"), &new.path("checkpoints/tiny"));
+}
+
+#[test]
+fn an_existing_run_is_neither_continued_nor_overwritten_unasked() {
+    let dir = Dir::with_recipe(3);
+    dir.train(&[]).run().assert_exit(0);
+    let (before, weights) = (dir.listing(), fs::read(dir.path("run/latest/model.safetensors")).unwrap());
+    let metrics = fs::read(dir.path("run/metrics.jsonl")).unwrap();
+    dir.train(&[]).run().assert_exit(2).assert_stderr_contains("--resume").assert_stderr_contains("--fresh");
+    assert_eq!(dir.listing(), before);
+    assert_eq!(fs::read(dir.path("run/metrics.jsonl")).unwrap(), metrics);
+
+    let losses = recorded(&dir.path("run"), "loss");
+    dir.train(&["--fresh"]).run().assert_exit(0);
+    assert_eq!(recorded(&dir.path("run"), "loss"), losses);
+    assert!(fs::read(dir.path("run/latest/model.safetensors")).unwrap() == weights);
+}
+
+#[test]
+fn the_resolved_recipe_lies_in_the_run_folder_and_trains_the_same_again() {
+    let dir = Dir::with_recipe(3);
+    dir.train(&["--set", "train.seed=7"]).run().assert_exit(0);
+    fs::copy(dir.path("run/recipe.yaml"), dir.path("resolved.yaml")).unwrap();
+    let again = format!("checkpoint.dir={}", dir.path("again").display());
+    dir.assay(&["train", "resolved.yaml", "--set", &again]).run().assert_exit(0);
+    assert_same_run(&dir.path("run"), &dir.path("again"));
+}

@@ -11,24 +11,15 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::cli::InspectArgs;
 use crate::error::input;
+use crate::figures::count;
 use crate::hub::hash::{directory_bytes, directory_hash};
+use crate::metrics::printer::Printer;
 use crate::model::config::{self, CONFIG_FILE, GENERATION_FILE, ModelConfig};
 use crate::model::layout::Layout;
 use crate::model::weights::ModelFiles;
-
-/// The subnet's rules that a model folder is held against.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Most parameters; as many are accepted.
-    pub max_parameters: u64,
-    /// Most bytes of a repository; as many are accepted.
-    pub max_repo_bytes: u64,
-    /// Tokens of the rows that models are scored on.
-    pub sequence_length: usize,
-    /// Class names of the allowed architectures.
-    pub architectures: Vec<String>,
-}
+use crate::rules::{Criteria, Rules};
 
 /// What was found; serialised, it is the object that `--json` prints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -50,8 +41,18 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
+/// Runs the command.
+pub fn run(args: &InspectArgs, printer: &Printer) -> Result<()> {
+    let criteria = args.block.map_or_else(Rules::default, Rules::at_block).criteria;
+    let report = inspect(&args.model, &criteria)?;
+    if args.json {
+        return printer.result(&serde_json::to_string(&report)?);
+    }
+    printer.result(&report.text())
+}
+
 /// Looks at a model folder.
-pub fn inspect(dir: &Path, limits: &Limits) -> Result<Report> {
+pub fn inspect(dir: &Path, limits: &Criteria) -> Result<Report> {
     if !dir.is_dir() {
         return Err(input(format!("{} is not a folder; name the folder that holds config.json.", dir.display())));
     }
@@ -60,7 +61,7 @@ pub fn inspect(dir: &Path, limits: &Limits) -> Result<Report> {
     let mut notes = Vec::new();
 
     let architecture = config::class_in(dir);
-    if let Some(class) = architecture.filter(|class| !limits.architectures.iter().any(|allowed| allowed == class)) {
+    if let Some(class) = architecture.filter(|class| !limits.architectures.contains(class)) {
         let allowed = limits.architectures.join(", ");
         reasons.push(format!("The architecture {class} is not allowed by the rules; allowed are {allowed}."));
     }
@@ -84,8 +85,8 @@ pub fn inspect(dir: &Path, limits: &Limits) -> Result<Report> {
                     notes.append(&mut files.notes);
                     notes.extend(not_downloaded(dir, &files));
                     if num_parameters > limits.max_parameters {
-                        let (actual, limit) = (grouped(num_parameters), grouped(limits.max_parameters));
-                        let over = grouped(num_parameters - limits.max_parameters);
+                        let (actual, limit) = (count(num_parameters), count(limits.max_parameters));
+                        let over = count(num_parameters - limits.max_parameters);
                         reasons.push(format!(
                             "The model has {actual} parameters; the limit is {limit} ({over} too many)."
                         ));
@@ -95,7 +96,7 @@ pub fn inspect(dir: &Path, limits: &Limits) -> Result<Report> {
         }
     }
     if bytes > limits.max_repo_bytes {
-        let (actual, limit) = (grouped(bytes), grouped(limits.max_repo_bytes));
+        let (actual, limit) = (count(bytes), count(limits.max_repo_bytes));
         reasons.push(format!("The folder has {actual} bytes; a repository may have {limit}."));
     }
     let architecture = architecture.map(str::to_owned);
@@ -111,7 +112,7 @@ impl Report {
         };
         row("architecture", self.architecture.as_deref().unwrap_or("unknown"));
         row("parameters", &self.parameters.map_or_else(|| "unknown".to_owned(), grouped));
-        row("bytes", &grouped(self.bytes));
+        row("bytes", &count(self.bytes));
         row("hash", &self.hash);
         row("accepted", if self.ok { "yes" } else { "no" });
         self.reasons.iter().for_each(|reason| row("", reason));
@@ -141,12 +142,6 @@ fn sentence(error: &anyhow::Error) -> String {
 }
 
 /// A number with its digits in groups of three.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|group| str::from_utf8(group).ok()).collect();
-    groups.join(",")
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -157,12 +152,13 @@ mod tests {
     use crate::model::arch::Arch;
     use crate::model::weights::{self, WEIGHTS_FILE};
 
-    fn limits() -> Limits {
-        Limits {
+    fn limits() -> Criteria {
+        Criteria {
             max_parameters: 100_000,
             max_repo_bytes: 1_000_000,
             sequence_length: 64,
-            architectures: vec!["GPT2LMHeadModel".to_owned(), "MistralForCausalLM".to_owned()],
+            architectures: &["GPT2LMHeadModel", "MistralForCausalLM"],
+            ..Rules::default().criteria
         }
     }
 
@@ -220,13 +216,16 @@ mod tests {
     fn limits_are_met_by_what_equals_them_and_broken_by_one_more() {
         let dir = model();
         let bytes = inspect(dir.path(), &limits()).unwrap().bytes;
-        let exact = Limits { max_parameters: 75_072, max_repo_bytes: bytes, ..limits() };
+        let exact = Criteria { max_parameters: 75_072, max_repo_bytes: bytes, ..limits() };
         assert!(inspect(dir.path(), &exact).unwrap().ok);
         for (limits, expected) in [
-            (Limits { max_parameters: 75_071, ..exact.clone() }, "75,072 parameters; the limit is 75,071 (1 too many)"),
-            (Limits { max_repo_bytes: bytes - 1, ..exact.clone() }, "a repository may have"),
-            (Limits { sequence_length: 65, ..exact.clone() }, "reads 64 tokens; rows of 65 are scored"),
-            (Limits { architectures: vec!["X".to_owned()], ..exact }, "GPT2LMHeadModel is not allowed"),
+            (
+                Criteria { max_parameters: 75_071, ..exact.clone() },
+                "75,072 parameters; the limit is 75,071 (1 too many)",
+            ),
+            (Criteria { max_repo_bytes: bytes - 1, ..exact.clone() }, "a repository may have"),
+            (Criteria { sequence_length: 65, ..exact.clone() }, "reads 64 tokens; rows of 65 are scored"),
+            (Criteria { architectures: &["X"], ..exact }, "GPT2LMHeadModel is not allowed"),
         ] {
             let report = inspect(dir.path(), &limits).unwrap();
             assert!(!report.ok && report.reasons.len() == 1, "{:?}", report.reasons);

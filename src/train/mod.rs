@@ -13,9 +13,9 @@ pub mod step;
 
 use anyhow::Result;
 
+use crate::data;
 use crate::data::held_out::HeldOut;
 use crate::data::loader::{Loader, LoaderShape};
-use crate::data;
 use crate::dist::Collective;
 use crate::metrics::printer::Printer;
 use crate::recipe::Resolved;

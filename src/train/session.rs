@@ -276,7 +276,10 @@ impl<'a> Session<'a> {
         let steps = self.place.step - self.steps_before;
         let mut lines = Vec::new();
         lines.push(if steps == 0 {
-            format!("{} was trained before: all {} steps are done (--fresh trains it anew).", recipe.name, self.place.step)
+            format!(
+                "{} was trained before: all {} steps are done (--fresh trains it anew).",
+                recipe.name, self.place.step
+            )
         } else {
             let speed = self.meter.overall();
             format!(
@@ -301,9 +304,18 @@ impl<'a> Session<'a> {
             if below > 0.0 { "below" } else { "above" },
             self.unigram_cross_entropy
         ));
-        lines.push(format!("Best model    {} (held-out loss {:.4} at step {})", run_dir.join("best").display(), best.loss, best.step));
+        lines.push(format!(
+            "Best model    {} (held-out loss {:.4} at step {})",
+            run_dir.join("best").display(),
+            best.loss,
+            best.step
+        ));
         lines.push(format!("Latest model  {}", run_dir.join("latest").display()));
-        lines.push(format!("Records       {}, TensorBoard: --logdir {}", run_dir.join("metrics.jsonl").display(), run_dir.display()));
+        lines.push(format!(
+            "Records       {}, TensorBoard: --logdir {}",
+            run_dir.join("metrics.jsonl").display(),
+            run_dir.display()
+        ));
         if let Some(mib) = meter::peak_memory_mib() {
             lines.push(format!("Peak memory   {mib:.0} MiB"));
         }

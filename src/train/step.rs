@@ -66,7 +66,12 @@ impl<'a> Stepper<'a> {
     }
 
     /// Takes the step after `place`, which moves on; `None`, and nothing changed, if an orderly end was asked for.
-    pub fn step(&mut self, weights: &mut Weights, place: &mut Place, loader: &mut Loader) -> Result<Option<StepReport>> {
+    pub fn step(
+        &mut self,
+        weights: &mut Weights,
+        place: &mut Place,
+        loader: &mut Loader,
+    ) -> Result<Option<StepReport>> {
         let started = Instant::now();
         let waited_before = loader.waited();
         let world = self.collective.world();
@@ -80,8 +85,15 @@ impl<'a> Stepper<'a> {
             let dropout = self.dropout(place.step, micro_step, world.rank);
             let (params, gradients) = (weights.params.as_slice(), self.gradients.as_mut_slice());
             let (rows, row_len) = (batch.num_rows, batch.row_len);
-            let mean =
-                self.model.loss_and_gradients(params, gradients, &batch.tokens, rows, row_len, scale as f32, dropout)?;
+            let mean = self.model.loss_and_gradients(
+                params,
+                gradients,
+                &batch.tokens,
+                rows,
+                row_len,
+                scale as f32,
+                dropout,
+            )?;
             loss += f64::from(mean) * scale;
             tokens += (batch.tokens.len() * world.size) as u64;
             cursor = batch.cursor_after;

@@ -141,8 +141,8 @@ fn lock(run_dir: &Path) -> Result<File> {
             )));
         }
     }
-    file.set_len(0).and_then(|()| file.rewind()).with_context(context)?;
-    write!(file, "{}", std::process::id()).with_context(context)?;
+    // Only for the message above: a full disk must not keep anyone from opening the run.
+    let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
     Ok(file)
 }
 

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 
 use super::verify::{Manifest, state_path};
@@ -107,23 +107,34 @@ impl Store {
             foreign(format!("{} is of another version of this program: {error}.", state_path.display()))
         })?;
 
-        let mut read = || -> Result<()> {
-            let files = ModelFiles::open(&model_dir, targets.arch, targets.layout)?;
+        self.read_buffers(step, &manifest, targets)?;
+        Ok((config, state))
+    }
+
+    /// Reads weights and moments, checking their hashes on the way.
+    fn read_buffers(&self, step: u64, manifest: &Manifest, targets: &mut Targets<'_>) -> Result<(), Refusal> {
+        let header = moments_header(targets.moments.iter().map(|(name, values)| (*name, values.len())));
+        let path = state_path(self.run_dir(), step).join(MOMENTS_FILE);
+        let mut read = || -> Result<bool> {
+            let files = ModelFiles::open(&self.model_dir(step), targets.arch, targets.layout)?;
             for sum in files.read_into(targets.layout, targets.params)? {
                 manifest.check(WEIGHTS_FILE, &sum)?;
             }
-            let mut reader = HashedReader::open(&state_dir.join(MOMENTS_FILE))?;
-            let header = moments_header(targets.moments.iter().map(|(name, values)| (*name, values.len())));
-            let actual = reader.read_bytes(header.len() as u64)?;
-            for (_, values) in targets.moments.iter_mut() {
-                reader.read_floats(values)?;
+            let mut reader = HashedReader::open(&path)?;
+            let is_ours = reader.read_bytes((header.len() as u64).min(reader.bytes()))? == header;
+            if is_ours {
+                targets.moments.iter_mut().try_for_each(|(_, values)| reader.read_floats(values))?;
             }
             manifest.check(MOMENTS_FILE, &reader.finish()?)?;
-            ensure!(actual == header, "{MOMENTS_FILE} holds other buffers than this optimizer's");
-            Ok(())
+            Ok(is_ours)
         };
-        read().map_err(Refusal::Damaged)?;
-        Ok((config, state))
+        if read().map_err(Refusal::Damaged)? {
+            return Ok(());
+        }
+        Err(Refusal::Foreign(input(format!(
+            "{} is of another optimizer than the recipe's; restore the recipe, or start over with --fresh.",
+            path.display()
+        ))))
     }
 
     /// Checks all sizes, and the hashes of the files that are read at once; those of the large ones are checked while

@@ -178,6 +178,57 @@ fn a_checkpoint_of_another_model_is_refused_as_the_users_mistake() {
     assert!(error.to_string().contains("another shape"), "{error}");
 }
 
+#[test]
+fn a_checkpoint_of_another_optimizer_is_refused_as_the_users_mistake() {
+    let dir = run_with(&[10]);
+    let store = Store::open(dir.path()).unwrap();
+    let (arch, layout) = (arch(), Layout::of(&arch()));
+    let [mut params, mut m] = [0; 2].map(|_| vec![0.0; layout.len()]);
+    let mut targets =
+        Targets { arch: &arch, layout: &layout, params: &mut params, moments: &mut [("momentum", &mut m)] };
+    let error = store.restore_latest::<State>(&mut targets).unwrap_err();
+    assert_eq!(exit_code(&error), 2);
+    assert!(error.to_string().contains("another optimizer"), "{error}");
+}
+
+/// Its serialisation fails: a save that fails after the model and the moments are written.
+struct Unwritable;
+
+impl serde::Serialize for Unwritable {
+    fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        Err(serde::ser::Error::custom("unwritable"))
+    }
+}
+
+#[test]
+fn a_failed_save_says_that_the_one_before_is_intact_and_leaves_nothing_behind() {
+    let dir = run_with(&[10]);
+    let store = Store::open(dir.path()).unwrap();
+    let params = numbers(20, "a", 0);
+    let error = store
+        .save(&Snapshot {
+            step: 20,
+            config: &ModelConfig::new(arch(), 0.0),
+            layout: &Layout::of(&arch()),
+            params: &params,
+            moments: &[],
+            state: &Unwritable,
+        })
+        .unwrap_err();
+    let error = format!("{error:#}");
+    assert!(error.contains("The checkpoint step-00000020 could not be saved: unwritable. "), "{error}");
+    assert!(error.contains("The checkpoint step-00000010 is intact"), "{error}");
+    assert_eq!(leftovers(dir.path()), Vec::<String>::new());
+    assert_eq!(restore(&store).unwrap().unwrap(), (10, "a".to_owned(), vec![]));
+}
+
+#[test]
+fn a_full_disk_is_told_from_other_failures_below_any_context() {
+    let full = anyhow::Error::from(std::io::Error::from_raw_os_error(28)).context("cannot write x").context("y");
+    let other = anyhow::Error::from(std::io::Error::from_raw_os_error(13)).context("cannot write x");
+    assert!(write::is_out_of_space(&full) && !write::is_out_of_space(&other));
+}
+
 /// Runs `work` on copies of a run, killed after 0, 1, 2, … operations until it gets through, and hands each resulting
 /// folder to `check` with whether it got through.
 fn killed_everywhere(original: &Path, work: impl Fn(&Store) -> Result<()>, check: impl Fn(&Path, bool)) -> usize {

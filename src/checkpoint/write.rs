@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Serialize;
 
 use super::restore::moments_header;
@@ -70,7 +70,7 @@ impl Store {
             )
         };
         if free < needed {
-            anyhow::bail!("No space left for the checkpoint {name}. {}", sizes(free));
+            bail!("No space left for the checkpoint {name}. {}", sizes(free));
         }
         let written = self.write(snapshot, &name);
         if written.is_err() {
@@ -80,9 +80,9 @@ impl Store {
         let bytes = written.map_err(|error| {
             if is_out_of_space(&error) {
                 let free = free_bytes(self.run_dir()).unwrap_or(0);
-                error.context(format!("No space left while saving the checkpoint {name}. {}", sizes(free)))
+                anyhow!("No space left for the checkpoint {name}: {error:#}. {}", sizes(free))
             } else {
-                error.context(format!("cannot save the checkpoint {name}. {}", intact()))
+                anyhow!("The checkpoint {name} could not be saved: {error:#}. {}", intact())
             }
         })?;
         Ok(Saved { dir: self.model_dir(snapshot.step), bytes, secs: start.elapsed().as_secs_f64() })
@@ -224,7 +224,7 @@ impl Store {
     /// Lets `best` name the complete checkpoint of a step.
     pub fn mark_best(&self, step: u64) -> Result<()> {
         let complete = self.steps()?.contains(&step);
-        anyhow::ensure!(complete, "{} is no complete checkpoint and cannot be the best", step_name(step));
+        ensure!(complete, "{} is no complete checkpoint and cannot be the best", step_name(step));
         self.set_link(BEST, step)
     }
 
@@ -280,10 +280,9 @@ impl Store {
     }
 }
 
-fn is_out_of_space(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|error| {
-        matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
-    })
+pub(super) fn is_out_of_space(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
 }
 
 fn gigabytes(bytes: u64) -> String {

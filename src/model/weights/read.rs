@@ -280,8 +280,11 @@ impl Header {
     }
 }
 
+/// Which shard holds each tensor, by names.
+type WeightMap = Vec<(String, String)>;
+
 /// The weight files of a folder, and what the list of shards says about them.
-fn find_files(dir: &Path) -> Result<(Vec<PathBuf>, Vec<(String, String)>)> {
+fn find_files(dir: &Path) -> Result<(Vec<PathBuf>, WeightMap)> {
     let single = dir.join(WEIGHTS_FILE);
     if single.exists() {
         return Ok((vec![single], Vec::new()));

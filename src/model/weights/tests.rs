@@ -301,6 +301,24 @@ fn hostile_headers_are_refused_before_memory_is_taken() {
 }
 
 #[test]
+fn no_flipped_byte_of_a_header_or_a_configuration_makes_the_reader_panic() {
+    let dir = copy_of("gpt2");
+    for (file, len) in [(WEIGHTS_FILE, 2624), (CONFIG_FILE, 740)] {
+        let path = dir.path().join(file);
+        let original = fs::read(&path).unwrap();
+        let mut num_refused = 0;
+        for position in (0..len).step_by(3) {
+            let mut bytes = original.clone();
+            bytes[position] ^= 1 << (position % 8);
+            fs::write(&path, bytes).unwrap();
+            num_refused += usize::from(load(dir.path()).is_err());
+        }
+        assert!(num_refused > len / 15, "{num_refused} of {len}");
+        fs::write(&path, original).unwrap();
+    }
+}
+
+#[test]
 fn shards_cannot_lie_outside_the_folder_or_be_incomplete() {
     for (from, to, expected) in [
         ("model-00001-of-00003.safetensors", "../model-00001-of-00003.safetensors", "no file of this folder"),

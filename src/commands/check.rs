@@ -302,6 +302,8 @@ fn free_disk(dir: &Path) -> Option<u128> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::path::PathBuf;
+
     use super::*;
     use crate::error::exit_code;
     use crate::recipe::{differences, load_resolved, to_yaml};

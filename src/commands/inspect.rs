@@ -111,7 +111,7 @@ impl Report {
             writeln!(text, "{name:<13}{value}").expect("writing to a text does not fail");
         };
         row("architecture", self.architecture.as_deref().unwrap_or("unknown"));
-        row("parameters", &self.parameters.map_or_else(|| "unknown".to_owned(), grouped));
+        row("parameters", &self.parameters.map_or_else(|| "unknown".to_owned(), count));
         row("bytes", &count(self.bytes));
         row("hash", &self.hash);
         row("accepted", if self.ok { "yes" } else { "no" });

@@ -78,7 +78,7 @@ fn dry_run(resolved: &Resolved, start: Start) -> Result<String> {
             lines.extend(run_folder::check_unchanged(&resolved.run_dir, stored, recipe)?);
             lines.push(format!("Would go on with the run in {}.", resolved.run_dir.display()));
         }
-        None if start == Start::Resume => {
+        None if start == Start::Resume && !resolved.run_dir.try_exists()? => {
             return Err(input(format!("{} holds no run to go on with", resolved.run_dir.display())));
         }
         None => lines.push(format!("Would start a run in {}.", resolved.run_dir.display())),

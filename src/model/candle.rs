@@ -237,7 +237,7 @@ fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
@@ -287,7 +287,7 @@ mod tests {
     }
 
     /// The same in f64, for the measure of what f32 costs.
-    struct DoubleDecoder(CandleDecoder);
+    pub(crate) struct DoubleDecoder(pub(crate) CandleDecoder);
 
     fn widen(values: &[f32]) -> Vec<f64> {
         values.iter().map(|&value| value.into()).collect()

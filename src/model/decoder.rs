@@ -156,8 +156,17 @@ impl Decoder {
     }
 
     /// Checks the tokens, makes sure that the memory suffices, and writes ids and targets.
-    fn prepare(&mut self, tokens: &[u32], rows: usize, row_len: usize, training: bool) -> Result<Pass> {
+    fn prepare(
+        &mut self,
+        num_params: usize,
+        tokens: &[u32],
+        rows: usize,
+        row_len: usize,
+        training: bool,
+    ) -> Result<Pass> {
         check_tokens(&self.arch, tokens, rows, row_len)?;
+        let expected = self.layout.len();
+        ensure!(num_params == expected, "{num_params} parameters were given for a model of {expected}");
         let n = rows * row_len;
         let suffices = self.memory.as_ref().is_some_and(|memory| {
             memory.tokens >= n && memory.row_len >= row_len && (memory.training.is_some() || !training)
@@ -417,7 +426,8 @@ impl LossAndGradients for Decoder {
         dropout: Option<DropoutSeed>,
     ) -> Result<f32> {
         ensure!(row_len > 1, "a row of one token has nothing to predict");
-        let pass = Pass { dropout, ..self.prepare(tokens, num_rows, row_len, true)? };
+        ensure!(gradients.len() == params.len(), "{} gradients for {} parameters", gradients.len(), params.len());
+        let pass = Pass { dropout, ..self.prepare(params.len(), tokens, num_rows, row_len, true)? };
         let layout = Arc::clone(&self.layout);
         let params = Parts::of(&self.arch, &layout, params.into());
         let gradients = Parts::of_mut(&self.arch, &layout, gradients.into());
@@ -430,7 +440,7 @@ impl LossAndGradients for Decoder {
     }
 
     fn row_losses(&mut self, params: &[f32], tokens: &[u32], num_rows: usize, row_len: usize) -> Result<Vec<f32>> {
-        let pass = self.prepare(tokens, num_rows, row_len, false)?;
+        let pass = self.prepare(params.len(), tokens, num_rows, row_len, false)?;
         let layout = Arc::clone(&self.layout);
         let params = Parts::of(&self.arch, &layout, params.into());
         self.forward(&params, pass);
@@ -449,7 +459,7 @@ impl LossAndGradients for Decoder {
     }
 
     fn logits(&mut self, params: &[f32], tokens: &[u32], num_rows: usize, row_len: usize) -> Result<Vec<f32>> {
-        let pass = self.prepare(tokens, num_rows, row_len, false)?;
+        let pass = self.prepare(params.len(), tokens, num_rows, row_len, false)?;
         let layout = Arc::clone(&self.layout);
         let params = Parts::of(&self.arch, &layout, params.into());
         self.forward(&params, pass);
@@ -468,6 +478,7 @@ impl LossAndGradients for Decoder {
 mod tests {
     use super::*;
     use crate::model::candle::CandleDecoder;
+    use crate::model::candle::tests::DoubleDecoder;
     use crate::model::golden_tests::{check_backend, check_equal};
     use crate::model::golden_training::{check_adamw, check_reference_miner};
 
@@ -488,6 +499,6 @@ mod tests {
 
     #[test]
     fn native_backend_equals_candle_in_loss_and_every_gradient() {
-        check_equal(native, |arch| Box::new(CandleDecoder::new(arch)));
+        check_equal(native, |arch| Box::new(DoubleDecoder(CandleDecoder::new(arch))));
     }
 }

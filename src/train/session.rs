@@ -76,7 +76,7 @@ impl<'a> Session<'a> {
                     printer.warn(&warning);
                 }
             }
-            None if start == Start::Resume => {
+            None if start == Start::Resume && !run_dir.try_exists()? => {
                 return Err(input(format!(
                     "{} holds no run to go on with: leave out --resume to start one",
                     run_dir.display()

@@ -93,6 +93,9 @@ pub struct InspectArgs {
     /// Apply the rules of this block of the chain; default: those of March 2024.
     #[arg(long)]
     pub block: Option<u64>,
+    /// Length in tokens of the rows that the model must be able to read, for rules of your own.
+    #[arg(long, value_name = "TOKENS", value_parser = parse_size)]
+    pub sequence_length: Option<usize>,
     /// One JSON object on stdout.
     #[arg(long)]
     pub json: bool,

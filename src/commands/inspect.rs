@@ -43,7 +43,8 @@ pub struct Report {
 
 /// Runs the command.
 pub fn run(args: &InspectArgs, printer: &Printer) -> Result<()> {
-    let criteria = args.block.map_or_else(Rules::default, Rules::at_block).criteria;
+    let mut criteria = args.block.map_or_else(Rules::default, Rules::at_block).criteria;
+    criteria.sequence_length = args.sequence_length.unwrap_or(criteria.sequence_length);
     let report = inspect(&args.model, &criteria)?;
     if args.json {
         return printer.result(&serde_json::to_string(&report)?);

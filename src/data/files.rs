@@ -136,6 +136,14 @@ impl Files {
 }
 
 impl Source for Files {
+    fn name(&self) -> String {
+        match self.files.as_slice() {
+            [] => "no file".to_owned(),
+            [file] => file.path().display().to_string(),
+            [first, others @ ..] => format!("{} and {} other files", first.path().display(), others.len()),
+        }
+    }
+
     fn num_shards(&self) -> u64 {
         self.files.len() as u64
     }

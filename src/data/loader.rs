@@ -135,6 +135,10 @@ struct Stoppable {
 }
 
 impl Source for Stoppable {
+    fn name(&self) -> String {
+        self.source.name()
+    }
+
     fn num_shards(&self) -> u64 {
         self.source.num_shards()
     }
@@ -232,6 +236,10 @@ mod tests {
     struct Then(fn() -> Option<Result<String>>);
 
     impl Source for Then {
+        fn name(&self) -> String {
+            "three words".to_owned()
+        }
+
         fn num_shards(&self) -> u64 {
             1
         }

@@ -135,7 +135,10 @@ impl Stream {
         // One more than there are shards: the stream may have begun in the middle of the first.
         self.barren_shards += 1;
         if self.barren_shards > self.source.num_shards() {
-            return Err(input("the data has no text to train on: there is no document, or all of them are empty"));
+            return Err(input(format!(
+                "{}: no text to train on: there is no document, or all of them are empty",
+                self.source.name()
+            )));
         }
         self.documents = None;
         self.cursor = Cursor { shard: self.cursor.shard + 1, document: 0, token: 0, ..self.cursor };
@@ -178,6 +181,10 @@ pub(super) mod tests {
     pub(in crate::data) struct Fixed(pub(in crate::data) Vec<Vec<String>>);
 
     impl Source for Fixed {
+        fn name(&self) -> String {
+            "a fixed text".to_owned()
+        }
+
         fn num_shards(&self) -> u64 {
             self.0.len() as u64
         }

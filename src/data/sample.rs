@@ -41,6 +41,10 @@ impl Sample {
 }
 
 impl Source for Sample {
+    fn name(&self) -> String {
+        "the embedded text".to_owned()
+    }
+
     fn num_shards(&self) -> u64 {
         self.range.len() as u64
     }

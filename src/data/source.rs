@@ -11,6 +11,9 @@ pub type Documents = Box<dyn Iterator<Item = Result<String>> + Send>;
 
 /// Text in shards of documents, the same each time it is read.
 pub trait Source: Send + Sync {
+    /// What it reads, for messages: a file's name, or how many files.
+    fn name(&self) -> String;
+
     /// Number of shards.
     fn num_shards(&self) -> u64;
 

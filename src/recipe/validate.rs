@@ -6,7 +6,7 @@
 use super::estimate::{num_parameters, repo_bytes};
 use super::resolve::{Finding, Resolved, micro_steps};
 use super::shrink::shrink;
-use super::{Init, ScheduleKind, SourceKind};
+use super::{Init, SourceKind};
 use crate::figures::{bytes, count};
 use crate::rules::Tokenizer;
 
@@ -237,24 +237,6 @@ fn optimization(findings: &mut Findings, resolved: &Resolved) {
     );
     let end = schedule.end_factor;
     findings.in_range((0.0..=1.0).contains(&end), "schedule.end_factor", end, "0 to 1");
-
-    let steps = resolved.recipe.train.steps;
-    let decay_steps = if schedule.kind == ScheduleKind::Wsd { schedule.decay_steps } else { 0 };
-    if schedule.warmup_steps > steps {
-        findings.add(
-            "schedule.warmup_steps",
-            format!("{} steps of warm-up do not fit into the run's {steps} steps", schedule.warmup_steps),
-        );
-    } else if decay_steps > steps - schedule.warmup_steps {
-        findings.add(
-            "schedule.decay_steps",
-            format!(
-                "{decay_steps} steps of decay after {} of warm-up do not fit into the run's {steps} steps; at most {}",
-                schedule.warmup_steps,
-                steps - schedule.warmup_steps
-            ),
-        );
-    }
 }
 
 #[cfg(test)]
@@ -337,7 +319,6 @@ mod tests {
             recipe.model.context = Some(512);
             recipe.train.steps = 10;
             recipe.train.micro_batch = 3;
-            recipe.schedule.warmup_steps = 11;
             recipe.optimizer.learning_rate = f64::NAN;
             recipe.eval.rows = 0;
         });
@@ -350,7 +331,6 @@ mod tests {
             "train.tokens_per_step",
             "eval.rows",
             "optimizer.learning_rate",
-            "schedule.warmup_steps",
         ];
         assert_eq!(found, expected);
     }
@@ -385,18 +365,5 @@ mod tests {
             assert_eq!(paths_of(|recipe| recipe.name = name.to_owned()), ["name"], "{name:?}");
         }
         assert!(paths_of(|recipe| recipe.name = "Run_2.b-1".into()).is_empty());
-    }
-
-    #[test]
-    fn the_decay_must_fit_behind_the_warm_up() {
-        let wsd = |warmup, decay| {
-            violations_of(|recipe| {
-                recipe.schedule.kind = ScheduleKind::Wsd;
-                recipe.schedule.warmup_steps = warmup;
-                recipe.schedule.decay_steps = decay;
-            })
-        };
-        assert!(wsd(20, 80).is_empty());
-        assert!(wsd(20, 81)[0].ends_with("at most 80"), "{:?}", wsd(20, 81));
     }
 }

@@ -51,6 +51,17 @@ pub(super) fn warnings(resolved: &Resolved) -> Vec<Finding> {
     );
     let steps = recipe.train.steps;
     findings.add_if(
+        schedule.warmup_steps > steps,
+        "schedule.warmup_steps",
+        format!("is beyond the run's {steps} steps: the peak learning rate is never reached"),
+    );
+    let after_warmup = steps.saturating_sub(schedule.warmup_steps);
+    findings.add_if(
+        schedule.kind == ScheduleKind::Wsd && schedule.decay_steps > after_warmup,
+        "schedule.decay_steps",
+        format!("is more than the {after_warmup} steps after the warm-up: the decay takes these only"),
+    );
+    findings.add_if(
         recipe.eval.every > steps && recipe.eval.every != Eval::default().every,
         "eval.every",
         format!("is beyond the run's {steps} steps: the held-out loss is taken at the end only"),
@@ -75,6 +86,7 @@ mod tests {
         recipe.train.sequence_length = Some(512);
         recipe.data.max_document_tokens = Some(0);
         recipe.eval.every = 1000;
+        recipe.schedule.warmup_steps = 101;
         let warnings = recipe.resolve().expect("valid").warnings;
         let paths: Vec<_> = warnings.iter().map(|finding| finding.path).collect();
         let expected =

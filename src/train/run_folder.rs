@@ -3,7 +3,7 @@
 //! ```text
 //! RUN/recipe.yaml            the resolved recipe, the first file of a run
 //! RUN/step-…, RUN/state/…    checkpoints (`checkpoint/`)
-//! RUN/state/evaluations.json the last and the best held-out loss: kept outside checkpoints, which are saved before
+//! RUN/state/best.json        the best held-out loss: kept outside checkpoints, which are saved before it is known
 //! RUN/metrics.jsonl, events… records (`metrics/`)
 //! ```
 
@@ -18,7 +18,7 @@ use crate::error::input;
 use crate::recipe::{self, Recipe};
 
 const RECIPE_FILE: &str = "recipe.yaml";
-const EVALUATIONS_FILE: &str = "state/evaluations.json";
+const BEST_FILE: &str = "state/best.json";
 
 /// A held-out loss and the step it was found at.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,9 +30,9 @@ pub struct Evaluation {
     pub loss: f64,
 }
 
-/// What the evaluations of a run found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What the evaluations of a run found. The last one is not kept on disk: a run that goes on takes it again, which
+/// costs little, gives the same number, and leaves the records as if there had been no stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Evaluations {
     /// The newest.
     pub last: Option<Evaluation>,
@@ -41,30 +41,33 @@ pub struct Evaluations {
 }
 
 impl Evaluations {
-    /// Reads those of a run; none if it has none.
+    /// Reads the best one of a run, if it has one.
     pub fn read(run_dir: &Path) -> Result<Self> {
-        let path = run_dir.join(EVALUATIONS_FILE);
-        match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("cannot read {}", path.display())),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
-        }
+        let path = run_dir.join(BEST_FILE);
+        let best = match fs::read(&path) {
+            Ok(bytes) => Some(
+                serde_json::from_slice(&bytes)
+                    .with_context(|| format!("cannot read {}; delete it to go on without", path.display()))?,
+            ),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        Ok(Self { last: None, best })
     }
 
-    /// Adds one; tells whether it is the best so far.
+    /// Adds one; tells whether it is the best so far. A loss that is not a number never is.
     pub fn add(&mut self, evaluation: Evaluation) -> bool {
         self.last = Some(evaluation);
-        // A loss that is not a number is no best, and is replaced by any that is one.
-        let better = self.best.is_none_or(|best| evaluation.loss < best.loss || best.loss.is_nan());
-        if better && !evaluation.loss.is_nan() {
+        let is_best = evaluation.loss.is_finite() && self.best.is_none_or(|best| evaluation.loss < best.loss);
+        if is_best {
             self.best = Some(evaluation);
         }
-        better && !evaluation.loss.is_nan()
+        is_best
     }
 
-    /// Replaces those on disk at once.
-    pub fn write(&self, run_dir: &Path) -> Result<()> {
-        write_whole(&run_dir.join(EVALUATIONS_FILE), &serde_json::to_vec(self)?)
+    /// Replaces the best one on disk.
+    pub fn write_best(&self, run_dir: &Path) -> Result<()> {
+        write_whole(&run_dir.join(BEST_FILE), &serde_json::to_vec(&self.best)?)
     }
 }
 
@@ -157,9 +160,9 @@ mod tests {
         assert!(add(4, 5.125));
         assert!(!add(5, f64::INFINITY));
         assert!(!add(6, 6.0));
-        evaluations.write(folder.path()).unwrap();
+        assert_eq!(evaluations.last, Some(Evaluation { step: 6, loss: 6.0 }));
+        evaluations.write_best(folder.path()).unwrap();
         let read = Evaluations::read(folder.path()).unwrap();
-        assert_eq!(read.last, Some(Evaluation { step: 6, loss: 6.0 }));
         assert_eq!(read.best, Some(Evaluation { step: 4, loss: 5.125 }));
         assert_eq!(fs::read_dir(folder.path().join("state")).unwrap().count(), 1);
     }

@@ -171,7 +171,7 @@ impl<'a> Session<'a> {
 
     /// Whether the held-out loss of the weights as they are is wanted and not known.
     pub fn evaluation_is_due(&self) -> bool {
-        self.evaluates_at(self.place.step) && self.evaluations.last.is_none_or(|last| last.step < self.place.step)
+        self.evaluates_at(self.place.step) && self.evaluations.last.is_none_or(|last| last.step != self.place.step)
     }
 
     fn evaluates_at(&self, step: u64) -> bool {
@@ -187,8 +187,8 @@ impl<'a> Session<'a> {
         let is_best = self.evaluations.add(Evaluation { step, loss });
         if is_best {
             self.store.mark_best(step)?;
+            self.evaluations.write_best(self.store.run_dir())?;
         }
-        self.evaluations.write(self.store.run_dir())?;
         self.printer.note(&format!(
             "step {step}/{}: held-out loss {loss:.4}{} (unigram cross-entropy {:.4})",
             self.resolved.recipe.train.steps,

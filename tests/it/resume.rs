@@ -1,7 +1,7 @@
 //! Stopping and going on: the same losses bit for bit and the same final weights as a run that went through.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::util::{Dir, assert_same_run, last_recorded_step, latest_step, recipe, recorded};
 
@@ -59,19 +59,44 @@ fn a_run_folder_that_was_moved_resumes() {
 }
 
 #[test]
-fn an_existing_run_is_neither_continued_nor_overwritten_unasked() {
+fn a_finished_run_is_left_as_it_is_and_a_fresh_one_moves_it_aside() {
     let dir = Dir::with_recipe(3);
     dir.train(&[]).run().assert_exit(0);
     let (before, weights) = (dir.listing(), fs::read(dir.path("run/latest/model.safetensors")).unwrap());
-    let metrics = fs::read(dir.path("run/metrics.jsonl")).unwrap();
-    dir.train(&[]).run().assert_exit(2).assert_stderr_contains("--resume").assert_stderr_contains("--fresh");
-    assert_eq!(dir.listing(), before);
-    assert_eq!(fs::read(dir.path("run/metrics.jsonl")).unwrap(), metrics);
-
     let losses = recorded(&dir.path("run"), "loss");
-    dir.train(&["--fresh"]).run().assert_exit(0);
+    for args in [&[][..], &["--resume"]] {
+        dir.train(args).run().assert_exit(0).assert_stdout_contains("was trained before");
+        assert_eq!(recorded(&dir.path("run"), "loss"), losses);
+        assert!(fs::read(dir.path("run/latest/model.safetensors")).unwrap() == weights);
+        let steps = |listing: &[PathBuf]| -> Vec<PathBuf> {
+            listing.iter().filter(|path| !path.to_string_lossy().contains("tfevents")).cloned().collect()
+        };
+        assert_eq!(steps(&dir.listing()), steps(&before));
+    }
+
+    dir.train(&["--fresh"]).run().assert_exit(0).assert_stderr_contains("run.1");
     assert_eq!(recorded(&dir.path("run"), "loss"), losses);
-    assert!(fs::read(dir.path("run/latest/model.safetensors")).unwrap() == weights);
+    for run in ["run", "run.1"] {
+        assert!(fs::read(dir.path(run).join("latest/model.safetensors")).unwrap() == weights);
+    }
+}
+
+#[test]
+fn a_run_is_not_continued_with_another_recipe() {
+    let dir = Dir::with_recipe(3);
+    dir.train(&[]).run().assert_exit(0);
+    let before = dir.listing();
+    for args in [&["--set", "optimizer.learning_rate=0.01"][..], &["--set", "train.seed=2", "--resume"]] {
+        let key = args[1].split_once('=').unwrap().0;
+        dir.train(args).run().assert_exit(2).assert_stderr_contains(key).assert_stderr_contains("--fresh");
+        assert_eq!(dir.listing(), before);
+    }
+    dir.assay(&["train", "recipe.yaml", "--resume", "--set", "name=other", "--set", "checkpoint.dir=absent"])
+        .run()
+        .assert_exit(2)
+        .assert_stderr_contains("absent");
+    dir.train(&["--set", "train.steps=5"]).run().assert_exit(0).assert_stderr_contains("train.steps was 3");
+    assert_eq!(latest_step(&dir.path("run")), 5);
 }
 
 #[test]

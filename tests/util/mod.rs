@@ -307,6 +307,12 @@ impl Outcome {
         self
     }
 
+    /// Panics unless stdout holds the text.
+    pub(crate) fn assert_stdout_contains(self, part: &str) -> Self {
+        assert!(self.stdout.contains(part), "no {part:?} in stdout of {self:?}");
+        self
+    }
+
     /// Panics unless stderr holds one of the texts.
     pub(crate) fn assert_stderr_contains_any(self, parts: &[&str]) -> Self {
         assert!(parts.iter().any(|part| self.stderr.contains(part)), "none of {parts:?} in stderr of {self:?}");

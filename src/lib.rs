@@ -9,6 +9,8 @@ pub mod data;
 pub mod dist;
 pub mod error;
 pub mod figures;
+#[cfg(test)]
+pub(crate) mod golden;
 pub mod hub;
 pub mod interrupt;
 pub mod metrics;

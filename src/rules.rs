@@ -274,11 +274,7 @@ mod tests {
     /// The reference's `get_parameter_limit` at d2faaec (21 February 2024), which did not know the 7 B rules yet.
     #[test]
     fn golden_parameter_limit_by_block() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/hash/model_id.json");
-        let file: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-        let cases = file["parameter_limit_by_block"].as_array().unwrap();
-        assert!(cases.len() >= 8, "only {} cases", cases.len());
-        for case in cases {
+        for case in crate::golden::cases("hash", "parameter_limit_by_block") {
             match case["block"].as_u64() {
                 Some(block) => {
                     let rules = Rules::under(&VALIDATORS[0], block);

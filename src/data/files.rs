@@ -137,7 +137,7 @@ impl Files {
 
 impl Source for Files {
     fn name(&self) -> String {
-        match self.files.as_slice() {
+        match &self.files[..] {
             [] => "no file".to_owned(),
             [file] => file.path().display().to_string(),
             [first, others @ ..] => format!("{} and {} other files", first.path().display(), others.len()),

@@ -80,32 +80,22 @@ impl Visitor<'_> for LossyString {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use serde_json::Value;
 
     use super::*;
     use crate::data::tokenizer::Tokenizer;
 
     #[test]
     fn golden_bad_input_is_read_or_refused_as_by_the_reference() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tokenizer");
         let tokenizer = Tokenizer::gpt2().unwrap();
         let mut num_strings = 0;
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let Some(Ok(file)) =
-                path.extension().map(|_| serde_json::from_slice::<Value>(&std::fs::read(&path).unwrap()))
-            else {
-                continue;
-            };
-            for case in file["bad_input"].as_array().into_iter().flatten() {
-                let Some(string) = case["json_string"].as_str() else { continue };
-                let text = text_of_line(&format!("{{\"text\": {string}}}"), "text").unwrap();
-                let mut ids = Vec::new();
-                tokenizer.encode(&text, Some(1024), &mut ids);
-                let expected: Vec<u32> = serde_json::from_value(case["reference"]["value"].clone()).unwrap();
-                assert_eq!(ids, expected, "{string}");
-                num_strings += 1;
-            }
+        for case in crate::golden::cases("tokenizer", "bad_input") {
+            let Some(string) = case["json_string"].as_str() else { continue };
+            let text = text_of_line(&format!("{{\"text\": {string}}}"), "text").unwrap();
+            let mut ids = Vec::new();
+            tokenizer.encode(&text, Some(1024), &mut ids);
+            let expected: Vec<u32> = serde_json::from_value(case["reference"]["value"].clone()).unwrap();
+            assert_eq!(ids, expected, "{string}");
+            num_strings += 1;
         }
         assert!(num_strings > 0);
     }

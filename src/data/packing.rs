@@ -302,22 +302,18 @@ pub(super) mod tests {
     /// The reference's loader, fed with recorded pages: what it made of them, as far as all pages arrived.
     #[test]
     fn golden_pages_are_packed_as_by_the_reference() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/dataset");
         let mut num_cases = 0;
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let file: Value = serde_json::from_slice(&std::fs::read(entry.unwrap().path()).unwrap()).unwrap();
-            for case in file["cases"].as_array().unwrap() {
-                let Some(texts) = texts(case) else { continue };
-                let name = &case["name"];
-                let batches: Vec<Vec<Vec<u32>>> = serde_json::from_value(case["batches"].clone()).unwrap();
-                let left_over: Vec<u32> = serde_json::from_value(case["left_in_buffer"].clone()).unwrap();
-                let expected = [batches.concat().concat(), left_over].concat();
-                let source: Arc<dyn Source> = Arc::new(Fixed(vec![texts]));
-                let packing = Packing { max_document_tokens: Some(1024), ..PLAIN };
-                let mut stream = stream(&source, packing, Cursor::default());
-                assert_eq!(take(&mut stream, expected.len()), expected, "{name}");
-                num_cases += 1;
-            }
+        for case in crate::golden::cases("dataset", "cases") {
+            let Some(texts) = texts(&case) else { continue };
+            let name = &case["name"];
+            let batches: Vec<Vec<Vec<u32>>> = serde_json::from_value(case["batches"].clone()).unwrap();
+            let left_over: Vec<u32> = serde_json::from_value(case["left_in_buffer"].clone()).unwrap();
+            let expected = [batches.concat().concat(), left_over].concat();
+            let source: Arc<dyn Source> = Arc::new(Fixed(vec![texts]));
+            let packing = Packing { max_document_tokens: Some(1024), ..PLAIN };
+            let mut stream = stream(&source, packing, Cursor::default());
+            assert_eq!(take(&mut stream, expected.len()), expected, "{name}");
+            num_cases += 1;
         }
         assert!(num_cases >= 10, "only {num_cases} cases");
     }

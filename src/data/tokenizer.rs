@@ -144,6 +144,7 @@ mod tests {
 
     use super::*;
     use crate::data::order::SplitMix64;
+    use crate::golden;
 
     fn encode(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
@@ -155,52 +156,33 @@ mod tests {
         serde_json::from_value(case.clone()).unwrap()
     }
 
-    /// All files of cases in `tests/golden/tokenizer`.
-    fn golden_files(key: &str) -> Vec<Value> {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tokenizer");
-        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-        let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
-        let found: Vec<Value> = files
-            .map(|path| serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap())
-            .filter(|file: &Value| file.get(key).is_some())
-            .collect();
-        assert!(!found.is_empty(), "no golden file with `{key}` in {folder}");
-        found
-    }
-
     #[test]
     fn golden_texts_have_the_reference_ids_and_decode_to_themselves() {
         let tokenizer = Tokenizer::gpt2().unwrap();
-        for file in golden_files("cases") {
-            let cases = file["cases"].as_array().unwrap();
-            assert!(!cases.is_empty());
-            for case in cases {
-                let text = case["text"].as_str().unwrap();
-                assert_eq!(encode(&tokenizer, text), ids(&case["ids"]), "{text:?}");
-                assert_eq!(tokenizer.decode(&ids(&case["ids"])) == text, case["decode_roundtrip"], "{text:?}");
-            }
+        for case in golden::cases("tokenizer", "cases") {
+            let text = case["text"].as_str().unwrap();
+            assert_eq!(encode(&tokenizer, text), ids(&case["ids"]), "{text:?}");
+            assert_eq!(tokenizer.decode(&ids(&case["ids"])) == text, case["decode_roundtrip"], "{text:?}");
         }
     }
 
     #[test]
     fn golden_truncation_keeps_the_first_ids_of_the_whole_text() {
         let tokenizer = Tokenizer::gpt2().unwrap();
-        for file in golden_files("truncation") {
-            for case in file["truncation"].as_array().unwrap() {
-                let text = case["text"].as_str().unwrap();
-                let mut cut = vec![7];
-                tokenizer.encode(text, Some(1024), &mut cut);
-                assert_eq!(cut[0], 7);
-                assert_eq!(cut[1..], ids(&case["ids"]), "{}", case["name"]);
-                assert_eq!(cut.len() - 1, case["n"], "{}", case["name"]);
-                assert_eq!(encode(&tokenizer, text).len(), case["n_full"], "{}", case["name"]);
-            }
+        for case in golden::cases("tokenizer", "truncation") {
+            let text = case["text"].as_str().unwrap();
+            let mut cut = vec![7];
+            tokenizer.encode(text, Some(1024), &mut cut);
+            assert_eq!(cut[0], 7);
+            assert_eq!(cut[1..], ids(&case["ids"]), "{}", case["name"]);
+            assert_eq!(cut.len() - 1, case["n"], "{}", case["name"]);
+            assert_eq!(encode(&tokenizer, text).len(), case["n_full"], "{}", case["name"]);
         }
     }
 
     #[test]
     fn golden_classes_decide_the_pieces_of_every_code_point() {
-        for file in golden_files("runs") {
+        for (_, file) in golden::files("tokenizer", "runs") {
             let runs: Vec<(u32, String)> = serde_json::from_value(file["runs"].clone()).unwrap();
             for (at, (first, class)) in runs.iter().enumerate() {
                 let end = runs.get(at + 1).map_or(char::MAX as u32 + 1, |next| next.0);

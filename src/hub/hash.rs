@@ -129,11 +129,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-
-    fn golden() -> Value {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/hash/dir_hash.json");
-        serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
-    }
+    use crate::golden;
 
     fn build(root: &Path, tree: &[Value]) {
         for entry in tree {
@@ -154,10 +150,7 @@ mod tests {
 
     #[test]
     fn golden_directory_hashes_equal_the_reference() {
-        let golden = golden();
-        let cases = golden["cases"].as_array().unwrap();
-        assert!(!cases.is_empty());
-        for case in cases {
+        for case in golden::cases("hash", "cases") {
             let name = case["name"].as_str().unwrap();
             let root = tempfile::tempdir().unwrap();
             build(root.path(), case["tree"].as_array().unwrap());
@@ -187,10 +180,7 @@ mod tests {
 
     #[test]
     fn golden_text_pair_hashes_equal_the_reference() {
-        let golden = golden();
-        let cases = golden["head_get_hash_of_two_strings"].as_array().unwrap();
-        assert!(!cases.is_empty());
-        for case in cases {
+        for case in golden::cases("hash", "head_get_hash_of_two_strings") {
             let hash = text_pair_hash(case["a"].as_str().unwrap(), case["b"].as_str().unwrap());
             assert_eq!(hash, case["hash"].as_str().unwrap());
         }

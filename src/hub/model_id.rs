@@ -119,11 +119,7 @@ mod tests {
     use super::*;
 
     fn golden(section: &str) -> Vec<Value> {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/hash/model_id.json");
-        let mut golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-        let Value::Array(cases) = golden[section].take() else { panic!("no section {section}") };
-        assert!(!cases.is_empty());
-        cases
+        crate::golden::cases("hash", section)
     }
 
     fn id(fields: &Value) -> ModelId {

@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
@@ -13,17 +13,13 @@ use serde_json::Value;
 use super::arch::{Activation, Arch};
 use super::layout::{Layout, Param};
 use super::{DropoutSeed, LossAndGradients};
+use crate::golden;
 use crate::ops::random;
 
 /// Losses in f32 against f32 with another order of summation.
 const LOSS_TOLERANCE: f64 = 5e-6;
 const LOGIT_TOLERANCE: f64 = 2e-5;
 const GRADIENT_TOLERANCE: f64 = 1e-4;
-
-/// A folder below `tests/golden`.
-pub(crate) fn golden(folder: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).join(folder)
-}
 
 /// The JSON in a golden file.
 pub(crate) fn read_json(path: impl AsRef<Path>) -> Value {
@@ -123,7 +119,7 @@ pub(crate) fn relative_distance(a: &[f32], b: &[f32]) -> f64 {
 
 /// Losses, logits, gradients and refusals of every GPT-2 model in `tests/golden/models`.
 pub(crate) fn check_backend(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
-    let folders = std::fs::read_dir(golden("models")).unwrap().map(|entry| entry.unwrap().path());
+    let folders = std::fs::read_dir(golden::path("models")).unwrap().map(|entry| entry.unwrap().path());
     let folders: Vec<_> =
         folders.filter(|folder| folder.file_name().unwrap().to_str().unwrap().starts_with("gpt2")).collect();
     assert!(!folders.is_empty(), "no golden models");

@@ -3,10 +3,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+use serde_json::Value;
+
 use super::LossAndGradients;
 use super::arch::Arch;
-use super::golden_tests::{flatten_rows, full_name, golden, number, read_arch, read_json, read_params};
+use super::golden_tests::{flatten_rows, full_name, number, read_arch, read_params};
 use super::layout::Layout;
+use crate::golden;
 use crate::optim::adamw::{AdamW, decayed_ranges};
 use crate::optim::{clip, schedule};
 use crate::recipe::{Optimizer, Schedule};
@@ -26,7 +29,7 @@ struct Training {
 
 impl Training {
     fn new(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) -> Self {
-        let folder = golden("training/init");
+        let folder = golden::path("training/init");
         let arch = read_arch(&folder);
         let layout = Layout::of(&arch);
         let params = read_params(&folder, &layout);
@@ -34,7 +37,7 @@ impl Training {
         Self { backend: make(&arch), params, gradients: zeros(), means: zeros(), squares: zeros(), layout }
     }
 
-    fn accumulate(&mut self, rows: &serde_json::Value, scale: f32) -> f64 {
+    fn accumulate(&mut self, rows: &Value, scale: f32) -> f64 {
         let (tokens, row_len) = flatten_rows(rows);
         let num_rows = tokens.len() / row_len;
         let Self { backend, params, gradients, .. } = self;
@@ -48,7 +51,7 @@ impl Training {
     }
 
     fn assert_weights(&self, file: &str, tolerance: f64) {
-        let expected = read_params(&golden(file), &self.layout);
+        let expected = read_params(&golden::path(file), &self.layout);
         let difference = |i: usize| f64::from((self.params[i] - expected[i]).abs());
         let largest = (0..expected.len()).map(difference).fold(0.0, f64::max);
         assert!(largest <= tolerance, "{file}: weights differ by {largest}");
@@ -57,7 +60,14 @@ impl Training {
 
 /// 30 steps with decay on matrices, clipping, warm-up, cosine and accumulation.
 pub(crate) fn check_adamw(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
-    let expected = read_json(golden("training/adamw.json"));
+    for (path, expected) in golden::files("training", "log") {
+        // The recorded final weights belong to the file that was recorded with them; of others the norms are known.
+        let weights = (path.file_stem().unwrap() == "adamw").then_some("training/final.safetensors");
+        check_adamw_file(&make, &expected, weights);
+    }
+}
+
+fn check_adamw_file(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>, expected: &Value, final_weights: Option<&str>) {
     let recipe = &expected["recipe"];
     let options = Optimizer {
         learning_rate: 1e-3,
@@ -72,7 +82,8 @@ pub(crate) fn check_adamw(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
     let adamw = AdamW::new(&options, training.layout.len(), &decayed_ranges(&training.layout));
     let log = expected["log"].as_array().unwrap();
     let batches = expected["batches"].as_array().unwrap();
-    assert_eq!((log.len(), batches.len()), (30, 30));
+    assert_eq!(log.len(), batches.len());
+    assert!(!log.is_empty());
     let mut largest = (0.0f64, 0.0f64);
     for (step, (line, micro_batches)) in log.iter().zip(batches).enumerate() {
         let micro_batches = micro_batches.as_array().unwrap();
@@ -92,7 +103,9 @@ pub(crate) fn check_adamw(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
     }
     assert!(largest.0 <= LOSS_TOLERANCE, "losses differ by {}", largest.0);
     assert!(largest.1 <= GRADIENT_NORM_TOLERANCE, "gradient norms differ by a part of {}", largest.1);
-    training.assert_weights("training/final.safetensors", 2e-5);
+    if let Some(file) = final_weights {
+        training.assert_weights(file, 2e-5);
+    }
 
     for param in training.layout.params() {
         let (name, _) = full_name(param);
@@ -113,7 +126,17 @@ pub(crate) fn check_adamw(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
 
 /// The reference's own miner: decay on everything, no clipping, left-over micro-batches of an epoch thrown away.
 pub(crate) fn check_reference_miner(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
-    let expected = read_json(golden("training/reference_miner.json"));
+    for (path, expected) in golden::files("training", "micro_losses") {
+        let weights = (path.file_stem().unwrap() == "reference_miner").then_some("training/miner_final.safetensors");
+        check_reference_miner_file(&make, &expected, weights);
+    }
+}
+
+fn check_reference_miner_file(
+    make: impl Fn(&Arch) -> Box<dyn LossAndGradients>,
+    expected: &Value,
+    final_weights: Option<&str>,
+) {
     let count = |key: &str| expected[key].as_u64().unwrap() as usize;
     let (batches_per_epoch, accumulation) = (count("batches_per_epoch"), count("accumulation_steps"));
     let learning_rate = number(&expected["lr"]);
@@ -147,6 +170,8 @@ pub(crate) fn check_reference_miner(make: impl Fn(&Arch) -> Box<dyn LossAndGradi
             assert!((mean - expected).abs() <= LOSS_TOLERANCE, "epoch mean {mean}, expected {expected}");
         }
     }
-    assert_eq!(num_steps, 6);
-    training.assert_weights("training/miner_final.safetensors", 2e-4);
+    assert_eq!(num_steps as usize, epoch_losses.len() * (batches_per_epoch / accumulation));
+    if let Some(file) = final_weights {
+        training.assert_weights(file, 2e-4);
+    }
 }

@@ -89,8 +89,14 @@ mod tests {
         recipe.schedule.warmup_steps = 101;
         let warnings = recipe.resolve().expect("valid").warnings;
         let paths: Vec<_> = warnings.iter().map(|finding| finding.path).collect();
-        let expected =
-            ["data.paths", "data.max_document_tokens", "train.sequence_length", "schedule.decay_steps", "eval.every"];
+        let expected = [
+            "data.paths",
+            "data.max_document_tokens",
+            "train.sequence_length",
+            "schedule.decay_steps",
+            "schedule.warmup_steps",
+            "eval.every",
+        ];
         assert_eq!(paths, expected);
     }
 }

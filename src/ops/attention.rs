@@ -339,3 +339,6 @@ pub mod reference {
         dqkv
     }
 }
+
+#[cfg(test)]
+mod tests;

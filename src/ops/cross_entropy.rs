@@ -24,6 +24,12 @@ impl LogitsChunk {
     pub fn new(max_rows: usize, v: usize) -> Self {
         Self(Buffer::zeros(max_rows.min(CHUNK_ROWS) * v))
     }
+
+    /// Elements that it holds.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
 }
 
 /// The loss of each row; 0 where there is no target.
@@ -167,6 +173,8 @@ pub mod reference {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
     use crate::ops::testing::{
         Autograd, GRADIENT_TOLERANCE, VALUE_TOLERANCE, assert_bits_do_not_depend_on_threads, assert_close,

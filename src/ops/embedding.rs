@@ -102,6 +102,8 @@ pub mod reference {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
     use crate::ops::testing::{
         Autograd, GRADIENT_TOLERANCE, assert_bits_do_not_depend_on_threads, assert_close, assert_gradient, dot,

@@ -28,7 +28,7 @@ pub mod norm;
 pub mod random;
 pub mod real;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use buffer::{Buffer, View, ViewMut};
 

@@ -4,6 +4,8 @@
 //! ([`assert_gradient`]) and to candle's autograd in f64 ([`Autograd`]); the fast code is held to the reference. Errors
 //! are relative, ‖a − b‖ / ‖b‖ over a whole tensor ([`relative_error`]).
 
+#![allow(clippy::unwrap_used)]
+
 use std::fmt::Display;
 
 use candle_core::backprop::GradStore;

@@ -1,5 +1,7 @@
 //! Proof of attention: reference by finite differences and candle's autograd, fast code by the reference.
 
+#![allow(clippy::unwrap_used)]
+
 use super::*;
 use crate::ops::random::attention_site;
 use crate::ops::testing::{

@@ -78,7 +78,7 @@ pub(crate) fn assert_gradient(gradient: &[f64], x: &[f64], loss: impl Fn(&[f64])
             quotient
         })
         .collect();
-    assert_close(gradient, &quotients, 1e-7, what);
+    assert_close(gradient, &quotients, 1e-8, what);
 }
 
 /// Leaves of a graph of candle's in f64.

@@ -61,6 +61,12 @@ impl Scratch {
         Self { tiles: Buffer::zeros(threads * per_thread), per_thread }
     }
 
+    /// Elements that it holds.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.tiles.len()
+    }
+
     /// Elements that one thread needs.
     pub fn len_per_thread(max_t: usize) -> usize {
         2 * TILE.min(max_t) * max_t
@@ -339,3 +345,6 @@ pub mod reference {
         dqkv
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,12 @@ impl LogitsChunk {
     pub fn new(max_rows: usize, v: usize) -> Self {
         Self(Buffer::zeros(max_rows.min(CHUNK_ROWS) * v))
     }
+
+    /// Elements that it holds.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
 }
 
 /// The loss of each row; 0 where there is no target.
@@ -54,7 +60,7 @@ pub fn forward(
                     }
                     let max = math::max(logits);
                     let sum = math::sum(logits, |x| math::exp(x - max));
-                    *loss = sum.ln() + max - logits[target as usize];
+                    *loss = sum.ln() + (max - logits[target as usize]);
                 },
             );
         });
@@ -123,7 +129,7 @@ fn loss_to_gradient(logits: &mut [f32], target: u32, scale: f32) -> f32 {
         *x *= factor;
     }
     logits[target as usize] -= scale;
-    sum.ln() + max - target_logit
+    sum.ln() + (max - target_logit)
 }
 
 /// The definition, in plain loops.
@@ -151,7 +157,7 @@ pub mod reference {
                 weight_vc.chunks(c).map(|w| x.iter().zip(w).map(|(&x, &w)| x * w).sum::<T>()).collect();
             let max = logits.iter().copied().fold(T::NEG_INFINITY, T::max);
             let sum = logits.iter().map(|&x| (x - max).exp()).sum::<T>();
-            losses.push(sum.ln() + max - logits[target as usize]);
+            losses.push(sum.ln() + (max - logits[target as usize]));
             for (id, &logit) in logits.iter().enumerate() {
                 let onehot = if id == target as usize { T::ONE } else { T::ZERO };
                 let dlogit = scale * ((logit - max).exp() / sum - onehot);
@@ -162,5 +168,196 @@ pub mod reference {
             }
         }
         (losses, dx, dweight)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::ops::testing::{
+        Autograd, GRADIENT_TOLERANCE, VALUE_TOLERANCE, assert_bits_do_not_depend_on_threads, assert_close,
+        assert_gradient, numbers_below, on_threads, sum, values, wide,
+    };
+
+    const SCALE: f32 = 0.375;
+
+    struct Case {
+        x: Vec<f32>,
+        weight: Vec<f32>,
+        targets: Vec<u32>,
+        c: usize,
+    }
+
+    /// Rows, vocabulary, channels; every third row predicts nothing. Logits are of the size of a trained model's.
+    fn case([n, v, c]: [usize; 3]) -> Case {
+        let x = values(1, n * c).into_iter().map(|x| 8.0 * x).collect();
+        let mut targets = numbers_below(v, 3, n);
+        targets.iter_mut().skip(2).step_by(3).for_each(|target| *target = NO_TARGET);
+        Case { x, weight: values(2, v * c), targets, c }
+    }
+
+    /// Losses of forward alone, then losses, `dx` and what `dweight` has become.
+    fn run(device: &Device, case: &Case, old_dweight: &[f32]) -> [Vec<f32>; 4] {
+        let Case { x, weight, targets, c } = case;
+        let (x, weight, targets): (View<f32>, View<f32>, View<u32>) =
+            (x.as_slice().into(), weight.as_slice().into(), targets.as_slice().into());
+        let mut chunk = LogitsChunk::new(targets.len(), weight.len() / c);
+        chunk.0.as_mut_slice().fill(f32::NAN);
+        let mut scored = vec![f32::NAN; targets.len()];
+        forward(device, scored.as_mut_slice().into(), x, weight, targets, *c, &mut chunk);
+        chunk.0.as_mut_slice().fill(f32::NAN);
+        let (mut losses, mut dx) = (vec![f32::NAN; targets.len()], vec![f32::NAN; x.len()]);
+        let mut dweight = old_dweight.to_vec();
+        let (dx_window, dweight_window) = (dx.as_mut_slice().into(), dweight.as_mut_slice().into());
+        let losses_window = losses.as_mut_slice().into();
+        forward_backward(device, losses_window, dx_window, dweight_window, x, weight, targets, *c, SCALE, &mut chunk);
+        [scored, losses, dx, dweight]
+    }
+
+    /// Two rows of the given logits, made by a weight of one channel, each with the target.
+    fn of_logits(logits: &[f32], target: u32) -> Case {
+        Case { x: vec![1.0; 2], weight: logits.to_vec(), targets: vec![target; 2], c: 1 }
+    }
+
+    #[test]
+    fn reference_gradients_are_finite_differences_and_candles() {
+        let (n, v) = (5, 7);
+        let Case { x, weight, targets, c } = case([n, v, 3]);
+        let (x, weight, scale) = (wide(&x), wide(&weight), f64::from(SCALE));
+        let (losses, dx, dweight) = reference::forward_backward(&x, &weight, &targets, c, scale);
+        let loss = |x: &[f64], weight: &[f64]| {
+            scale * reference::forward_backward(x, weight, &targets, c, scale).0.iter().sum::<f64>()
+        };
+        assert_gradient(&dx, &x, |x| loss(x, &weight), "dx");
+        assert_gradient(&dweight, &weight, |weight| loss(&x, weight), "dweight");
+
+        let (xs, weights) = (Autograd::leaf(&x, &[n, c]), Autograd::leaf(&weight, &[v, c]));
+        let logits = xs.matmul(&weights.t().unwrap()).unwrap();
+        let sums = logits.exp().unwrap().sum_keepdim(1).unwrap().log().unwrap();
+        let has_target: Vec<f64> = targets.iter().map(|&target| f64::from(target != NO_TARGET)).collect();
+        let index: Vec<u32> = targets.iter().map(|&target| if target == NO_TARGET { 0 } else { target }).collect();
+        let index = candle_core::Tensor::from_vec(index, (n, 1), &candle_core::Device::Cpu).unwrap();
+        let rows = (sums - logits.gather(&index, 1).unwrap()).unwrap();
+        let rows = (rows * Autograd::constant(&has_target, &[n, 1])).unwrap();
+        assert_close(&losses, &Autograd::elements(&rows), 1e-13, "losses of candle");
+        let gradients = Autograd::backward(&rows, &[scale; 5]);
+        assert_close(&dx, &Autograd::gradient(&gradients, &xs), 1e-13, "dx of candle");
+        assert_close(&dweight, &Autograd::gradient(&gradients, &weights), 1e-13, "dweight of candle");
+    }
+
+    #[test]
+    fn fast_code_gives_the_definition_over_odd_shapes_and_several_chunks() {
+        let shapes = [
+            [1, 1, 1],
+            [3, 1, 17],
+            [1, 2, 3],
+            [2, 2, 1],
+            [17, 15, 16],
+            [16, 17, 65],
+            [65, 64, 63],
+            [130, 1000, 16],
+            [CHUNK_ROWS, 17, 5],
+            [CHUNK_ROWS + 1, 1000, 15],
+            [2 * CHUNK_ROWS + 76, 65, 3],
+        ];
+        for threads in [1, 3] {
+            on_threads(threads, |device| {
+                for shape in shapes {
+                    let case = case(shape);
+                    let old_dweight = values(4, case.weight.len());
+                    let [scored, losses, dx, dweight] = run(device, &case, &old_dweight);
+                    let (expected_losses, expected_dx, expected_dweight) = reference::forward_backward(
+                        &wide(&case.x),
+                        &wide(&case.weight),
+                        &case.targets,
+                        case.c,
+                        SCALE.into(),
+                    );
+                    assert_close(&scored, &expected_losses, VALUE_TOLERANCE, format!("losses alone {shape:?}"));
+                    assert_close(&losses, &expected_losses, VALUE_TOLERANCE, format!("losses {shape:?}"));
+                    assert_close(&dx, &expected_dx, GRADIENT_TOLERANCE, format!("dx {shape:?}"));
+                    let expected_dweight = sum(&old_dweight, &expected_dweight);
+                    assert_close(&dweight, &expected_dweight, GRADIENT_TOLERANCE, format!("dweight {shape:?}"));
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn rows_without_target_have_neither_loss_nor_gradient() {
+        on_threads(1, |device| {
+            let mut case = case([5, 17, 3]);
+            case.targets.fill(NO_TARGET);
+            let old_dweight = values(4, 51);
+            let [scored, losses, dx, dweight] = run(device, &case, &old_dweight);
+            assert_eq!((scored, losses, dx, dweight), (vec![0.0; 5], vec![0.0; 5], vec![0.0; 15], old_dweight));
+        });
+    }
+
+    /// A common offset of all logits must not cost digits of a small loss: trained models have offsets around -100.
+    #[test]
+    fn an_offset_of_all_logits_does_not_cost_precision() {
+        on_threads(1, |device| {
+            for offset in [0.0, -128.0, 8192.0] {
+                let logits: Vec<f32> = [1.0, -6.0, -7.5, -9.0].iter().map(|logit| offset + logit).collect();
+                let exact = (1.0 + f64::exp(-7.0) + f64::exp(-8.5) + f64::exp(-10.0)).ln();
+                let [scored, losses, ..] = run(device, &of_logits(&logits, 0), &[0.0; 4]);
+                assert_close(&scored, &[exact; 2], 2e-5, format!("losses alone at {offset}"));
+                assert_close(&losses, &[exact; 2], 2e-5, format!("losses at {offset}"));
+            }
+        });
+    }
+
+    #[test]
+    fn extreme_logits_give_the_losses_of_the_definition() {
+        const INF: f32 = f32::INFINITY;
+        on_threads(1, |device| {
+            for (logits, target, loss, gradient) in [
+                ([1e4, -1e4, 0.0], 0, 0.0, [0.0, 0.0, 0.0]),
+                ([1e4, -1e4, 0.0], 1, 2e4, [1.0, -1.0, 0.0]),
+                ([-1e4, -1e4, -1e4], 2, 3f32.ln(), [1.0 / 3.0, 1.0 / 3.0, -2.0 / 3.0]),
+                ([1e30, -1e30, 0.0], 2, 1e30, [1.0, 0.0, -1.0]),
+                ([-INF, 2.0, 2.0], 1, 2f32.ln(), [0.0, -0.5, 0.5]),
+                ([-INF, 2.0, -INF], 1, 0.0, [0.0, 0.0, 0.0]),
+                ([-INF, 2.0, 2.0], 0, INF, [-1.0, 0.5, 0.5]),
+            ] {
+                let case = of_logits(&logits, target);
+                let [scored, losses, _, dweight] = run(device, &case, &[0.0; 3]);
+                assert!(
+                    (scored[0] - loss).abs() <= 2e-7 * loss || scored[0] == loss,
+                    "{logits:?} {target}: {scored:?}"
+                );
+                assert_eq!(scored, losses);
+                let expected: Vec<f32> = gradient.iter().map(|gradient| 2.0 * SCALE * gradient).collect();
+                assert_close(&dweight, &expected, 1e-6, format!("{logits:?} {target}"));
+            }
+        });
+    }
+
+    #[test]
+    fn not_a_number_among_the_logits_makes_the_loss_not_a_number() {
+        on_threads(1, |device| {
+            for v in [1, 2, 17, 100] {
+                for poisoned in [0, v / 2, v - 1] {
+                    for poison in [f32::NAN, f32::INFINITY] {
+                        let mut logits = values(1, v);
+                        logits[poisoned] = poison;
+                        let [scored, losses, _, dweight] = run(device, &of_logits(&logits, 0), &vec![0.0; v]);
+                        assert!(scored.iter().chain(&losses).chain(&dweight).all(|x| x.is_nan()), "{poison} of {v}");
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn results_have_the_same_bits_on_any_number_of_threads() {
+        for shape in [[130, 1000, 16], [CHUNK_ROWS + 1, 400, 65]] {
+            let case = case(shape);
+            let old_dweight = values(4, case.weight.len());
+            assert_bits_do_not_depend_on_threads(|device| run(device, &case, &old_dweight).concat());
+        }
     }
 }

@@ -144,3 +144,146 @@ pub mod reference {
         (dx, dweight, dbias)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::ops::testing::{
+        Autograd, GRADIENT_TOLERANCE, VALUE_TOLERANCE, assert_bits_do_not_depend_on_threads, assert_close,
+        assert_gradient, dot, on_threads, sum, values, wide,
+    };
+
+    /// Rows, inputs, outputs; the last have several tasks of rows and a rest.
+    const SHAPES: [[usize; 3]; 12] = [
+        [1, 1, 1],
+        [1, 17, 3],
+        [3, 1, 65],
+        [17, 15, 1],
+        [16, 16, 16],
+        [63, 65, 64],
+        [65, 64, 129],
+        [130, 33, 63],
+        [5, 129, 17],
+        [2, 64, 1000],
+        [300, 5, 129],
+        [16_400, 3, 1],
+    ];
+
+    struct Case {
+        x: Vec<f32>,
+        weight: Vec<f32>,
+        bias: Vec<f32>,
+        residual: Vec<f32>,
+        dy: Vec<f32>,
+    }
+
+    fn case([n, i, o]: [usize; 3]) -> Case {
+        let seed = (n * 1_000_000 + i * 1000 + o) as u64;
+        Case {
+            x: values(seed, n * i),
+            weight: values(seed + 1, o * i),
+            bias: values(seed + 2, o),
+            residual: values(seed + 3, n * o),
+            dy: values(seed + 4, n * o),
+        }
+    }
+
+    #[test]
+    fn reference_gradients_are_finite_differences_and_candles() {
+        let [n, i, o] = [4, 3, 5];
+        let Case { x, weight, bias, dy, .. } = case([n, i, o]);
+        let [x, weight, bias, dy] = [x, weight, bias, dy].map(|values| wide(&values));
+        let (dx, dweight, dbias) = reference::backward(&dy, &x, &weight, o);
+        assert_gradient(&dx, &x, |x| dot(&reference::forward(x, &weight, &bias), &dy), "dx");
+        assert_gradient(&dweight, &weight, |weight| dot(&reference::forward(&x, weight, &bias), &dy), "dweight");
+        assert_gradient(&dbias, &bias, |bias| dot(&reference::forward(&x, &weight, bias), &dy), "dbias");
+
+        let (xs, weights) = (Autograd::leaf(&x, &[n, i]), Autograd::leaf(&weight, &[o, i]));
+        let biases = Autograd::leaf(&bias, &[o]);
+        let y = xs.matmul(&weights.t().unwrap()).unwrap().broadcast_add(&biases).unwrap();
+        assert_close(&reference::forward(&x, &weight, &bias), &Autograd::elements(&y), 1e-14, "y");
+        let gradients = Autograd::backward(&y, &dy);
+        assert_close(&dx, &Autograd::gradient(&gradients, &xs), 1e-14, "dx");
+        assert_close(&dweight, &Autograd::gradient(&gradients, &weights), 1e-14, "dweight");
+        assert_close(&dbias, &Autograd::gradient(&gradients, &biases), 1e-14, "dbias");
+    }
+
+    #[test]
+    fn forward_overwrites_with_the_definition_and_adds_the_residual() {
+        on_threads(2, |device| {
+            for shape in SHAPES {
+                let [n, i, o] = shape;
+                let Case { x, weight, bias, residual, .. } = case(shape);
+                let product = reference::forward(&wide(&x), &wide(&weight), &wide(&bias));
+                let mut y = vec![f32::NAN; n * o];
+                let inputs = || (x.as_slice().into(), weight.as_slice().into());
+                forward(device, y.as_mut_slice().into(), inputs().0, inputs().1, bias.as_slice().into(), None);
+                assert_close(&y, &product, VALUE_TOLERANCE, format!("{shape:?}"));
+
+                let mut y = vec![f32::NAN; n * o];
+                let added = Some(residual.as_slice().into());
+                forward(device, y.as_mut_slice().into(), inputs().0, inputs().1, bias.as_slice().into(), added);
+                assert_close(&y, &sum(&residual, &product), VALUE_TOLERANCE, format!("{shape:?} with residual"));
+
+                let mut y = vec![f32::NAN; n * o];
+                forward_without_bias(device, [n, o, i], y.as_mut_slice().into(), inputs().0, inputs().1);
+                let product = reference::forward(&wide(&x), &wide(&weight), &vec![0.0; o]);
+                assert_close(&y, &product, VALUE_TOLERANCE, format!("{shape:?} without bias"));
+            }
+        });
+    }
+
+    #[test]
+    fn backward_overwrites_dx_and_adds_to_the_parameters_gradients() {
+        on_threads(2, |device| {
+            for shape in SHAPES {
+                let [n, i, o] = shape;
+                let Case { x, weight, dy, .. } = case(shape);
+                let (dx, dweight, dbias) = reference::backward(&wide(&dy), &wide(&x), &wide(&weight), o);
+                let (old_dweight, old_dbias) = (values(7, o * i), values(8, o));
+                for with_bias in [true, false] {
+                    let mut actual_dx = vec![f32::NAN; n * i];
+                    let (mut actual_dweight, mut actual_dbias) = (old_dweight.clone(), old_dbias.clone());
+                    let dx_window = actual_dx.as_mut_slice().into();
+                    let dweight_window = actual_dweight.as_mut_slice().into();
+                    let (dy, x, weight) = (dy.as_slice().into(), x.as_slice().into(), weight.as_slice().into());
+                    if with_bias {
+                        let dbias_window = actual_dbias.as_mut_slice().into();
+                        backward(device, dx_window, dweight_window, dbias_window, dy, x, weight);
+                        assert_close(
+                            &actual_dbias,
+                            &sum(&old_dbias, &dbias),
+                            GRADIENT_TOLERANCE,
+                            format!("dbias {shape:?}"),
+                        );
+                    } else {
+                        backward_without_bias(device, o, dx_window, dweight_window, dy, x, weight);
+                    }
+                    assert_close(&actual_dx, &dx, VALUE_TOLERANCE, format!("dx {shape:?}"));
+                    let expected = sum(&old_dweight, &dweight);
+                    assert_close(&actual_dweight, &expected, GRADIENT_TOLERANCE, format!("dweight {shape:?}"));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn results_have_the_same_bits_on_any_number_of_threads() {
+        for shape in [[65, 64, 129], [300, 5, 129], [700, 96, 200]] {
+            let [n, i, o] = shape;
+            let Case { x, weight, bias, residual, dy } = case(shape);
+            assert_bits_do_not_depend_on_threads(|device| {
+                let mut y = vec![0.0; n * o];
+                let (x, weight) = (x.as_slice().into(), weight.as_slice().into());
+                let (bias, residual) = (bias.as_slice().into(), Some(residual.as_slice().into()));
+                forward(device, y.as_mut_slice().into(), x, weight, bias, residual);
+                let (mut dx, mut dweight, mut dbias) = (vec![0.0; n * i], vec![0.0; o * i], vec![0.0; o]);
+                let (dw, db) = (dweight.as_mut_slice().into(), dbias.as_mut_slice().into());
+                backward(device, dx.as_mut_slice().into(), dw, db, dy.as_slice().into(), x, weight);
+                [y, dx, dweight, dbias].concat()
+            });
+        }
+    }
+}

@@ -110,11 +110,123 @@ pub mod reference {
                 for l in 0..k {
                     let x = if a_order == Order::N { a[i * k + l] } else { a[l * m + i] };
                     let y = if b_order == Order::N { b[l * n + j] } else { b[j * k + l] };
-                    sum = sum + x * y;
+                    sum += x * y;
                 }
                 let kept = if beta == T::ZERO { T::ZERO } else { beta * c[i * n + j] };
                 c[i * n + j] = kept + alpha * sum;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::ops::testing::{
+        Autograd, VALUE_TOLERANCE, assert_bits_do_not_depend_on_threads, assert_close, on_threads, values, wide,
+    };
+
+    const ORDERS: [(Order, Order); 4] =
+        [(Order::N, Order::N), (Order::N, Order::T), (Order::T, Order::N), (Order::T, Order::T)];
+
+    /// Sizes around the edges of the kernels, and each of m, n and k at 1 or 2, where the crate takes other ways.
+    const SIZES: [[usize; 3]; 22] = [
+        [1, 1, 1],
+        [1, 1, 65],
+        [1, 65, 1],
+        [65, 1, 1],
+        [1, 63, 129],
+        [129, 1, 63],
+        [63, 129, 1],
+        [17, 15, 2],
+        [1, 17, 2],
+        [2, 2, 2000],
+        [16, 16, 16],
+        [16, 16, 1025],
+        [15, 17, 16],
+        [17, 15, 64],
+        [3, 1000, 5],
+        [1000, 3, 5],
+        [64, 64, 64],
+        [63, 65, 64],
+        [65, 64, 63],
+        [129, 130, 65],
+        [33, 257, 600],
+        [200, 31, 1100],
+    ];
+
+    #[test]
+    fn every_order_size_and_factor_gives_the_definition() {
+        for threads in [1, 3] {
+            on_threads(threads, |device| {
+                for (case, [m, n, k]) in SIZES.into_iter().enumerate() {
+                    let seed = case as u64;
+                    let (a, b, c) = (values(seed, m * k), values(seed + 100, k * n), values(seed + 200, m * n));
+                    for (a_order, b_order) in ORDERS {
+                        for (alpha, beta) in [(1.0, 0.0), (1.0, 1.0), (0.125, 0.0), (-0.5, 0.75)] {
+                            let (x, y) = ((&a[..], a_order), (&b[..], b_order));
+                            let mut actual = if beta == 0.0 { vec![f32::NAN; m * n] } else { c.clone() };
+                            let (xv, yv) = ((x.0.into(), a_order), (y.0.into(), b_order));
+                            matmul(device, [m, n, k], alpha, xv, yv, beta, actual.as_mut_slice().into());
+                            let (x, y) = ((&wide(x.0)[..], a_order), (&wide(y.0)[..], b_order));
+                            let mut expected = wide(&c);
+                            reference::matmul([m, n, k], alpha.into(), x, y, beta.into(), &mut expected);
+                            let what = format!("{m} x {n} x {k} {a_order:?}{b_order:?} {alpha} {beta}");
+                            assert_close(&actual, &expected, VALUE_TOLERANCE, what);
+                        }
+                    }
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn reference_is_candles_product() {
+        let [m, n, k] = [5, 7, 3];
+        let (a, b) = (wide(&values(1, m * k)), wide(&values(2, k * n)));
+        for (a_order, b_order) in ORDERS {
+            let mut actual = vec![f64::NAN; m * n];
+            reference::matmul([m, n, k], 2.0, (&a, a_order), (&b, b_order), 0.0, &mut actual);
+            let tensor = |data: &[f64], order, rows, cols| match order {
+                Order::N => Autograd::constant(data, &[rows, cols]),
+                Order::T => Autograd::constant(data, &[cols, rows]).t().unwrap(),
+            };
+            let product = tensor(&a, a_order, m, k).matmul(&tensor(&b, b_order, k, n)).unwrap();
+            let expected = Autograd::elements(&(product * 2.0).unwrap());
+            assert_close(&actual, &expected, 1e-14, "product");
+        }
+    }
+
+    #[test]
+    fn product_has_the_same_bits_on_any_number_of_threads() {
+        // Large enough for the crate to share the work out; the second has several pieces of k.
+        for [m, n, k] in [[129, 67, 65], [200, 300, 1500], [513, 1030, 96], [1, 3000, 256]] {
+            for (a_order, b_order) in ORDERS {
+                let (a, b) = (values(1, m * k), values(2, k * n));
+                assert_bits_do_not_depend_on_threads(|device| {
+                    let mut c = values(3, m * n);
+                    let (a, b) = ((a.as_slice().into(), a_order), (b.as_slice().into(), b_order));
+                    matmul(device, [m, n, k], 0.5, a, b, 1.0, c.as_mut_slice().into());
+                    c
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn not_a_number_in_an_operand_reaches_the_product() {
+        on_threads(1, |device| {
+            for [m, n, k] in SIZES {
+                let (mut a, b) = (values(1, m * k), values(2, k * n));
+                a[m * k - 1] = f32::NAN;
+                let mut c = vec![0.0; m * n];
+                let (a, b) = ((a.as_slice().into(), Order::N), (b.as_slice().into(), Order::N));
+                matmul(device, [m, n, k], 1.0, a, b, 0.0, c.as_mut_slice().into());
+                let (others, last) = c.split_at((m - 1) * n);
+                assert!(last.iter().all(|x| x.is_nan()) && others.iter().all(|x| x.is_finite()), "{m} x {n} x {k}");
+            }
+        });
     }
 }

@@ -27,6 +27,8 @@ pub mod matmul;
 pub mod norm;
 pub mod random;
 pub mod real;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use buffer::{Buffer, View, ViewMut};
 

@@ -1,4 +1,4 @@
-//! Head and loss in one: `logits (n, v) = x (n, c) weight (v, c)ᵀ`, loss per row = logsumexp(logits) - logits[target].
+//! Head and loss in one: `logits (n, v) = x (n, c) weight (v, c)ᵀ`, loss per row = `logsumexp(logits) - logits[target]`.
 //!
 //! The logits are never there as a whole: rows go through in chunks, and backward turns a chunk's logits in place into
 //! their gradient `scale (softmax - onehot)`. Forward and backward are one call, because the gradient of a mean is known

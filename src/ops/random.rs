@@ -2,7 +2,7 @@
 //!
 //! Nothing here has a state, so a number depends neither on the order of calls nor on the number of threads, a mask
 //! needs not be stored for the backward pass, and both backends draw the same one. A *key* (64 bits) names a stream,
-//! made by [`derive`] from the seed and whatever tells streams apart; the *index* names a number in it. Only 32-bit
+//! made by [`derive()`] from the seed and whatever tells streams apart; the *index* names a number in it. Only 32-bit
 //! integer arithmetic and plain f32 multiplications and additions (never fused) are used per element: loops vectorise,
 //! and every machine computes the same bits.
 //!

@@ -1,8 +1,8 @@
 //! A model's numbers in Hugging Face's files, and in our flat buffer.
 //!
-//! [`names`] alone knows Hugging Face's tensor names and layouts; [`read`] finds and checks the files of a folder and
-//! streams them into the buffer; [`write`] streams the buffer into a file that `transformers` loads, the same bytes
-//! `save_pretrained` would write; [`stream`] moves blocks between file and memory and hashes them on the way.
+//! `names` alone knows Hugging Face's tensor names and layouts; `read` finds and checks the files of a folder and
+//! streams them into the buffer; `write` streams the buffer into a file that `transformers` loads, the same bytes
+//! `save_pretrained` would write; `stream` moves blocks between file and memory and hashes them on the way.
 //! No step holds a second copy of a model: blocks of 8 MiB, whatever the model's size. Plain reads rather than a
 //! memory map: a file that shrinks under a map kills the process, and the hash comes out of the same pass.
 

@@ -190,7 +190,7 @@ fn cost_lines(resolved: &Resolved, estimate: &Estimate) -> Vec<Line> {
     let (c, m, h) = (arch.width, arch.mlp_width, arch.heads);
     let saved = match recipe.model.backend {
         Backend::Native => format!(
-            "activations: 4 bytes × {} × {} tokens × ({} layers × (8 × {c} + 2 × {m} + {h} + 4) + 2 × {c} + 2)",
+            "activations: 4 bytes × {} × {} tokens × ({} layers × (8 × {c} + 2 × {m} + {h} + 4) + 2 × {c} + 5)",
             recipe.train.micro_batch, resolved.row_len, arch.layers
         ),
         Backend::Candle => {

@@ -75,10 +75,12 @@ fn text(losses: &[f32], held_out: Option<&HeldOut>) -> String {
         }
         Some(held_out) => format!(
             "{mean:.4} nats per token over {} rows of {} tokens from the embedded text's held-out pages\n\
-             {:.4} is their unigram cross-entropy: below it a model uses context",
+             {:.4} is their unigram cross-entropy by the token counts of the other pages, {:.4} by their own: a model that\n\
+             is below uses context",
             losses.len(),
             held_out.rows[0].len(),
-            held_out.unigram_cross_entropy
+            held_out.unigram_cross_entropy,
+            held_out.unigram_entropy
         ),
     }
 }

@@ -27,11 +27,11 @@ const COUNTED_TOKENS: usize = 1_000_000;
 pub struct HeldOut {
     /// Rows of equal length; fewer than wanted if there is not text enough.
     pub rows: Vec<Vec<u32>>,
-    /// The rows' own unigram cross-entropy in nats per predicted token: no model without context can be below it.
-    pub unigram_cross_entropy: f64,
+    /// Entropy of the rows' own token frequencies in nats per predicted token: no model without context can be below it.
+    pub unigram_entropy: f64,
     /// Cross-entropy in nats per predicted token under the token counts of the first million tokens of training text,
     /// files in their order, each token of the vocabulary counted once more.
-    pub training_unigram_cross_entropy: f64,
+    pub unigram_cross_entropy: f64,
 }
 
 impl HeldOut {
@@ -55,8 +55,8 @@ impl HeldOut {
         let training = Counts::of(&read(data.training.as_ref(), COUNTED_TOKENS)?);
         Ok(Self {
             rows,
-            unigram_cross_entropy: targets.cross_entropy_under(&targets, 0.0),
-            training_unigram_cross_entropy: targets.cross_entropy_under(&training, 1.0),
+            unigram_entropy: targets.cross_entropy_under(&targets, 0.0),
+            unigram_cross_entropy: targets.cross_entropy_under(&training, 1.0),
         })
     }
 }
@@ -148,11 +148,11 @@ mod tests {
         let (one, a, end) = (16, 257, 50_256);
         assert_eq!(held_out.rows, [[one, a, a, a, end]]);
         let own = -(0.75 * 0.75_f64.ln() + 0.25 * 0.25_f64.ln());
-        assert!((held_out.unigram_cross_entropy - own).abs() < 1e-12);
+        assert!((held_out.unigram_entropy - own).abs() < 1e-12);
         // Training has 5 tokens: "a", " a", end, "b", end.
         let total = 5.0 + 50_257.0_f64;
         let training = -(0.75 * (2.0 / total).ln() + 0.25 * (3.0 / total).ln());
-        assert!((held_out.training_unigram_cross_entropy - training).abs() < 1e-12);
+        assert!((held_out.unigram_cross_entropy - training).abs() < 1e-12);
     }
 
     #[test]
@@ -172,8 +172,8 @@ mod tests {
         let data = Opened { tokenizer: TOKENIZER.clone(), training, held_out, packing };
         let held_out = HeldOut::read(&data, 32, 1024).unwrap();
         assert_eq!(held_out.rows.len(), 32);
-        assert!((held_out.unigram_cross_entropy - 6.221_592).abs() < 1e-5, "{}", held_out.unigram_cross_entropy);
-        let training = held_out.training_unigram_cross_entropy;
+        assert!((held_out.unigram_entropy - 6.221_592).abs() < 1e-5, "{}", held_out.unigram_entropy);
+        let training = held_out.unigram_cross_entropy;
         assert!((training - 6.641_784).abs() < 1e-5, "{training}");
     }
 }

@@ -80,7 +80,6 @@ impl Visitor<'_> for LossyString {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-
     use super::*;
     use crate::data::tokenizer::Tokenizer;
 

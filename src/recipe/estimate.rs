@@ -12,6 +12,9 @@ const F32: u128 = 4;
 /// Rows of logits that exist at a time: the head, softmax and loss run over chunks of this many tokens.
 const HEAD_CHUNK: u128 = 512;
 
+/// Queries whose attention scores exist at a time, per thread, for rows of at least as many tokens.
+const SCORE_ROWS: u128 = 64;
+
 /// Assumed speed of writing, hashing and syncing a checkpoint, in bytes per second.
 pub(crate) const SAVE_BYTES_PER_SECOND: f64 = 400e6;
 
@@ -78,22 +81,24 @@ impl Activations {
     /// `native` saves, per token and block of width c, hidden width m and h heads: 2c residual stream (after each
     /// branch), 2c outputs of the norms and 4 of their statistics, 3c queries, keys and values, c attention output,
     /// 2m the MLP's hidden layer before and after its function, and h log-sum-exps: attention probabilities are never
-    /// stored. Outside the blocks: c embedding, c + 2 final norm. Its backward pass needs about one block's worth, and
-    /// logits exist for 512 tokens at a time.
+    /// stored. Outside the blocks: c embedding, c + 2 final norm, 3 for id, target and loss. Its backward pass works in
+    /// 6c + m more and in two tiles of 64 rows of scores per thread, and logits exist for 512 tokens at a time. It is what
+    /// `model/decoder.rs` allocates, to the byte.
     ///
     /// `candle` keeps every intermediate alive until the loss is dropped. Counted roughly: twice the above, four
     /// attention matrices (h · row_len per token), as much again for half of the gradients, and five times the logits.
-    pub fn of(arch: &Arch, backend: Backend, rows: usize, row_len: usize) -> Self {
+    pub fn of(arch: &Arch, backend: Backend, rows: usize, row_len: usize, threads: usize) -> Self {
         let of = |value: usize| value as u128;
         let (c, m, h, v) = (of(arch.width), of(arch.mlp_width), of(arch.heads), of(arch.vocab_size));
         let tokens = of(rows).saturating_mul(of(row_len));
         let in_bytes = |per_token: u128| per_token.saturating_mul(tokens).saturating_mul(F32);
         let block = c.saturating_mul(8).saturating_add(m.saturating_mul(2)).saturating_add(h).saturating_add(4);
-        let saved = block.saturating_mul(of(arch.layers)).saturating_add(c.saturating_mul(2)).saturating_add(2);
+        let saved = block.saturating_mul(of(arch.layers)).saturating_add(c.saturating_mul(2)).saturating_add(5);
+        let tiles = of(threads).saturating_mul(2 * SCORE_ROWS).saturating_mul(of(row_len)).saturating_mul(F32);
         match backend {
             Backend::Native => Self {
                 saved: in_bytes(saved),
-                backward: in_bytes(block),
+                backward: in_bytes(c.saturating_mul(6).saturating_add(m)).saturating_add(tiles),
                 logits: tokens.min(HEAD_CHUNK).saturating_mul(v).saturating_mul(F32),
             },
             Backend::Candle => {
@@ -159,7 +164,13 @@ impl Estimate {
             weights: per_parameter(F32),
             gradients: per_parameter(F32),
             moments: per_parameter(2 * F32),
-            activations: Activations::of(arch, recipe.model.backend, recipe.train.micro_batch, resolved.row_len),
+            activations: Activations::of(
+                arch,
+                recipe.model.backend,
+                recipe.train.micro_batch,
+                resolved.row_len,
+                resolved.threads,
+            ),
         };
         let disk = Disk {
             model: per_parameter(F32),
@@ -212,7 +223,17 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::tests::small;
     use super::*;
+    use crate::model::decoder::training_memory_bytes;
     use crate::model::layout::Layout;
+
+    #[test]
+    fn memory_of_the_native_backend_is_what_it_allocates() {
+        for (rows, row_len, threads) in [(1, 1024, 2), (4, 128, 1), (3, 64, 16)] {
+            let arch = Arch { mlp_width: 100, ..Arch::gpt2(5_000, 1024, 48, 3, 4) };
+            let estimated = Activations::of(&arch, Backend::Native, rows, row_len, threads).total();
+            assert_eq!(estimated, training_memory_bytes(&arch, rows, row_len, threads).into());
+        }
+    }
 
     #[test]
     fn counts_parameters_as_the_layout_does() {
@@ -238,8 +259,7 @@ mod tests {
         assert_eq!(estimate.memory.weights + estimate.memory.gradients + estimate.memory.moments, 16 * 3_382_080);
         let block = 8 * 64 + 2 * 256 + 2 + 4;
         let activations = estimate.memory.activations;
-        assert_eq!(activations.saved, 4 * 2048 * (2 * block + 2 * 64 + 2));
-        assert_eq!(activations.backward, 4 * 2048 * block);
+        assert_eq!(activations.saved, 4 * 2048 * (2 * block + 2 * 64 + 5));
         assert_eq!(activations.logits, 4 * 512 * 50_257);
         assert_eq!(estimate.disk.checkpoint(), 12 * 3_382_080);
         assert_eq!(estimate.disk.num_checkpoints, 4);

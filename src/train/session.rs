@@ -37,6 +37,7 @@ pub struct Session<'a> {
     saved_step: u64,
     evaluations: Evaluations,
     unigram_cross_entropy: f64,
+    unigram_entropy: f64,
     recorder: Recorder,
     progress: Progress,
     meter: Meter,
@@ -139,6 +140,7 @@ impl<'a> Session<'a> {
             saved_step: place.step,
             evaluations: Evaluations::read(run_dir)?,
             unigram_cross_entropy: held_out.unigram_cross_entropy,
+            unigram_entropy: held_out.unigram_entropy,
             recorder: Recorder::open(run_dir, stored.map(|_| place.step), recipe.metrics.tensorboard, printer),
             progress: Progress::new(printer, place.step, total_steps, recipe.metrics.print_every as u64),
             meter: Meter::new(flops, place.step, total_steps, Instant::now()),
@@ -182,8 +184,14 @@ impl<'a> Session<'a> {
     /// Tells and keeps the held-out loss of the weights as they are, which are on disk.
     pub fn evaluated(&mut self, loss: f64) -> Result<()> {
         let step = self.place.step;
-        let values = [("held_out_loss", loss), ("unigram_cross_entropy", self.unigram_cross_entropy)];
-        self.recorder.record(step, &values);
+        self.recorder.record(
+            step,
+            &[
+                ("held_out_loss", loss),
+                ("unigram_cross_entropy", self.unigram_cross_entropy),
+                ("unigram_entropy", self.unigram_entropy),
+            ],
+        );
         let is_best = self.evaluations.add(Evaluation { step, loss });
         if is_best {
             self.store.mark_best(step)?;
@@ -298,11 +306,13 @@ impl<'a> Session<'a> {
         }
         let below = self.unigram_cross_entropy - last.loss;
         lines.push(format!(
-            "Held-out loss {:.4} nats per token, {:.4} {} the unigram cross-entropy of the same rows, {:.4}.",
+            "Held-out loss {:.4} nats per token: {:.4} {} the unigram cross-entropy of the same rows, {:.4} (token counts of \
+             the training text; {:.4} with the rows' own counts).",
             last.loss,
             below.abs(),
             if below > 0.0 { "below" } else { "above" },
-            self.unigram_cross_entropy
+            self.unigram_cross_entropy,
+            self.unigram_entropy
         ));
         lines.push(format!(
             "Best model    {} (held-out loss {:.4} at step {})",

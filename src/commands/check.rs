@@ -271,7 +271,7 @@ fn cost_lines(resolved: &Resolved, estimate: &Estimate) -> Vec<Line> {
 }
 
 /// What this machine lacks for the run: worth a note, no reason to refuse, for the run may be meant for another machine.
-fn shortages(resolved: &Resolved) -> Vec<String> {
+pub(super) fn shortages(resolved: &Resolved) -> Vec<String> {
     let estimate = Estimate::of(resolved);
     let mut notes = Vec::new();
     let (memory, disk) = (estimate.memory.total(), estimate.disk.total());

@@ -28,6 +28,9 @@ pub fn run(args: &TrainArgs, printer: &Printer) -> Result<()> {
     for warning in &resolved.warnings {
         printer.warn(&source.located(warning));
     }
+    for shortage in super::check::shortages(&resolved) {
+        printer.warn(&shortage);
+    }
     super::set_threads(Some(resolved.threads))?;
     if args.dry_run {
         return printer.result(&dry_run(&resolved, start)?);

@@ -12,8 +12,6 @@ pub(crate) mod parts;
 pub mod weights;
 
 #[cfg(test)]
-mod decoder_tests;
-#[cfg(test)]
 pub(crate) mod golden_tests;
 #[cfg(test)]
 pub(crate) mod golden_training;

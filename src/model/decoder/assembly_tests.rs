@@ -7,10 +7,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use super::arch::{Activation, Arch};
-use super::decoder::Decoder;
-use super::layout::Layout;
-use super::{DropoutSeed, LossAndGradients};
+use crate::model::arch::{Activation, Arch};
+use crate::model::decoder::Decoder;
+use crate::model::layout::Layout;
+use crate::model::{DropoutSeed, LossAndGradients};
 use crate::ops::attention::Shape;
 use crate::ops::cross_entropy::NO_TARGET;
 use crate::ops::random::{self, Mask};

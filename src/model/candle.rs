@@ -11,6 +11,8 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Device, Tensor, Var, WithDType};
+use candle_nn::ops::{log_softmax, softmax};
+use candle_nn::{Embedding, Linear, Module};
 
 use super::arch::{Activation, Arch};
 use super::layout::Layout;
@@ -141,17 +143,14 @@ impl Graph<'_> {
         let num_targets = tokens_bt.dim(1)? - 1;
         let logits_btv = self.logits_btv(tokens_bt)?.narrow(1, 0, num_targets)?;
         let targets_bt1 = tokens_bt.narrow(1, 1, num_targets)?.contiguous()?.unsqueeze(2)?;
-        let shifted = logits_btv.broadcast_sub(&logits_btv.max_keepdim(D::Minus1)?.detach())?;
-        let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-        let losses_bt1 = log_sum.sub(&shifted.contiguous()?.gather(&targets_bt1, D::Minus1)?)?;
-        Ok(losses_bt1.squeeze(2)?)
+        let log_probabilities_btv = log_softmax(&logits_btv, D::Minus1)?.contiguous()?;
+        Ok(log_probabilities_btv.gather(&targets_bt1, D::Minus1)?.squeeze(2)?.neg()?)
     }
 
     fn logits_btv(&self, tokens_bt: &Tensor) -> Result<Tensor> {
-        let (b, t) = tokens_bt.dims2()?;
-        let token_embedding = self.weight("embed.token")?.index_select(&tokens_bt.flatten_all()?, 0)?;
-        let token_embedding_btc = token_embedding.reshape((b, t, self.arch.width))?;
-        let position_embedding_tc = self.weight("embed.position")?.narrow(0, 0, t)?;
+        let embedding = Embedding::new(self.weight("embed.token")?.clone(), self.arch.width);
+        let token_embedding_btc = embedding.forward(tokens_bt)?;
+        let position_embedding_tc = self.weight("embed.position")?.narrow(0, 0, tokens_bt.dim(1)?)?;
         let mut x_btc = token_embedding_btc.broadcast_add(&position_embedding_tc)?;
         x_btc = self.dropout(x_btc, random::EMBEDDING_SITE)?;
         for block in 0..self.arch.layers {
@@ -163,7 +162,7 @@ impl Graph<'_> {
             x_btc = (x_btc + self.dropout(branch_btc, random::mlp_branch_site(block))?)?;
         }
         let head_vc = self.weight(if self.arch.tied_head { "embed.token" } else { "head.weight" })?;
-        matmul(&self.norm(&x_btc, "norm")?, head_vc)
+        Ok(Linear::new(head_vc.clone(), None).forward(&self.norm(&x_btc, "norm")?)?)
     }
 
     /// LayerNorm with the biased variance, as PyTorch's.
@@ -185,8 +184,7 @@ impl Graph<'_> {
         let (q_bhtd, k_bhtd, v_bhtd) = (part_bhtd(0)?, part_bhtd(1)?, part_bhtd(2)?);
         let scores_bhtt = (q_bhtd.matmul(&k_bhtd.transpose(2, 3)?)? * f64::from(self.arch.attention_scale(block)))?;
         let scores_bhtt = scores_bhtt.broadcast_add(&self.causal_mask_tt(t)?)?;
-        let powers = scores_bhtt.broadcast_sub(&scores_bhtt.max_keepdim(D::Minus1)?.detach())?.exp()?;
-        let probabilities_bhtt = powers.broadcast_div(&powers.sum_keepdim(D::Minus1)?)?;
+        let probabilities_bhtt = softmax(&scores_bhtt, D::Minus1)?;
         let probabilities_bhtt = self.dropout(probabilities_bhtt, random::attention_site(block))?;
         let mixed_btc = probabilities_bhtt.matmul(&v_bhtd)?.transpose(1, 2)?.reshape((b, t, c))?;
         self.linear(&mixed_btc, &format!("blocks.{block}.attention.out"))
@@ -204,8 +202,9 @@ impl Graph<'_> {
     }
 
     fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        let product = matmul(x, self.weight(&format!("{name}.weight"))?)?;
-        Ok(product.broadcast_add(self.weight(&format!("{name}.bias"))?)?)
+        let weight = self.weight(&format!("{name}.weight"))?.clone();
+        let bias = self.weight(&format!("{name}.bias"))?.clone();
+        Ok(Linear::new(weight, Some(bias)).forward(x)?)
     }
 
     fn dropout(&self, x: Tensor, site: u64) -> Result<Tensor> {
@@ -215,13 +214,6 @@ impl Graph<'_> {
         let scales = Tensor::from_iter(scales, &Device::Cpu)?.reshape(x.shape())?.to_dtype(self.dtype)?;
         Ok((x * scales)?)
     }
-}
-
-/// `x_bti` times the transpose of `weight_oi`.
-fn matmul(x_bti: &Tensor, weight_oi: &Tensor) -> Result<Tensor> {
-    let (b, t, i) = x_bti.dims3()?;
-    let product = x_bti.reshape((b * t, i))?.matmul(&weight_oi.t()?)?;
-    Ok(product.reshape((b, t, weight_oi.dim(0)?))?)
 }
 
 fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {

@@ -17,6 +17,7 @@ use crate::data;
 use crate::data::held_out::HeldOut;
 use crate::data::loader::{Loader, LoaderShape};
 use crate::dist::Collective;
+use crate::interrupt;
 use crate::metrics::printer::Printer;
 use crate::recipe::Resolved;
 use session::{Session, Summary};
@@ -56,6 +57,9 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
         }
         if session.is_finished() {
             return Ok(session.finish());
+        }
+        if interrupt::requested() {
+            return Err(session.end_early()?);
         }
         let (weights, place) = session.state();
         let Some(report) = stepper.step(weights, place, &mut loader)? else {

@@ -107,8 +107,10 @@ impl<'a> Session<'a> {
             params: weights.params.as_mut_slice(),
             moments: &mut [("m", weights.means.as_mut_slice()), ("v", weights.squares.as_mut_slice())],
         };
+        let mut resumed_at = None;
         match store.restore_latest::<Place>(&mut targets)? {
             Some(restored) => {
+                resumed_at = Some(restored.step);
                 for warning in &restored.warnings {
                     printer.warn(warning);
                 }
@@ -141,7 +143,7 @@ impl<'a> Session<'a> {
             evaluations: Evaluations::read(run_dir)?,
             unigram_cross_entropy: held_out.unigram_cross_entropy,
             unigram_entropy: held_out.unigram_entropy,
-            recorder: Recorder::open(run_dir, stored.map(|_| place.step), recipe.metrics.tensorboard, printer),
+            recorder: Recorder::open(run_dir, resumed_at, recipe.metrics.tensorboard, printer),
             progress: Progress::new(printer, place.step, total_steps, recipe.metrics.print_every as u64),
             meter: Meter::new(flops, place.step, total_steps, Instant::now()),
             store,

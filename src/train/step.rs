@@ -97,7 +97,8 @@ impl<'a> Stepper<'a> {
             loss += f64::from(mean) * scale;
             tokens += (batch.tokens.len() * world.size) as u64;
             cursor = batch.cursor_after;
-            if interrupt::requested() {
+            // After the last micro-step the update is nearly all that is left, and too good to throw away.
+            if interrupt::requested() && micro_step + 1 < self.micro_steps {
                 return Ok(None);
             }
         }

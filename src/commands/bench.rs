@@ -13,7 +13,7 @@ use crate::error::input;
 use crate::metrics::printer::Printer;
 use crate::model::arch::Arch;
 use crate::model::layout::Layout;
-use crate::model::{self, init};
+use crate::model::{self, Rows, init};
 use crate::ops::{Buffer, random};
 use crate::optim::{adamw, adamw::AdamW, clip};
 use crate::recipe::Optimizer;
@@ -73,7 +73,7 @@ fn measure(args: &BenchArgs, arch: &Arch) -> Result<Vec<f64>> {
                 let started = Instant::now();
                 gradients.as_mut_slice().fill(0.0);
                 let (weights, sums) = (params.as_slice(), gradients.as_mut_slice());
-                model.loss_and_gradients(weights, sums, &tokens, args.batch, args.seq, 1.0, None)?;
+                model.loss_and_gradients(weights, sums, Rows::new(&tokens, args.batch, args.seq), 1.0, None)?;
                 let scale = clip::clip_factor(clip::global_norm(gradients.as_slice()), options.clip_norm);
                 optimizer.step(
                     step as u64,
@@ -90,7 +90,7 @@ fn measure(args: &BenchArgs, arch: &Arch) -> Result<Vec<f64>> {
         BenchKind::Score => {
             for _ in 0..=args.steps {
                 let started = Instant::now();
-                model.row_losses(params.as_slice(), &tokens, args.batch, args.seq)?;
+                model.row_losses(params.as_slice(), Rows::new(&tokens, args.batch, args.seq))?;
                 seconds.push(started.elapsed().as_secs_f64());
             }
         }

@@ -16,7 +16,7 @@ use candle_nn::{Embedding, Linear, Module};
 
 use super::arch::{Activation, Arch};
 use super::layout::Layout;
-use super::{DropoutSeed, LossAndGradients, check_tokens};
+use super::{DropoutSeed, LossAndGradients, Rows, check_tokens};
 use crate::ops::random::{self, Mask};
 
 /// The candle backend on the CPU.
@@ -45,22 +45,19 @@ impl CandleDecoder {
     }
 
     /// [`LossAndGradients::loss_and_gradients`] in either precision.
-    #[allow(clippy::too_many_arguments)]
     fn accumulate<T: WithDType>(
         &self,
         params: &[T],
         gradients: &mut [T],
-        tokens: &[u32],
-        num_rows: usize,
-        row_len: usize,
+        rows: Rows,
         scale: T,
         dropout: Option<DropoutSeed>,
     ) -> Result<T> {
-        check_tokens(&self.arch, tokens, num_rows, row_len)?;
-        ensure!(row_len >= 2, "a row of one token has nothing to predict");
+        check_tokens(&self.arch, rows)?;
+        ensure!(rows.row_len >= 2, "a row of one token has nothing to predict");
         ensure!(gradients.len() == params.len(), "{} gradients for {} parameters", gradients.len(), params.len());
         let graph = self.graph(params, Purpose::Train(dropout))?;
-        let loss = graph.losses_bt(&token_tensor(tokens, num_rows, row_len)?)?.mean_all()?;
+        let loss = graph.losses_bt(&token_tensor(rows)?)?.mean_all()?;
         let computed = loss.backward()?;
         for param in self.layout.params() {
             let gradient =
@@ -79,35 +76,35 @@ impl LossAndGradients for CandleDecoder {
         &mut self,
         params: &[f32],
         gradients: &mut [f32],
-        tokens: &[u32],
-        num_rows: usize,
-        row_len: usize,
+        rows: Rows,
         scale: f32,
         dropout: Option<DropoutSeed>,
     ) -> Result<f32> {
-        self.accumulate(params, gradients, tokens, num_rows, row_len, scale, dropout)
+        self.accumulate(params, gradients, rows, scale, dropout)
     }
 
-    fn row_losses(&mut self, params: &[f32], tokens: &[u32], num_rows: usize, row_len: usize) -> Result<Vec<f32>> {
-        check_tokens(&self.arch, tokens, num_rows, row_len)?;
+    fn row_losses(&mut self, params: &[f32], rows: Rows) -> Result<Vec<f32>> {
+        check_tokens(&self.arch, rows)?;
+        let Rows { tokens, num_rows, row_len } = rows;
         if row_len < 2 {
             return Ok(vec![f32::NAN; num_rows]);
         }
         let graph = self.graph(params, Purpose::Score)?;
         // Row by row: the logits of one row are large enough.
-        let row_loss = |row| Ok(graph.losses_bt(&token_tensor(row, 1, row_len)?)?.mean_all()?.to_scalar()?);
+        let row_loss =
+            |row| Ok(graph.losses_bt(&token_tensor(Rows::new(row, 1, row_len))?)?.mean_all()?.to_scalar()?);
         tokens.chunks_exact(row_len).map(row_loss).collect()
     }
 
-    fn logits(&mut self, params: &[f32], tokens: &[u32], num_rows: usize, row_len: usize) -> Result<Vec<f32>> {
-        check_tokens(&self.arch, tokens, num_rows, row_len)?;
-        let logits_btv = self.graph(params, Purpose::Score)?.logits_btv(&token_tensor(tokens, num_rows, row_len)?)?;
+    fn logits(&mut self, params: &[f32], rows: Rows) -> Result<Vec<f32>> {
+        check_tokens(&self.arch, rows)?;
+        let logits_btv = self.graph(params, Purpose::Score)?.logits_btv(&token_tensor(rows)?)?;
         Ok(logits_btv.flatten_all()?.to_vec1()?)
     }
 }
 
-fn token_tensor(tokens: &[u32], num_rows: usize, row_len: usize) -> Result<Tensor> {
-    Ok(Tensor::from_slice(tokens, (num_rows, row_len), &Device::Cpu)?)
+fn token_tensor(rows: Rows) -> Result<Tensor> {
+    Ok(Tensor::from_slice(rows.tokens, (rows.num_rows, rows.row_len), &Device::Cpu)?)
 }
 
 /// What a forward pass is for.
@@ -255,8 +252,9 @@ pub(crate) mod tests {
             let tokens: Vec<u32> = (0..num_rows * row_len).map(|i| (i * i % arch.vocab_size) as u32).collect();
             let run = |params: &[f64]| {
                 let mut gradients = vec![1.0; params.len()];
-                let loss =
-                    decoder.accumulate(params, &mut gradients, &tokens, num_rows, row_len, scale, dropout).unwrap();
+                let loss = decoder
+                    .accumulate(params, &mut gradients, Rows::new(&tokens, num_rows, row_len), scale, dropout)
+                    .unwrap();
                 (loss, gradients)
             };
             let (loss, gradients) = run(&params);
@@ -290,27 +288,25 @@ pub(crate) mod tests {
             &mut self,
             params: &[f32],
             gradients: &mut [f32],
-            tokens: &[u32],
-            num_rows: usize,
-            row_len: usize,
+            rows: Rows,
             scale: f32,
             dropout: Option<DropoutSeed>,
         ) -> Result<f32> {
             let (params, mut sums) = (widen(params), widen(gradients));
-            let loss = self.0.accumulate(&params, &mut sums, tokens, num_rows, row_len, scale.into(), dropout)?;
+            let loss = self.0.accumulate(&params, &mut sums, rows, scale.into(), dropout)?;
             gradients.iter_mut().zip(sums).for_each(|(gradient, sum)| *gradient = sum as f32);
             Ok(loss as f32)
         }
 
-        fn row_losses(&mut self, params: &[f32], tokens: &[u32], num_rows: usize, row_len: usize) -> Result<Vec<f32>> {
+        fn row_losses(&mut self, params: &[f32], rows: Rows) -> Result<Vec<f32>> {
             let graph = self.0.graph(&widen(params), Purpose::Score)?;
-            let losses_bt = graph.losses_bt(&token_tensor(tokens, num_rows, row_len)?)?;
+            let losses_bt = graph.losses_bt(&token_tensor(rows)?)?;
             Ok(losses_bt.mean(D::Minus1)?.to_dtype(DType::F32)?.to_vec1()?)
         }
 
-        fn logits(&mut self, params: &[f32], tokens: &[u32], num_rows: usize, row_len: usize) -> Result<Vec<f32>> {
+        fn logits(&mut self, params: &[f32], rows: Rows) -> Result<Vec<f32>> {
             let graph = self.0.graph(&widen(params), Purpose::Score)?;
-            let logits_btv = graph.logits_btv(&token_tensor(tokens, num_rows, row_len)?)?;
+            let logits_btv = graph.logits_btv(&token_tensor(rows)?)?;
             Ok(logits_btv.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
         }
     }

@@ -14,7 +14,7 @@ use anyhow::{Result, ensure};
 use super::arch::Arch;
 use super::layout::Layout;
 use super::parts::{BlockParts, Parts};
-use super::{DropoutSeed, LossAndGradients, check_tokens};
+use super::{DropoutSeed, LossAndGradients, Rows, check_tokens};
 use crate::ops::cross_entropy::{self, LogitsChunk, NO_TARGET};
 use crate::ops::matmul::{Order, matmul};
 use crate::ops::norm::NormStats;
@@ -156,18 +156,12 @@ impl Decoder {
     }
 
     /// Checks the tokens, makes sure that the memory suffices, and writes ids and targets.
-    fn prepare(
-        &mut self,
-        num_params: usize,
-        tokens: &[u32],
-        rows: usize,
-        row_len: usize,
-        training: bool,
-    ) -> Result<Pass> {
-        check_tokens(&self.arch, tokens, rows, row_len)?;
+    fn prepare(&mut self, num_params: usize, rows: Rows, training: bool) -> Result<Pass> {
+        check_tokens(&self.arch, rows)?;
+        let Rows { tokens, num_rows, row_len } = rows;
         let expected = self.layout.len();
         ensure!(num_params == expected, "{num_params} parameters were given for a model of {expected}");
-        let n = rows * row_len;
+        let n = tokens.len();
         let suffices = self.memory.as_ref().is_some_and(|memory| {
             memory.tokens >= n && memory.row_len >= row_len && (memory.training.is_some() || !training)
         });
@@ -186,7 +180,7 @@ impl Decoder {
             targets[..row_len - 1].copy_from_slice(&ids[1..]);
             targets[row_len - 1] = NO_TARGET;
         }
-        Ok(Pass { rows, row_len, n, dropout: None })
+        Ok(Pass { rows: num_rows, row_len, n, dropout: None })
     }
 
     /// From token ids to the normalised output of the last block, in `memory.norm`.
@@ -421,19 +415,17 @@ impl LossAndGradients for Decoder {
         &mut self,
         params: &[f32],
         gradients: &mut [f32],
-        tokens: &[u32],
-        num_rows: usize,
-        row_len: usize,
+        rows: Rows,
         scale: f32,
         dropout: Option<DropoutSeed>,
     ) -> Result<f32> {
-        ensure!(row_len > 1, "a row of one token has nothing to predict");
+        ensure!(rows.row_len > 1, "a row of one token has nothing to predict");
         ensure!(gradients.len() == params.len(), "{} gradients for {} parameters", gradients.len(), params.len());
-        let pass = Pass { dropout, ..self.prepare(params.len(), tokens, num_rows, row_len, true)? };
+        let pass = Pass { dropout, ..self.prepare(params.len(), rows, true)? };
         let layout = Arc::clone(&self.layout);
         let params = Parts::of(&self.arch, &layout, params.into());
         let gradients = Parts::of_mut(&self.arch, &layout, gradients.into());
-        let num_targets = num_rows * (row_len - 1);
+        let num_targets = rows.num_rows * (rows.row_len - 1);
         self.forward(&params, pass);
         self.backward(&params, gradients, pass, scale / num_targets as f32);
         let memory = self.memory.as_ref().expect("made by prepare");
@@ -441,8 +433,8 @@ impl LossAndGradients for Decoder {
         Ok((sum / num_targets as f64) as f32)
     }
 
-    fn row_losses(&mut self, params: &[f32], tokens: &[u32], num_rows: usize, row_len: usize) -> Result<Vec<f32>> {
-        let pass = self.prepare(params.len(), tokens, num_rows, row_len, false)?;
+    fn row_losses(&mut self, params: &[f32], rows: Rows) -> Result<Vec<f32>> {
+        let pass = self.prepare(params.len(), rows, false)?;
         let layout = Arc::clone(&self.layout);
         let params = Parts::of(&self.arch, &layout, params.into());
         self.forward(&params, pass);
@@ -455,13 +447,13 @@ impl LossAndGradients for Decoder {
         let losses = part(&memory.losses, pass.n, 1).cpu();
         let mean = |row: &[f32]| {
             let sum: f64 = row.iter().map(|&loss| f64::from(loss)).sum();
-            (sum / (row_len - 1) as f64) as f32
+            (sum / (rows.row_len - 1) as f64) as f32
         };
-        Ok(losses.chunks(row_len).map(mean).collect())
+        Ok(losses.chunks(rows.row_len).map(mean).collect())
     }
 
-    fn logits(&mut self, params: &[f32], tokens: &[u32], num_rows: usize, row_len: usize) -> Result<Vec<f32>> {
-        let pass = self.prepare(params.len(), tokens, num_rows, row_len, false)?;
+    fn logits(&mut self, params: &[f32], rows: Rows) -> Result<Vec<f32>> {
+        let pass = self.prepare(params.len(), rows, false)?;
         let layout = Arc::clone(&self.layout);
         let params = Parts::of(&self.arch, &layout, params.into());
         self.forward(&params, pass);

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::arch::{Activation, Arch};
 use super::layout::{Layout, Param};
-use super::{DropoutSeed, LossAndGradients};
+use super::{DropoutSeed, LossAndGradients, Rows};
 use crate::golden;
 use crate::ops::random;
 
@@ -136,7 +136,7 @@ pub(crate) fn check_backend(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
         let context = |what: &str| format!("{}: {what}", folder.file_name().unwrap().display());
 
         for (i, (tokens, loss)) in batches.iter().zip(expected["losses_reference"].as_array().unwrap()).enumerate() {
-            let computed = backend.row_losses(&params, tokens, 1, tokens.len());
+            let computed = backend.row_losses(&params, Rows::new(tokens, 1, tokens.len()));
             let expected_loss = number(loss);
             if expected_loss.is_infinite() {
                 assert!(computed.is_err(), "{}", context("an impossible batch was scored"));
@@ -147,7 +147,7 @@ pub(crate) fn check_backend(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
         }
 
         let positions: Vec<usize> = serde_json::from_value(expected["logit_positions"].clone()).unwrap();
-        let logits = backend.logits(&params, &batches[0], 1, batches[0].len()).unwrap();
+        let logits = backend.logits(&params, Rows::new(&batches[0], 1, batches[0].len())).unwrap();
         let expected_logits: Vec<Vec<f32>> = tensors["logits"].to_vec2().unwrap();
         assert_eq!(positions.len(), expected_logits.len());
         for (position, row) in positions.iter().zip(expected_logits) {
@@ -175,7 +175,7 @@ fn check_gradients(
 ) {
     let mut gradients = vec![0.0; layout.len()];
     let (tokens, row_len) = (batches.concat(), batches[0].len());
-    let loss = backend.loss_and_gradients(params, &mut gradients, &tokens, 2, row_len, 1.0, None).unwrap();
+    let loss = backend.loss_and_gradients(params, &mut gradients, Rows::new(&tokens, 2, row_len), 1.0, None).unwrap();
     assert!((f64::from(loss) - number(&expected["loss"])).abs() <= LOSS_TOLERANCE);
     let close = |name: &str, computed: f64, expected: f64| {
         let difference = (computed / expected - 1.0).abs();
@@ -230,13 +230,15 @@ pub(crate) fn check_equal(
         let run = |backend: &mut dyn LossAndGradients| {
             let mut gradients = vec![0.0; layout.len()];
             let mut accumulate = |scale| {
-                backend.loss_and_gradients(&params, &mut gradients, &tokens, num_rows, row_len, scale, dropout).unwrap()
+                backend
+                    .loss_and_gradients(&params, &mut gradients, Rows::new(&tokens, num_rows, row_len), scale, dropout)
+                    .unwrap()
             };
             // Twice, so that a backend that overwrites instead of adding is found out.
             let loss = accumulate(0.75);
             assert_eq!(accumulate(0.25).to_bits(), loss.to_bits());
-            let row_losses = backend.row_losses(&params, &tokens, num_rows, row_len).unwrap();
-            let logits = backend.logits(&params, &tokens, num_rows, row_len).unwrap();
+            let row_losses = backend.row_losses(&params, Rows::new(&tokens, num_rows, row_len)).unwrap();
+            let logits = backend.logits(&params, Rows::new(&tokens, num_rows, row_len)).unwrap();
             (loss, gradients, row_losses, logits)
         };
         let a = run(&mut *make_a(&arch));
@@ -268,13 +270,14 @@ fn check_refusals(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
         [(&[0, 1, 7, 0], 1, 4), (&[0, u32::MAX], 1, 2), (&[0; 5], 1, 5), (&[0; 5], 2, 2), (&[], 0, 4), (&[], 4, 0)];
     for (tokens, num_rows, row_len) in cases {
         let mut gradients = vec![0.5; params.len()];
-        let refused = backend.loss_and_gradients(&params, &mut gradients, tokens, num_rows, row_len, 1.0, None);
+        let refused =
+            backend.loss_and_gradients(&params, &mut gradients, Rows::new(tokens, num_rows, row_len), 1.0, None);
         assert!(refused.is_err() && gradients.iter().all(|&gradient| gradient == 0.5), "{tokens:?}");
-        assert!(backend.row_losses(&params, tokens, num_rows, row_len).is_err(), "{tokens:?}");
-        assert!(backend.logits(&params, tokens, num_rows, row_len).is_err(), "{tokens:?}");
+        assert!(backend.row_losses(&params, Rows::new(tokens, num_rows, row_len)).is_err(), "{tokens:?}");
+        assert!(backend.logits(&params, Rows::new(tokens, num_rows, row_len)).is_err(), "{tokens:?}");
     }
     let mut gradients = vec![0.5; params.len()];
-    assert!(backend.loss_and_gradients(&params, &mut gradients, &[1, 2], 2, 1, 1.0, None).is_err());
-    assert!(backend.row_losses(&params, &[1, 2], 2, 1).unwrap().iter().all(|loss| loss.is_nan()));
-    assert!(backend.row_losses(&params[1..], &[1, 2], 1, 2).is_err());
+    assert!(backend.loss_and_gradients(&params, &mut gradients, Rows::new(&[1, 2], 2, 1), 1.0, None).is_err());
+    assert!(backend.row_losses(&params, Rows::new(&[1, 2], 2, 1)).unwrap().iter().all(|loss| loss.is_nan()));
+    assert!(backend.row_losses(&params[1..], Rows::new(&[1, 2], 1, 2)).is_err());
 }

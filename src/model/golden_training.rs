@@ -5,10 +5,10 @@
 
 use serde_json::Value;
 
-use super::LossAndGradients;
 use super::arch::Arch;
 use super::golden_tests::{flatten_rows, full_name, number, read_arch, read_params};
 use super::layout::Layout;
+use super::{LossAndGradients, Rows};
 use crate::golden;
 use crate::optim::adamw::{AdamW, decayed_ranges};
 use crate::optim::{clip, schedule};
@@ -41,7 +41,10 @@ impl Training {
         let (tokens, row_len) = flatten_rows(rows);
         let num_rows = tokens.len() / row_len;
         let Self { backend, params, gradients, .. } = self;
-        backend.loss_and_gradients(params, gradients, &tokens, num_rows, row_len, scale, None).unwrap().into()
+        backend
+            .loss_and_gradients(params, gradients, Rows::new(&tokens, num_rows, row_len), scale, None)
+            .unwrap()
+            .into()
     }
 
     fn step(&mut self, adamw: &AdamW, step: u64, learning_rate: f64, gradient_scale: f64) {
@@ -116,7 +119,8 @@ fn check_adamw_file(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>, expected:
     let micro_batches = batches[0].as_array().unwrap();
     let losses = micro_batches.iter().map(|rows| {
         let (tokens, row_len) = flatten_rows(rows);
-        let losses = training.backend.row_losses(&training.params, &tokens, tokens.len() / row_len, row_len).unwrap();
+        let losses =
+            training.backend.row_losses(&training.params, Rows::new(&tokens, tokens.len() / row_len, row_len)).unwrap();
         losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64
     });
     let loss = losses.sum::<f64>() / micro_batches.len() as f64;

@@ -32,29 +32,43 @@ pub fn backend(choice: Backend, arch: &Arch) -> Box<dyn LossAndGradients> {
 
 /// Computes losses and gradients of a decoder.
 ///
-/// `tokens` are `num_rows` rows of `row_len` ids each. The target of a position is the next token of its row, so a row
-/// has `row_len - 1` targets. `params` and `gradients` are flat, in the order of [`layout::Layout`]. A token id outside
+/// The target of a position is the next token of its row, so a row has `row_len - 1` targets. `params` and `gradients` are flat, in the order of [`layout::Layout`]. A token id outside
 /// the vocabulary and a row longer than the model's context are errors.
 pub trait LossAndGradients: Send {
     /// Returns the mean loss over all `num_rows * (row_len - 1)` targets and adds `scale` times its gradient to
     /// `gradients`. Rows of fewer than two tokens are an error.
-    #[allow(clippy::too_many_arguments)]
     fn loss_and_gradients(
         &mut self,
         params: &[f32],
         gradients: &mut [f32],
-        tokens: &[u32],
-        num_rows: usize,
-        row_len: usize,
+        rows: Rows,
         scale: f32,
         dropout: Option<DropoutSeed>,
     ) -> Result<f32>;
 
     /// Mean loss of each row, without dropout; not a number for rows of one token, as in PyTorch.
-    fn row_losses(&mut self, params: &[f32], tokens: &[u32], num_rows: usize, row_len: usize) -> Result<Vec<f32>>;
+    fn row_losses(&mut self, params: &[f32], rows: Rows) -> Result<Vec<f32>>;
 
     /// Logits, without dropout: `num_rows * row_len` rows of `vocab_size` each.
-    fn logits(&mut self, params: &[f32], tokens: &[u32], num_rows: usize, row_len: usize) -> Result<Vec<f32>>;
+    fn logits(&mut self, params: &[f32], rows: Rows) -> Result<Vec<f32>>;
+}
+
+/// Rows of token ids of one length, one after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// `num_rows * row_len` ids.
+    pub tokens: &'a [u32],
+    /// Number of rows.
+    pub num_rows: usize,
+    /// Tokens per row.
+    pub row_len: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Rows whose sizes the decoder will check.
+    pub fn new(tokens: &'a [u32], num_rows: usize, row_len: usize) -> Self {
+        Self { tokens, num_rows, row_len }
+    }
 }
 
 /// What determines the dropout masks of one forward pass (`ops/random.rs` has the sites).
@@ -67,7 +81,8 @@ pub struct DropoutSeed {
 }
 
 /// Refuses tokens that the decoder cannot read; both backends call it first.
-pub(crate) fn check_tokens(arch: &Arch, tokens: &[u32], num_rows: usize, row_len: usize) -> Result<()> {
+pub(crate) fn check_tokens(arch: &Arch, rows: Rows) -> Result<()> {
+    let Rows { tokens, num_rows, row_len } = rows;
     ensure!(
         num_rows.checked_mul(row_len) == Some(tokens.len()) && !tokens.is_empty(),
         "{} tokens are not {num_rows} rows of {row_len}",

@@ -8,8 +8,8 @@
 use anyhow::Result;
 
 use crate::interrupt;
-use crate::model::LossAndGradients;
 use crate::model::arch::Arch;
+use crate::model::{LossAndGradients, Rows};
 
 /// The loss of each list of tokens.
 pub fn losses(
@@ -24,7 +24,7 @@ pub fn losses(
             return Ok(None);
         }
         losses.push(match can_read(arch, tokens) {
-            true => model.row_losses(params, tokens, 1, tokens.len())?[0],
+            true => model.row_losses(params, Rows::new(tokens, 1, tokens.len()))?[0],
             false => f32::INFINITY,
         });
     }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::interrupt;
-use crate::model::LossAndGradients;
+use crate::model::{LossAndGradients, Rows};
 
 /// Mean loss over rows of equal length in nats per token; `None` if an orderly end was asked for.
 pub fn held_out_loss(model: &mut dyn LossAndGradients, params: &[f32], rows: &[Vec<u32>]) -> Result<Option<f64>> {
@@ -12,7 +12,7 @@ pub fn held_out_loss(model: &mut dyn LossAndGradients, params: &[f32], rows: &[V
         if interrupt::requested() {
             return Ok(None);
         }
-        sum += model.row_losses(params, row, 1, row.len())?.into_iter().map(f64::from).sum::<f64>();
+        sum += model.row_losses(params, Rows::new(row, 1, row.len()))?.into_iter().map(f64::from).sum::<f64>();
     }
     Ok(Some(sum / rows.len() as f64))
 }

@@ -13,7 +13,7 @@ use crate::dist::Collective;
 use crate::interrupt;
 use crate::model::arch::Arch;
 use crate::model::layout::Layout;
-use crate::model::{self, DropoutSeed, LossAndGradients};
+use crate::model::{self, DropoutSeed, LossAndGradients, Rows};
 use crate::ops::{Buffer, random};
 use crate::optim::adamw::AdamW;
 use crate::optim::{adamw, clip, schedule};
@@ -88,9 +88,7 @@ impl<'a> Stepper<'a> {
             let mean = self.model.loss_and_gradients(
                 params,
                 gradients,
-                &batch.tokens,
-                rows,
-                row_len,
+                Rows::new(&batch.tokens, rows, row_len),
                 scale as f32,
                 dropout,
             )?;

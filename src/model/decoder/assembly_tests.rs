@@ -10,7 +10,7 @@
 use crate::model::arch::{Activation, Arch};
 use crate::model::decoder::Decoder;
 use crate::model::layout::Layout;
-use crate::model::{DropoutSeed, LossAndGradients};
+use crate::model::{DropoutSeed, LossAndGradients, Rows};
 use crate::ops::attention::Shape;
 use crate::ops::cross_entropy::NO_TARGET;
 use crate::ops::random::{self, Mask};
@@ -108,8 +108,9 @@ fn losses_and_gradients_are_those_of_the_references_in_double_precision() {
             let loss = |params: &[f64]| mean(&reference_losses(&arch, &layout, params, &tokens, row_len, dropout));
             let mut decoder = Decoder::new(device.clone(), &arch);
             let mut gradients = vec![0.0; layout.len()];
-            let actual =
-                decoder.loss_and_gradients(&params, &mut gradients, &tokens, num_rows, row_len, 1.0, dropout).unwrap();
+            let actual = decoder
+                .loss_and_gradients(&params, &mut gradients, Rows::new(&tokens, num_rows, row_len), 1.0, dropout)
+                .unwrap();
             let exact = wide(&params);
             let expected = loss(&exact);
             assert!((f64::from(actual) - expected).abs() <= 1e-6 * expected, "{actual} {expected} of {arch:?}");
@@ -139,7 +140,7 @@ fn losses_and_gradients_are_those_of_the_references_in_double_precision() {
                 }
             }
 
-            let row_losses = decoder.row_losses(&params, &tokens, num_rows, row_len).unwrap();
+            let row_losses = decoder.row_losses(&params, Rows::new(&tokens, num_rows, row_len)).unwrap();
             let expected = reference_losses(&arch, &layout, &exact, &tokens, row_len, None);
             for (actual, expected) in row_losses.iter().zip(&expected) {
                 assert!((f64::from(*actual) - expected).abs() <= 1e-6 * expected, "{actual} {expected} of {arch:?}");
@@ -158,9 +159,11 @@ fn run_all(
 ) -> Vec<f32> {
     let (params, num_rows) = (params_of(layout), tokens.len() / row_len);
     let mut gradients = vec![0.0; layout.len()];
-    let loss = decoder.loss_and_gradients(&params, &mut gradients, tokens, num_rows, row_len, 0.5, dropout).unwrap();
-    let row_losses = decoder.row_losses(&params, tokens, num_rows, row_len).unwrap();
-    let logits = decoder.logits(&params, tokens, num_rows, row_len).unwrap();
+    let loss = decoder
+        .loss_and_gradients(&params, &mut gradients, Rows::new(tokens, num_rows, row_len), 0.5, dropout)
+        .unwrap();
+    let row_losses = decoder.row_losses(&params, Rows::new(tokens, num_rows, row_len)).unwrap();
+    let logits = decoder.logits(&params, Rows::new(tokens, num_rows, row_len)).unwrap();
     [vec![loss], gradients, row_losses, logits].concat()
 }
 
@@ -189,11 +192,12 @@ fn what_earlier_passes_left_in_memory_changes_nothing() {
             let fresh = run_all(&mut Decoder::new(Device::cpu(), &arch), &layout, &tokens, row_len, dropout);
             // Scored, trained and poisoned before, in smaller and in larger passes.
             let mut used = Decoder::new(Device::cpu(), &arch);
-            used.row_losses(&params, &[1, 2], 1, 2).unwrap();
+            used.row_losses(&params, Rows::new(&[1, 2], 1, 2)).unwrap();
             for (num_rows, row_len) in [(2, 3), (4, 6), (3, 9)] {
                 let tokens = numbers_below(arch.vocab_size, 5, num_rows * row_len);
                 let mut gradients = poison.clone();
-                used.loss_and_gradients(&poison, &mut gradients, &tokens, num_rows, row_len, 1.0, dropout).unwrap();
+                used.loss_and_gradients(&poison, &mut gradients, Rows::new(&tokens, num_rows, row_len), 1.0, dropout)
+                    .unwrap();
             }
             let again = run_all(&mut used, &layout, &tokens, row_len, dropout);
             assert!(fresh.iter().all(|x| x.is_finite()));
@@ -213,7 +217,8 @@ fn not_a_number_in_any_parameter_that_is_used_makes_the_loss_not_a_number() {
             let mut params = params_of(&layout);
             params[param.range.start] = f32::NAN;
             let mut gradients = vec![0.0; layout.len()];
-            let loss = decoder.loss_and_gradients(&params, &mut gradients, &tokens, 2, 3, 1.0, None).unwrap();
+            let loss =
+                decoder.loss_and_gradients(&params, &mut gradients, Rows::new(&tokens, 2, 3), 1.0, None).unwrap();
             assert!(loss.is_nan(), "{}: {loss} with {activation:?}", param.name);
         }
     }

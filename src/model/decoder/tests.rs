@@ -66,7 +66,7 @@ fn memory_grows_to_serve_every_pass_so_far() {
         [(1, 90, false, (90, 90, false)), (5, 60, true, (300, 90, true)), (1, 200, false, (300, 200, true))]
     {
         let num_params = decoder.layout.len();
-        decoder.prepare(num_params, &vec![0; rows * row_len], rows, row_len, training).unwrap();
+        decoder.prepare(num_params, Rows::new(&vec![0; rows * row_len], rows, row_len), training).unwrap();
         let memory = decoder.memory.as_ref().unwrap();
         assert_eq!((memory.tokens, memory.row_len, memory.training.is_some()), expected);
     }

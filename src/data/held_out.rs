@@ -11,9 +11,9 @@
 use anyhow::Result;
 
 use super::Opened;
-use super::packing::Packing;
+use super::packing::{Packing, no_text};
 use super::source::Source;
-use super::tokenizer::{Tokenizer, VOCAB_SIZE};
+use super::tokenizer::{END_OF_TEXT, Tokenizer, VOCAB_SIZE};
 use crate::error::input;
 
 /// So many times the rows wanted are read for them to be spread over.
@@ -52,7 +52,12 @@ impl HeldOut {
         let rows: Vec<Vec<u32>> =
             (0..num_rows).map(|row| available[row * available.len() / num_rows].to_vec()).collect();
         let targets = Counts::of(rows.iter().flat_map(|row| &row[1..]));
-        let training = Counts::of(&read(data.training.as_ref(), COUNTED_TOKENS)?);
+        let training = read(data.training.as_ref(), COUNTED_TOKENS)?;
+        // Nothing but ends of documents: said here, before a run is begun, and not by its first step.
+        if training.iter().all(|&token| token == END_OF_TEXT) {
+            return Err(no_text(data.training.as_ref()));
+        }
+        let training = Counts::of(&training);
         Ok(Self {
             rows,
             unigram_entropy: targets.cross_entropy_under(&targets, 0.0),

@@ -33,6 +33,11 @@ impl Packing {
     }
 }
 
+/// The error of a source without a character of text.
+pub(super) fn no_text(source: &dyn Source) -> anyhow::Error {
+    input(format!("{}: no text to train on: there is no document, or all of them are empty", source.name()))
+}
+
 /// The global stream of tokens, standing at a cursor.
 pub struct Stream {
     source: Arc<dyn Source>,
@@ -135,10 +140,7 @@ impl Stream {
         // One more than there are shards: the stream may have begun in the middle of the first.
         self.barren_shards += 1;
         if self.barren_shards > self.source.num_shards() {
-            return Err(input(format!(
-                "{}: no text to train on: there is no document, or all of them are empty",
-                self.source.name()
-            )));
+            return Err(no_text(self.source.as_ref()));
         }
         self.documents = None;
         self.cursor = Cursor { shard: self.cursor.shard + 1, document: 0, token: 0, ..self.cursor };

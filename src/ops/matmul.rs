@@ -121,7 +121,7 @@ pub mod reference {
                 for l in 0..k {
                     let x = if a_order == Order::N { a[i * k + l] } else { a[l * m + i] };
                     let y = if b_order == Order::N { b[l * n + j] } else { b[j * k + l] };
-                    sum = sum + x * y;
+                    sum += x * y;
                 }
                 let kept = if beta == T::ZERO { T::ZERO } else { beta * c[i * n + j] };
                 c[i * n + j] = kept + alpha * sum;

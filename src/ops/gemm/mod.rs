@@ -72,11 +72,12 @@ struct Panels {
 
 /// Whether the packed product is the faster one.
 ///
-/// It packs both operands, which does not pay where few columns use each element of A, and B could be read as it lies.
+/// It packs both operands, which does not pay where few columns use each element of A, and B could be read as it lies,
+/// nor where the depth is small, so that C is most of the memory.
 pub(super) fn pays([m, n, k]: [usize; 3], a: Strided, b: Strided) -> bool {
     let can_pack = |x: Strided| x.row_stride == 1 || x.col_stride == 1;
     let few_cols = if a.col_stride == 1 { 256 } else { 64 };
-    m * n * k > 0 && can_pack(a) && can_pack(b) && !(b.col_stride == 1 && n <= few_cols)
+    m * n > 0 && k >= 16 && can_pack(a) && can_pack(b) && !(b.col_stride == 1 && n <= few_cols)
 }
 
 /// `c (m, n) = beta c + alpha a (m, k) b (k, n)`.

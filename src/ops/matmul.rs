@@ -1,8 +1,12 @@
 //! The matrix product, which is nearly all of the arithmetic: `C = beta C + alpha op(A) op(B)`.
 //!
-//! Matrices are row-major; `T` means that the memory holds the transpose. On the CPU the product is the `gemm` crate's.
+//! Matrices are row-major; `T` means that the memory holds the transpose. On x86-64 with AVX2 or
+//! AVX-512 most products are our own (`ops::gemm`), the others are the `gemm` crate's.
+//!
 //! `beta` 0 never reads C, so that it may hold anything, NaN included.
 
+#[cfg(target_arch = "x86_64")]
+use super::gemm;
 use super::{Device, View, ViewMut};
 
 /// Whether an operand lies in memory as it enters the product (`N`) or transposed (`T`).
@@ -62,11 +66,18 @@ pub(crate) unsafe fn gemm_strided(
     c_row_stride: usize,
     threads: usize,
 ) {
-    let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
+    #[cfg(target_arch = "x86_64")]
+    if gemm::pays([m, n, k], a, b)
+        && let Some(kernels) = gemm::Kernels::of_this_processor()
+    {
+        // SAFETY: passed on to the caller.
+        return unsafe { gemm::multiply(kernels, [m, n, k], alpha, a, b, beta, c, c_row_stride, threads) };
+    }
+    let parallelism = if threads > 1 { ::gemm::Parallelism::Rayon(threads) } else { ::gemm::Parallelism::None };
     // The crate calls `alpha` what multiplies the destination and `beta` what multiplies the product.
     // SAFETY: passed on to the caller.
     unsafe {
-        gemm::gemm(
+        ::gemm::gemm(
             m,
             n,
             k,

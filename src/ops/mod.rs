@@ -21,6 +21,8 @@ pub mod buffer;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+#[cfg(target_arch = "x86_64")]
+mod gemm;
 pub mod linear;
 pub mod math;
 pub mod matmul;

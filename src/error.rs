@@ -30,7 +30,12 @@ pub fn input(sentence: impl Into<String>) -> anyhow::Error {
 
 /// The process exit code of an error: that of the first [`Failure`] in its chain, 1 without any.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    match error.chain().find_map(|cause| cause.downcast_ref::<Failure>()) {
+    let failure = error.chain().find_map(|cause| match cause.downcast_ref::<std::io::Error>() {
+        // An `io::Error` made of a failure shows it as itself, but not as its source.
+        Some(error) => error.get_ref()?.downcast_ref::<Failure>(),
+        None => cause.downcast_ref::<Failure>(),
+    });
+    match failure {
         Some(Failure::Input(_)) => 2,
         Some(Failure::Unreachable(_)) => 3,
         Some(Failure::No(_)) => 4,

@@ -18,6 +18,7 @@ pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod recipe;
+mod regular_file;
 pub mod rules;
 pub mod score;
 pub mod train;

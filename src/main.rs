@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use assay::cli::{Cli, Command};
 use assay::metrics::printer::Printer;
-use assay::{commands, error, interrupt};
+use assay::{commands, error};
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -20,7 +20,6 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
-    interrupt::install()?;
     match &cli.command {
         Command::Train(args) => commands::train::run(args, printer),
         Command::Check(args) => commands::check::run(args, printer),

@@ -10,13 +10,14 @@ use serde_json::json;
 
 use crate::cli::{BenchArgs, BenchKind};
 use crate::error::input;
+use crate::figures::bytes;
 use crate::metrics::printer::Printer;
 use crate::model::arch::Arch;
 use crate::model::layout::Layout;
 use crate::model::{self, Rows, init};
 use crate::ops::{Buffer, random};
 use crate::optim::{adamw, adamw::AdamW, clip};
-use crate::recipe::Optimizer;
+use crate::recipe::{Activations, Optimizer, num_parameters};
 use crate::train::meter;
 
 /// Runs the command.
@@ -30,6 +31,14 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
         return Err(input("--seq 1 leaves nothing to predict: give at least 2"));
     }
     let arch = Arch::gpt2(args.vocab, args.seq, args.width, args.layers, args.heads);
+    let needed = memory_needed(args, &arch);
+    if let Some(free) = super::check::free_memory().filter(|free| needed > *free) {
+        return Err(input(format!(
+            "this shape needs {} of memory and {} are free: give smaller --layers, --width or --batch",
+            bytes(needed),
+            bytes(free)
+        )));
+    }
     let mut seconds = measure(args, &arch)?;
     seconds.sort_by(f64::total_cmp);
     let step_s = seconds[seconds.len() / 2];
@@ -53,6 +62,17 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
         Layout::of(&arch).len(),
         args.steps
     ))
+}
+
+/// Bytes; scoring has neither gradients nor moments, and keeps one block's activations.
+fn memory_needed(args: &BenchArgs, arch: &Arch) -> u128 {
+    let params = num_parameters(arch).saturating_mul(4);
+    let threads = rayon::current_num_threads();
+    let activations = |arch: &Arch| Activations::of(arch, args.backend.into(), args.batch, args.seq, threads).total();
+    match args.what {
+        BenchKind::Train => params.saturating_mul(4).saturating_add(activations(arch)),
+        BenchKind::Score => params.saturating_add(activations(&Arch { layers: 1, ..arch.clone() })),
+    }
 }
 
 /// Seconds of each counted step.

@@ -285,7 +285,7 @@ pub(super) fn shortages(resolved: &Resolved) -> Vec<String> {
     notes
 }
 
-fn free_memory() -> Option<u128> {
+pub(super) fn free_memory() -> Option<u128> {
     let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kibibytes: u128 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

@@ -17,6 +17,9 @@ use crate::score::loss;
 /// Runs the command.
 pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
     super::set_threads(args.threads)?;
+    if !args.model.is_dir() {
+        return Err(input(format!("{} is not a folder: name the folder that holds config.json", args.model.display())));
+    }
     // The lists first: reading them is cheap, and a mistake in them should not cost the loading of a model.
     let lists = args.tokens.as_deref().map(read_token_lists).transpose()?;
     let loaded = weights::load(&args.model)?;
@@ -47,6 +50,11 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
     let mut model = model::backend(args.backend.into(), arch);
     let losses = loss::losses(model.as_mut(), arch, &loaded.params, &rows)?
         .ok_or_else(|| Failure::Interrupted("interrupted while scoring: nothing was written".to_owned()))?;
+    for (row, tokens) in rows.iter().enumerate() {
+        if let Some(reason) = loss::unreadable(arch, tokens) {
+            printer.note(&format!("list {row}: {reason}"));
+        }
+    }
     if args.json {
         let losses: Vec<Value> = losses.iter().map(|&loss| number(loss)).collect();
         return printer.result(&json!({ "losses": losses }).to_string());

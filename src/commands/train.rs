@@ -1,5 +1,7 @@
 //! `assay train`: a recipe becomes a model. Everything that can be checked is checked before anything is written.
 
+use std::path::Path;
+
 use anyhow::Result;
 
 use crate::cli::TrainArgs;
@@ -9,6 +11,7 @@ use crate::data::{self};
 use crate::dist::{Single, World};
 use crate::error::{Failure, input};
 use crate::figures::{bytes, count};
+use crate::interrupt;
 use crate::metrics::printer::Printer;
 use crate::model::config::ModelConfig;
 use crate::model::layout::Layout;
@@ -32,8 +35,10 @@ pub fn run(args: &TrainArgs, printer: &Printer) -> Result<()> {
         printer.warn(&shortage);
     }
     super::set_threads(Some(resolved.threads))?;
+    // From here on Ctrl-C is an orderly end; commands that have nothing to save are ended by it at once.
+    interrupt::install()?;
     if args.dry_run {
-        return printer.result(&dry_run(&resolved, start)?);
+        return printer.result(&dry_run(&resolved, start, printer)?);
     }
     let estimate = Estimate::of(&resolved);
     printer.note(&format!(
@@ -70,11 +75,21 @@ fn valid(source: &Source, recipe: Recipe) -> Result<Resolved> {
     if violations.is_empty() { Ok(resolved) } else { Err(source.refusal(&violations)) }
 }
 
+/// Whether the run's folder, or the nearest folder above it that is there, may be written.
+fn check_writable(run_dir: &Path) -> Result<()> {
+    let existing = run_dir.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("."));
+    rustix::fs::access(existing, rustix::fs::Access::WRITE_OK).map_err(|error| {
+        input(format!("checkpoint.dir: {} cannot be written ({error}): name another folder", existing.display()))
+    })
+}
+
 /// All that a run would meet, up to its first batch, without writing anything.
-fn dry_run(resolved: &Resolved, start: Start) -> Result<String> {
+fn dry_run(resolved: &Resolved, start: Start, printer: &Printer) -> Result<String> {
     let recipe = &resolved.recipe;
     resolved.micro_steps(World::SINGLE.size)?;
     let stored = if start == Start::Fresh { None } else { run_folder::stored_recipe(&resolved.run_dir)? };
+    run_folder::check_usable(&resolved.run_dir, stored.is_some(), start == Start::Fresh)?;
+    check_writable(&resolved.run_dir)?;
     let mut lines = Vec::new();
     match &stored {
         Some(stored) => {
@@ -84,12 +99,15 @@ fn dry_run(resolved: &Resolved, start: Start) -> Result<String> {
         None if start == Start::Resume && !resolved.run_dir.try_exists()? => {
             return Err(input(format!("{} holds no run to go on with", resolved.run_dir.display())));
         }
+        None if start == Start::Fresh && resolved.run_dir.try_exists()? => {
+            lines.push(format!("Would move {} aside and start anew.", resolved.run_dir.display()));
+        }
         None => lines.push(format!("Would start a run in {}.", resolved.run_dir.display())),
     }
     if let Init::Dir(dir) = &recipe.init {
         let config = ModelConfig::read(dir)?;
         if config.arch != resolved.arch {
-            return Err(input(format!("init.dir: {} holds a model of another shape than the recipe's", dir.display())));
+            return Err(config.arch.mismatch(&resolved.arch, dir));
         }
         ModelFiles::open(dir, &resolved.arch, &Layout::of(&resolved.arch))?;
         lines.push(format!("First weights from {}.", dir.display()));
@@ -97,6 +115,7 @@ fn dry_run(resolved: &Resolved, start: Start) -> Result<String> {
     let sequence_length = resolved.rules.criteria.sequence_length;
     let data = data::open(recipe, sequence_length)?;
     let held_out = HeldOut::read(&data, recipe.eval.rows, sequence_length)?;
+    train::warn_of_cut_text(&held_out, printer);
     lines.push(format!(
         "Data: {} held-out rows of {sequence_length} tokens, unigram cross-entropy {:.4} nats per token.",
         held_out.rows.len(),

@@ -32,6 +32,8 @@ pub struct HeldOut {
     /// Cross-entropy in nats per predicted token under the token counts of the first million tokens of training text,
     /// files in their order, each token of the vocabulary counted once more.
     pub unigram_cross_entropy: f64,
+    /// Part of the training text, as far as it was read for this, that is cut off its documents; about, by bytes.
+    pub cut_off: f64,
 }
 
 impl HeldOut {
@@ -39,7 +41,7 @@ impl HeldOut {
     pub fn read(data: &Opened, num_rows: usize, row_len: usize) -> Result<Self> {
         let wanted = num_rows.max(1);
         let read = |source: &dyn Source, max| first_tokens(source, &data.tokenizer, &data.packing, max);
-        let tokens = read(data.held_out.as_ref(), wanted.saturating_mul(row_len).saturating_mul(SPREAD))?;
+        let (tokens, _) = read(data.held_out.as_ref(), wanted.saturating_mul(row_len).saturating_mul(SPREAD))?;
         let available: Vec<&[u32]> = tokens.chunks_exact(row_len).collect();
         if available.is_empty() {
             return Err(input(format!(
@@ -52,7 +54,7 @@ impl HeldOut {
         let rows: Vec<Vec<u32>> =
             (0..num_rows).map(|row| available[row * available.len() / num_rows].to_vec()).collect();
         let targets = Counts::of(rows.iter().flat_map(|row| &row[1..]));
-        let training = read(data.training.as_ref(), COUNTED_TOKENS)?;
+        let (training, cut_off) = read(data.training.as_ref(), COUNTED_TOKENS)?;
         // Nothing but ends of documents: said here, before a run is begun, and not by its first step.
         if training.iter().all(|&token| token == END_OF_TEXT) {
             return Err(no_text(data.training.as_ref()));
@@ -62,23 +64,31 @@ impl HeldOut {
             rows,
             unigram_entropy: targets.cross_entropy_under(&targets, 0.0),
             unigram_cross_entropy: targets.cross_entropy_under(&training, 1.0),
+            cut_off,
         })
     }
 }
 
-/// Up to `max` tokens of a source, shards in their order.
-fn first_tokens(source: &dyn Source, tokenizer: &Tokenizer, packing: &Packing, max: usize) -> Result<Vec<u32>> {
+/// Up to `max` tokens of a source, shards in their order, and which part of the text read was cut off its documents.
+fn first_tokens(source: &dyn Source, tokenizer: &Tokenizer, packing: &Packing, max: usize) -> Result<(Vec<u32>, f64)> {
     let mut tokens = Vec::new();
-    for shard in 0..source.num_shards() {
+    let (mut read, mut lost) = (0, 0);
+    'enough: for shard in 0..source.num_shards() {
         for text in source.documents(shard, 0)? {
-            packing.pack(tokenizer, &text?, &mut tokens);
+            let (text, start) = (text?, tokens.len());
+            packing.pack(tokenizer, &text, &mut tokens);
+            read += text.len();
+            if packing.max_document_tokens.is_some_and(|max| tokens.len() - start > max) {
+                let kept = tokenizer.decode(&tokens[start..tokens.len() - 1]).len();
+                lost += text.len().saturating_sub(kept);
+            }
             if tokens.len() >= max {
                 tokens.truncate(max);
-                return Ok(tokens);
+                break 'enough;
             }
         }
     }
-    Ok(tokens)
+    Ok((tokens, lost as f64 / read.max(1) as f64))
 }
 
 /// How often each token occurs.

@@ -14,6 +14,9 @@ pub fn read_token_lists(path: &Path) -> Result<Vec<Vec<u32>>> {
     if !path.exists() {
         return Err(input(format!("{shown} does not exist")));
     }
+    if path.is_dir() {
+        return Err(input(format!("{shown} is a folder: name a file that holds a JSON list of lists of token ids")));
+    }
     let json = fs::read(path).with_context(|| format!("cannot read {shown}"))?;
     serde_json::from_slice(&json).map_err(|error| {
         input(format!("{shown}: not a JSON list of lists of token ids (whole numbers from 0): {error}"))

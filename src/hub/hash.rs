@@ -6,7 +6,7 @@
 //! time, so a 3 GB file costs as little memory as an empty one.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+
+use crate::regular_file;
 
 const BUFFER_BYTES: usize = 1 << 20;
 /// Deeper folders than this are no model; the bound keeps a hostile tree from exhausting the stack.
@@ -45,11 +47,7 @@ pub fn text_pair_hash(first: &str, second: &str) -> String {
 /// The SHA-256 of one file, in base64.
 pub fn file_hash(path: &Path) -> Result<String> {
     let context = || format!("cannot read {}", path.display());
-    let mut file = File::open(path).with_context(context)?;
-    // A named pipe or a device would block or never end.
-    if !file.metadata().with_context(context)?.is_file() {
-        bail!("{} is not a regular file", path.display());
-    }
+    let mut file = regular_file::open(path).with_context(context)?;
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut digest = Sha256::new();
     loop {
@@ -191,6 +189,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/dev/zero", dir.path().join("model.safetensors")).unwrap();
         let error = directory_hash(dir.path()).unwrap_err();
-        assert!(error.to_string().contains("not a regular file"), "{error}");
+        assert!(format!("{error:#}").contains("not a regular file"), "{error:#}");
     }
 }

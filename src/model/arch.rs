@@ -56,6 +56,37 @@ impl Arch {
         }
     }
 
+    /// The error of a model folder whose model is not of the `wanted` architecture: each choice in which they differ.
+    pub fn mismatch(&self, wanted: &Self, dir: &std::path::Path) -> anyhow::Error {
+        let described = |arch: &Self| {
+            let Self { vocab_size, context, width, layers, heads, mlp_width, activation, norm_eps, .. } = arch;
+            let [by_head, by_layer, tied] = [arch.scale_by_head_size, arch.scale_by_layer, arch.tied_head];
+            vec![
+                ("vocabulary", vocab_size.to_string()),
+                ("model.context", context.to_string()),
+                ("model.width", width.to_string()),
+                ("model.layers", layers.to_string()),
+                ("model.heads", heads.to_string()),
+                ("model.mlp_width", mlp_width.to_string()),
+                ("activation", format!("{activation:?}")),
+                ("layer_norm_epsilon", norm_eps.to_string()),
+                ("scale_attn_weights", by_head.to_string()),
+                ("scale_attn_by_inverse_layer_idx", by_layer.to_string()),
+                ("tie_word_embeddings", tied.to_string()),
+            ]
+        };
+        let (here, there) = (described(wanted), described(self));
+        let pairs = here.iter().zip(&there).filter(|(here, there)| here != there);
+        let lines: Vec<String> =
+            pairs.map(|((name, here), (_, there))| format!("  {name}: {there} there, {here} in the recipe")).collect();
+        crate::error::input(format!(
+            "init.dir: {} holds a model of another shape than the recipe's:\n{}\nMake the recipe the same, or start from \
+             another model.",
+            dir.display(),
+            lines.join("\n")
+        ))
+    }
+
     /// Width of one attention head.
     pub fn head_size(&self) -> usize {
         self.width / self.heads

@@ -4,7 +4,6 @@
 //! mean nothing here are kept, so that a model which was read and is saved again still carries them. The file comes
 //! from strangers: its size and every number in it are bounded before anything is allocated by them.
 
-use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 
@@ -14,6 +13,7 @@ use serde_json::{Map, Value, json};
 use super::arch::{Activation, Arch};
 use super::json::{shortest_double, to_python_text};
 use crate::error::input;
+use crate::regular_file;
 
 /// File name of the configuration.
 pub const CONFIG_FILE: &str = "config.json";
@@ -263,14 +263,10 @@ fn size_of(key: &str, value: &Value, max: u64) -> Result<usize, String> {
 /// Reads a file that must hold a JSON object; `None` if there is no such file.
 pub(crate) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     let context = || format!("cannot read {}", path.display());
-    let file = match File::open(path) {
+    let file = match regular_file::open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         other => other.with_context(context)?,
     };
-    let metadata = file.metadata().with_context(context)?;
-    if !metadata.is_file() {
-        return Err(input(format!("{} is not a regular file.", path.display())));
-    }
     let mut bytes = Vec::new();
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).with_context(context)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {

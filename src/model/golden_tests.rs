@@ -250,7 +250,9 @@ pub(crate) fn check_equal(
         for param in layout.params() {
             let (a, b) = (&a.1[param.range.clone()], &b.1[param.range.clone()]);
             let difference = distance(a, b);
-            assert!(difference <= 1e-4, "gradient of {}: {difference}, {report}", param.name);
+            // Over two or three channels LayerNorm is nearly a step, and f32 is up to 2e-4 away from f64 whoever computes it.
+            let tolerance = if arch.width < 4 { 1e-3 } else { 1e-4 };
+            assert!(difference <= tolerance, "gradient of {}: {difference}, {report}", param.name);
         }
     }
 }

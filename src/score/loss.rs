@@ -23,16 +23,26 @@ pub fn losses(
         if interrupt::requested() {
             return Ok(None);
         }
-        losses.push(match can_read(arch, tokens) {
-            true => model.row_losses(params, Rows::new(tokens, 1, tokens.len()))?[0],
-            false => f32::INFINITY,
+        losses.push(match (unreadable(arch, tokens), tokens.as_slice()) {
+            (None, _) => model.row_losses(params, Rows::new(tokens, 1, tokens.len()))?[0],
+            (Some(_), &[id]) if (id as usize) < arch.vocab_size => f32::NAN,
+            (Some(_), _) => f32::INFINITY,
         });
     }
     Ok(Some(losses))
 }
 
-fn can_read(arch: &Arch, tokens: &[u32]) -> bool {
-    !tokens.is_empty() && tokens.len() <= arch.context && tokens.iter().all(|&id| (id as usize) < arch.vocab_size)
+/// Why a batch has no finite loss, in words.
+pub fn unreadable(arch: &Arch, tokens: &[u32]) -> Option<String> {
+    if let Some(id) = tokens.iter().find(|&&id| id as usize >= arch.vocab_size) {
+        return Some(format!("token {id} lies outside the model's vocabulary of {}", arch.vocab_size));
+    }
+    match tokens.len() {
+        0 => Some("there is no token".to_owned()),
+        1 => Some("a single token leaves nothing to predict".to_owned()),
+        len if len > arch.context => Some(format!("{len} tokens are more than the model's {} positions", arch.context)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -49,7 +59,7 @@ mod tests {
         let layout = Layout::of(&arch);
         let mut params = vec![0.0; layout.len()];
         init::scratch(&arch, &layout, 1, &mut params);
-        let batches = [vec![1, 2, 3], vec![1, 10], vec![1, 2, 3, 4, 5], vec![], vec![7], vec![1, 2, 3]];
+        let batches = [vec![1, 2, 3], vec![1, 10], vec![1, 2, 3, 4, 5], vec![], vec![7], vec![1, 2, 3], vec![11]];
         for backend in [Backend::Native, Backend::Candle] {
             let mut model = model::backend(backend, &arch);
             let losses = losses(model.as_mut(), &arch, &params, &batches).unwrap().unwrap();
@@ -57,6 +67,7 @@ mod tests {
             assert_eq!(losses[1..4], [f32::INFINITY; 3]);
             assert!(losses[4].is_nan());
             assert_eq!(losses[5], losses[0]);
+            assert_eq!(losses[6], f32::INFINITY);
         }
     }
 }

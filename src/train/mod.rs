@@ -42,6 +42,8 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
     let data = data::open(recipe, resolved.rules.criteria.sequence_length)?;
     let held_out = HeldOut::read(&data, recipe.eval.rows, resolved.rules.criteria.sequence_length)?;
 
+    warn_of_cut_text(&held_out, printer);
+
     let mut session = Session::open(resolved, start, &held_out, collective.world(), printer)?;
     let shape = LoaderShape { row_len: resolved.row_len, rows_per_batch: recipe.train.micro_batch };
     let cursor = session.place().cursor;
@@ -50,13 +52,14 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
 
     loop {
         if session.evaluation_is_due() {
+            session.stage("evaluating");
             let Some(loss) = evaluate::held_out_loss(stepper.model(), session.params(), &held_out.rows)? else {
                 return Err(session.end_early()?);
             };
             session.evaluated(loss)?;
         }
         if session.is_finished() {
-            return Ok(session.finish());
+            return session.finish();
         }
         if interrupt::requested() {
             return Err(session.end_early()?);
@@ -66,5 +69,16 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
             return Err(session.end_early()?);
         };
         session.stepped(&report)?;
+    }
+}
+
+/// Validators cut documents, and so does training unless told otherwise; a book in one file is nearly all lost by that.
+pub fn warn_of_cut_text(held_out: &HeldOut, printer: &Printer) {
+    if held_out.cut_off > 0.5 {
+        printer.warn(&format!(
+            "{:.1} % of the text is cut off, because documents are longer than data.max_document_tokens (a .txt file is one \
+             document): cut them into several, or set it to 0 to train on all of the text",
+            100.0 * held_out.cut_off
+        ));
     }
 }

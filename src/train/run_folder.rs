@@ -75,15 +75,47 @@ impl Evaluations {
 /// The recipe that a run folder belongs to; `None` where there is no run.
 pub fn stored_recipe(run_dir: &Path) -> Result<Option<Recipe>> {
     let path = run_dir.join(RECIPE_FILE);
-    if !path.try_exists().with_context(|| format!("cannot look for {}", path.display()))? {
-        return Ok(None);
+    match path.try_exists() {
+        Ok(true) => recipe::load(&path, &[]).map(Some),
+        Ok(false) => Ok(None),
+        // What stands there is no folder, of which `check_usable` tells.
+        Err(error) if error.kind() == ErrorKind::NotADirectory => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot look for {}", path.display())),
     }
-    recipe::load(&path, &[]).map(Some)
 }
 
 /// Writes the resolved recipe.
 pub fn write_recipe(run_dir: &Path, recipe: &Recipe) -> Result<()> {
     write_whole(&run_dir.join(RECIPE_FILE), recipe::to_yaml(recipe).as_bytes())
+}
+
+/// Refuses a folder that is no run and not empty, a file, and a run whose recipe is lost.
+pub fn check_usable(run_dir: &Path, has_recipe: bool, fresh: bool) -> Result<()> {
+    let place = format!("checkpoint.dir: {}", run_dir.display());
+    if run_dir.try_exists().unwrap_or(false) && !run_dir.is_dir() {
+        return Err(input(format!("{place} is a file: name a folder")));
+    }
+    let Ok(entries) = fs::read_dir(run_dir) else { return Ok(()) };
+    let names: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    if let Some(foreign) = names.iter().find(|name| !is_of_a_run(name)) {
+        return Err(input(format!(
+            "{place} holds {foreign}, which is no part of a run: name another folder, or move it away"
+        )));
+    }
+    if !has_recipe && !fresh && names.iter().any(|name| name.starts_with("step-")) {
+        return Err(input(format!(
+            "{place} holds checkpoints but no {RECIPE_FILE}, so that nothing says what they were trained with: bring it \
+             back to go on, or give --fresh to start over (the old run is moved aside)"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether a name is one that a run gives to its files.
+fn is_of_a_run(name: &str) -> bool {
+    const NAMES: [&str; 6] = [RECIPE_FILE, "state", "latest", "best", "metrics.jsonl", ".lock"];
+    const STARTS: [&str; 4] = ["step-", "events.out.tfevents.", ".tmp-", ".old-"];
+    NAMES.contains(&name) || STARTS.iter().any(|start| name.starts_with(start))
 }
 
 /// Keys that may change on the way: the same curve with other rounding, or a longer or shorter one.

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 
 use super::Start;
 use super::meter::{self, Meter};
@@ -17,6 +17,7 @@ use crate::checkpoint::{Snapshot, Store, Targets};
 use crate::data::held_out::HeldOut;
 use crate::dist::World;
 use crate::error::{Failure, input};
+use crate::figures::count;
 use crate::metrics::Recorder;
 use crate::metrics::printer::Printer;
 use crate::metrics::progress::{self, Progress};
@@ -85,6 +86,7 @@ impl<'a> Session<'a> {
             }
             None => {}
         }
+        run_folder::check_usable(run_dir, stored.is_some(), start == Start::Fresh)?;
         let layout = Layout::of(&resolved.arch);
         let mut weights = Weights::zeros(&layout);
         let mut config = ModelConfig::new(resolved.arch.clone(), recipe.model.dropout);
@@ -98,7 +100,9 @@ impl<'a> Session<'a> {
             printer.note(&format!("The earlier run is now {}.", aside.display()));
         }
         let store = Store::open(run_dir)?;
-        run_folder::write_recipe(run_dir, recipe)?;
+        if stored.is_none() {
+            run_folder::write_recipe(run_dir, recipe)?;
+        }
 
         let mut place = Place { threads: resolved.threads, world_size: world.size, ..Place::default() };
         let mut targets = Targets {
@@ -110,6 +114,16 @@ impl<'a> Session<'a> {
         let mut resumed_at = None;
         match store.restore_latest::<Place>(&mut targets)? {
             Some(restored) => {
+                if restored.step > recipe.train.steps as u64 {
+                    return Err(input(format!(
+                        "train.steps is {}, but {} steps of this run are done: give at least as many, or start over with \
+                         --fresh",
+                        recipe.train.steps, restored.step
+                    )));
+                }
+                if restored.step < recipe.train.steps as u64 {
+                    run_folder::write_recipe(run_dir, recipe)?;
+                }
                 resumed_at = Some(restored.step);
                 for warning in &restored.warnings {
                     printer.warn(warning);
@@ -183,6 +197,11 @@ impl<'a> Session<'a> {
         step > 0 && (self.is_finished() || every > 0 && step.is_multiple_of(every))
     }
 
+    /// Shows what is done between two steps.
+    pub fn stage(&self, what: &str) {
+        self.progress.stage(what);
+    }
+
     /// Tells and keeps the held-out loss of the weights as they are, which are on disk.
     pub fn evaluated(&mut self, loss: f64) -> Result<()> {
         let step = self.place.step;
@@ -195,6 +214,12 @@ impl<'a> Session<'a> {
             ],
         );
         let is_best = self.evaluations.add(Evaluation { step, loss });
+        if !loss.is_finite() {
+            self.printer.warn(&format!(
+                "the held-out loss of step {step} is {loss}: the weights are of no use any more; lower \
+                 optimizer.learning_rate, or lengthen schedule.warmup_steps"
+            ));
+        }
         if is_best {
             self.store.mark_best(step)?;
             self.evaluations.write_best(self.store.run_dir())?;
@@ -267,21 +292,37 @@ impl<'a> Session<'a> {
         }
         let recipe = &self.resolved.recipe;
         let saved = match self.place.step {
-            0 => "no step was done, so there is nothing to save".to_owned(),
-            step => format!("everything is saved in {}", self.store.model_dir(step).display()),
+            0 => "nothing was to be saved, and the same command starts again".to_owned(),
+            step => {
+                format!(
+                    "everything is saved in {}; the same command goes on from there",
+                    self.store.model_dir(step).display()
+                )
+            }
         };
-        Ok(Failure::Interrupted(format!(
-            "interrupted at step {} of {}: {saved}; the same command goes on from there",
-            self.place.step, recipe.train.steps
-        ))
-        .into())
+        let total_steps = recipe.train.steps;
+        Ok(Failure::Interrupted(format!("interrupted at step {} of {total_steps}: {saved}", self.place.step)).into())
     }
 
-    /// Closes the records and says what happened.
-    pub fn finish(mut self) -> Summary {
+    /// Closes the records and says what happened; an error if the run ends with weights of no use.
+    pub fn finish(mut self) -> Result<Summary> {
         self.recorder.sync();
-        let nan = Evaluation { step: self.place.step, loss: f64::NAN };
-        let (last, best) = (self.evaluations.last.unwrap_or(nan), self.evaluations.best.unwrap_or(nan));
+        let (Some(last), Some(best)) = (self.evaluations.last, self.evaluations.best) else {
+            bail!(
+                "{} has diverged: no held-out loss of it was ever finite; its records are in {}",
+                self.resolved.recipe.name,
+                self.store.run_dir().display()
+            );
+        };
+        ensure!(
+            last.loss.is_finite(),
+            "{} has diverged: its last held-out loss is {}; the best model, of step {} with a loss of {:.4}, is {}",
+            self.resolved.recipe.name,
+            last.loss,
+            best.step,
+            best.loss,
+            self.store.run_dir().join("best").display()
+        );
         let (recipe, run_dir) = (&self.resolved.recipe, self.store.run_dir().to_owned());
         let steps = self.place.step - self.steps_before;
         let mut lines = Vec::new();
@@ -293,12 +334,13 @@ impl<'a> Session<'a> {
         } else {
             let speed = self.meter.overall();
             format!(
-                "Trained {}: {steps} steps, {:.2} M tokens in {} ({:.0} tokens/s, {:.1} GFLOP/s, {:.2} % of the time \
-                 waiting for data).",
+                "Trained {}: {} steps, {} tokens in {}, saving and evaluating included ({} tokens/s, {:.1} GFLOP/s and \
+                 {:.2} % of the time waiting for data while training).",
                 recipe.name,
-                (steps * recipe.train.tokens_per_step as u64) as f64 / 1e6,
+                count(steps),
+                count(steps * recipe.train.tokens_per_step as u64),
                 progress::duration(self.started.elapsed()),
-                speed.tokens_per_s,
+                count(speed.tokens_per_s.round() as u64),
                 speed.gflops,
                 100.0 * speed.data_wait
             )
@@ -331,12 +373,12 @@ impl<'a> Session<'a> {
         if let Some(mib) = meter::peak_memory_mib() {
             lines.push(format!("Peak memory   {mib:.0} MiB"));
         }
-        Summary {
+        Ok(Summary {
             text: lines.join("\n"),
             held_out_loss: last.loss,
             unigram_cross_entropy: self.unigram_cross_entropy,
             run_dir,
-        }
+        })
     }
 }
 
@@ -357,12 +399,7 @@ fn first_weights(
         Init::Dir(dir) => {
             let mut config = ModelConfig::read(dir)?;
             if config.arch != resolved.arch {
-                return Err(input(format!(
-                    "init.dir: {} holds a model of another shape than the recipe's:\n  {:?}\n  {:?}\nMake `model` the same.",
-                    dir.display(),
-                    config.arch,
-                    resolved.arch
-                )));
+                return Err(config.arch.mismatch(&resolved.arch, dir));
             }
             for note in weights::read_into(dir, &resolved.arch, layout, params)? {
                 printer.note(&note);

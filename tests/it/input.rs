@@ -108,6 +108,78 @@ fn text_that_is_not_utf8_is_refused_with_file_and_line() {
 }
 
 #[test]
+fn a_folder_that_is_no_run_is_left_alone() {
+    let dir = Dir::with_recipe(2);
+    dir.write("mine/thesis.txt", "years of work");
+    dir.write("file", "");
+    let before = dir.listing();
+    for (folder, part) in [("mine", "thesis.txt"), ("file", "is a file")] {
+        for flags in [&[][..], &["--fresh"], &["--dry-run"]] {
+            let set = format!("checkpoint.dir={}", dir.path(folder).display());
+            dir.train(&[&["--set", &set][..], flags].concat()).run().assert_exit(2).assert_stderr_contains(part);
+            assert_eq!(dir.listing(), before);
+        }
+    }
+}
+
+#[test]
+fn a_run_whose_recipe_is_lost_is_not_guessed_at() {
+    let dir = Dir::with_recipe(2);
+    dir.train(&[]).run().assert_exit(0);
+    std::fs::remove_file(dir.path("run/recipe.yaml")).unwrap();
+    let before = dir.listing();
+    dir.train(&[]).run().assert_exit(2).assert_stderr_contains("recipe.yaml").assert_stderr_contains("--fresh");
+    assert_eq!(dir.listing(), before);
+    dir.train(&["--fresh"]).run().assert_exit(0);
+}
+
+#[test]
+fn a_run_that_diverged_is_no_success() {
+    let dir = Dir::with_recipe(4);
+    let args = ["--set", "optimizer.learning_rate=1e30", "--set", "schedule.warmup_steps=0"];
+    dir.train(&args).run().assert_exit(1).assert_stderr_contains("diverged").assert_stderr_contains("held-out loss");
+    assert!(!dir.path("run/best").exists());
+}
+
+#[test]
+fn text_that_is_cut_off_nearly_whole_is_told_of() {
+    let dir = Dir::with_recipe(2);
+    let path = dir.write("book.txt", "a word after another ".repeat(5000));
+    let set = format!("data.paths=[\"{}\"]", path.display());
+    for flags in [&[][..], &["--dry-run"]] {
+        let args = [&["--set", &set, "--set", "data.max_document_tokens=1024"][..], flags].concat();
+        dir.train(&args).run().assert_exit(0).assert_stderr_contains("% of the text is cut off");
+    }
+}
+
+#[test]
+fn a_shape_too_large_for_the_machine_is_refused_by_bench() {
+    let sizes = ["--layers", "1000000", "--width", "4096", "--heads", "4"];
+    for what in ["train", "score"] {
+        Dir::new().assay(&["bench", what]).args(&sizes).run().assert_exit(2).assert_stderr_contains("of memory");
+    }
+}
+
+#[test]
+fn a_named_pipe_in_a_model_folder_is_refused_instead_of_waited_for() {
+    let dir = Dir::with_recipe(2);
+    dir.train(&[]).run().assert_exit(0);
+    for name in ["config.json", "model.safetensors"] {
+        let model = dir.path("model");
+        std::fs::create_dir(&model).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(dir.path("run/latest").join(file), model.join(file)).unwrap();
+        }
+        std::fs::remove_file(model.join(name)).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(model.join(name)).status().unwrap().success());
+        for verb in ["score", "inspect"] {
+            dir.assay(&[verb, "model"]).run().assert_exit(2).assert_stderr_contains("not a regular file");
+        }
+        std::fs::remove_dir_all(&model).unwrap();
+    }
+}
+
+#[test]
 fn an_unknown_flag_or_verb_is_refused() {
     let dir = Dir::with_recipe(2);
     for args in [

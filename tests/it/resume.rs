@@ -95,6 +95,7 @@ fn a_run_is_not_continued_with_another_recipe() {
         .run()
         .assert_exit(2)
         .assert_stderr_contains("absent");
+    dir.train(&["--set", "train.steps=2"]).run().assert_exit(2).assert_stderr_contains("3 steps of this run are done");
     dir.train(&["--set", "train.steps=5"]).run().assert_exit(0).assert_stderr_contains("train.steps was 3");
     assert_eq!(latest_step(&dir.path("run")), 5);
 }

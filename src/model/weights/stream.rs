@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
+use crate::regular_file;
+
 /// Elements of a block.
 pub(super) const BLOCK_ELEMENTS: usize = 2 << 20;
 const BLOCK_BYTES: usize = BLOCK_ELEMENTS * size_of::<f32>();
@@ -95,12 +97,8 @@ impl HashedReader {
     /// Opens a regular file.
     pub fn open(path: &Path) -> Result<Self> {
         let context = || format!("cannot read {}", path.display());
-        let file = File::open(path).with_context(context)?;
-        let metadata = file.metadata().with_context(context)?;
-        if !metadata.is_file() {
-            bail!("{} is not a regular file", path.display());
-        }
-        let bytes = metadata.len();
+        let file = regular_file::open(path).with_context(context)?;
+        let bytes = file.metadata().with_context(context)?.len();
         Ok(Self { file, path: path.to_owned(), buffer: Vec::new(), digest: Sha256::new(), position: 0, bytes })
     }
 

@@ -1,15 +1,6 @@
 //! The architecture of a decoder as a handful of choices, free of Hugging Face's key names (`model/config.rs` maps those).
 
-/// The pointwise function between the two matrices of the MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`: `gelu_new`, GPT-2's default.
-    GeluTanh,
-    /// `0.5 x (1 + erf(x / sqrt 2))`: `gelu`.
-    GeluErf,
-    /// `max(x, 0)`: `relu`.
-    Relu,
-}
+pub use crate::ops::activation::Activation;
 
 /// A decoder-only transformer of the GPT-2 family: learned positions, pre-norm LayerNorm blocks with biases.
 #[derive(Clone, Debug, PartialEq)]

@@ -6,7 +6,17 @@
 use rayon::prelude::*;
 
 use super::{View, ViewMut, linear, math, rows_per_task};
-use crate::model::arch::Activation;
+
+/// The pointwise function between the two matrices of the MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`: `gelu_new`, GPT-2's default.
+    GeluTanh,
+    /// `0.5 x (1 + erf(x / sqrt 2))`: `gelu`.
+    GeluErf,
+    /// `max(x, 0)`: `relu`.
+    Relu,
+}
 
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
@@ -102,7 +112,7 @@ fn for_rows(y_nm: ViewMut<f32>, x_nm: View<f32>, bias_m: View<f32>, f: impl Fn(&
 
 /// The definition, in plain loops.
 pub mod reference {
-    use crate::model::arch::Activation;
+    use super::Activation;
     use crate::ops::real::Real;
 
     /// `f(x)`.

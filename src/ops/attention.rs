@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
-use super::matmul::{Strided, gemm_strided};
+use super::matmul::gemm_strided;
 use super::random::Mask;
+use super::strided::Strided;
 use super::{Buffer, Device, View, ViewMut, math};
 
 /// Queries whose scores exist at a time: with 1,024 keys a tile of scores is 256 KiB and stays in the L2 cache.

@@ -7,6 +7,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::gemm;
+use super::strided::Strided;
 use super::{Device, View, ViewMut};
 
 /// Whether an operand lies in memory as it enters the product (`N`) or transposed (`T`).
@@ -38,17 +39,6 @@ pub fn matmul(
     let b = strided(b.cpu().as_ptr(), b_order, k, n);
     // SAFETY: the sizes were compared above, `c` is borrowed mutably and cannot overlap `a` or `b`.
     unsafe { gemm_strided([m, n, k], alpha, a, b, beta, c.cpu().as_mut_ptr(), n, *threads) }
-}
-
-/// A matrix in memory by its strides in elements.
-#[derive(Clone, Copy)]
-pub(crate) struct Strided {
-    /// Element (0, 0).
-    pub(crate) data: *const f32,
-    /// From one row to the next.
-    pub(crate) row_stride: usize,
-    /// From one column to the next.
-    pub(crate) col_stride: usize,
 }
 
 /// The product on the CPU with strides; `c` is row-major with `c_row_stride`.

@@ -20,7 +20,7 @@ pub(super) use kernel::Kernels;
 use kernel::Tile;
 use pack::{Operand, Room};
 
-use super::matmul::Strided;
+use super::strided::Strided;
 
 /// Most of the depth that a panel holds: a panel of A of this depth takes two thirds of a first-level cache of 32 KiB.
 const DEPTH: usize = 384;

@@ -83,7 +83,7 @@ pub(super) fn pays([m, n, k]: [usize; 3], a: Strided, b: Strided) -> bool {
 /// `c (m, n) = beta c + alpha a (m, k) b (k, n)`.
 ///
 /// # Safety
-/// As for `gemm_strided`; besides, the processor has the instructions of `kernels` no size is 0, and each
+/// As for `gemm_strided`; besides, the processor has the instructions of `kernels`, no size is 0, and each
 /// operand has a stride of 1.
 #[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn multiply(

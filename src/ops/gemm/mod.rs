@@ -107,6 +107,9 @@ pub(super) unsafe fn multiply(
     let (shared, own, strip) =
         if a_is_shared { (a, b, GROUP_COLS / kernels.cols) } else { (b, a, STRIP_ROWS.div_ceil(kernels.rows)) };
 
+    // As many strips as give every thread the same, and none of them a rest that the others wait for.
+    let num_strips = own.panels().div_ceil(strip).next_multiple_of(threads).min(own.panels());
+
     let num_blocks = k.div_ceil(DEPTH);
     let depth = k.div_ceil(num_blocks).next_multiple_of(kernels.lanes);
     let block_len = shared.panels() * shared.panel_len(depth);
@@ -125,9 +128,9 @@ pub(super) unsafe fn multiply(
             // SAFETY: passed on to the caller; each piece has its own place in the room.
             unsafe { shared.pack(kernels, panels, range, to) };
         });
-        for_each(threads, own.panels().div_ceil(strip), |i| {
-            let panels = i * strip..((i + 1) * strip).min(own.panels());
-            let mut room = Room::own(strip * own.panel_len(depth));
+        for_each(threads, num_strips, |i| {
+            let panels = i * own.panels() / num_strips..(i + 1) * own.panels() / num_strips;
+            let mut room = Room::own(panels.len() * own.panel_len(depth));
             for block in blocks.clone() {
                 let range = range_of(block);
                 let depth = range.len();

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::checkpoint;
 use crate::cli::CheckArgs;
 use crate::figures::{bytes, count, duration, scaled};
 use crate::metrics::printer::Printer;
@@ -294,9 +295,7 @@ pub(super) fn free_memory() -> Option<u128> {
 
 /// Free space where a folder is or would be made.
 fn free_disk(dir: &Path) -> Option<u128> {
-    let existing = dir.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("."));
-    let stat = rustix::fs::statvfs(existing).ok()?;
-    Some(u128::from(stat.f_bavail) * u128::from(stat.f_frsize))
+    checkpoint::free_bytes(super::existing_folder(dir)).ok().map(u128::from)
 }
 
 #[cfg(test)]

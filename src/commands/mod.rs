@@ -7,6 +7,8 @@ pub mod inspect;
 pub mod score;
 pub mod train;
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 
 use crate::cli::BackendChoice;
@@ -19,6 +21,11 @@ pub(crate) fn set_threads(threads: Option<usize>) -> Result<()> {
         pool = pool.num_threads(threads);
     }
     pool.build_global().context("the threads could not be started")
+}
+
+/// The folder itself, or the nearest above it that is there.
+pub(crate) fn existing_folder(dir: &Path) -> &Path {
+    dir.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("."))
 }
 
 impl From<BackendChoice> for Backend {

@@ -77,7 +77,7 @@ fn valid(source: &Source, recipe: Recipe) -> Result<Resolved> {
 
 /// Whether the run's folder, or the nearest folder above it that is there, may be written.
 fn check_writable(run_dir: &Path) -> Result<()> {
-    let existing = run_dir.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("."));
+    let existing = super::existing_folder(run_dir);
     rustix::fs::access(existing, rustix::fs::Access::WRITE_OK).map_err(|error| {
         input(format!("checkpoint.dir: {} cannot be written ({error}): name another folder", existing.display()))
     })
@@ -87,23 +87,17 @@ fn check_writable(run_dir: &Path) -> Result<()> {
 fn dry_run(resolved: &Resolved, start: Start, printer: &Printer) -> Result<String> {
     let recipe = &resolved.recipe;
     resolved.micro_steps(World::SINGLE.size)?;
-    let stored = if start == Start::Fresh { None } else { run_folder::stored_recipe(&resolved.run_dir)? };
-    run_folder::check_usable(&resolved.run_dir, stored.is_some(), start == Start::Fresh)?;
+    let found = run_folder::examine(&resolved.run_dir, recipe, start)?;
     check_writable(&resolved.run_dir)?;
-    let mut lines = Vec::new();
-    match &stored {
-        Some(stored) => {
-            lines.extend(run_folder::check_unchanged(&resolved.run_dir, stored, recipe)?);
-            lines.push(format!("Would go on with the run in {}.", resolved.run_dir.display()));
+    let mut lines = found.warnings;
+    let dir = resolved.run_dir.display();
+    lines.push(match found.goes_on {
+        true => format!("Would go on with the run in {dir}."),
+        false if start == Start::Fresh && resolved.run_dir.try_exists()? => {
+            format!("Would move {dir} aside and start anew.")
         }
-        None if start == Start::Resume && !resolved.run_dir.try_exists()? => {
-            return Err(input(format!("{} holds no run to go on with", resolved.run_dir.display())));
-        }
-        None if start == Start::Fresh && resolved.run_dir.try_exists()? => {
-            lines.push(format!("Would move {} aside and start anew.", resolved.run_dir.display()));
-        }
-        None => lines.push(format!("Would start a run in {}.", resolved.run_dir.display())),
-    }
+        false => format!("Would start a run in {dir}."),
+    });
     if let Init::Dir(dir) = &recipe.init {
         let config = ModelConfig::read(dir)?;
         if config.arch != resolved.arch {

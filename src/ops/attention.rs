@@ -16,7 +16,7 @@ use super::strided::Strided;
 use super::{Buffer, Device, View, ViewMut, math};
 
 /// Queries whose scores exist at a time: with 1,024 keys a tile of scores is 256 KiB and stays in the L2 cache.
-const TILE: usize = 64;
+pub const TILE: usize = 64;
 
 /// Sizes of an attention, and the factor on its scores.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,15 +5,16 @@
 
 use super::{Backend, Recipe, Resolved};
 use crate::model::arch::Arch;
+use crate::ops::{attention, cross_entropy};
 
 /// Bytes of an `f32`.
 const F32: u128 = 4;
 
 /// Rows of logits that exist at a time: the head, softmax and loss run over chunks of this many tokens.
-const HEAD_CHUNK: u128 = 512;
+const HEAD_CHUNK: u128 = cross_entropy::CHUNK_ROWS as u128;
 
 /// Queries whose attention scores exist at a time, per thread, for rows of at least as many tokens.
-const SCORE_ROWS: u128 = 64;
+const SCORE_ROWS: u128 = attention::TILE as u128;
 
 /// Assumed speed of writing, hashing and syncing a checkpoint, in bytes per second.
 pub(crate) const SAVE_BYTES_PER_SECOND: f64 = 400e6;

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::Start;
 use crate::error::input;
 use crate::recipe::{self, Recipe};
 
@@ -89,8 +90,31 @@ pub fn write_recipe(run_dir: &Path, recipe: &Recipe) -> Result<()> {
     write_whole(&run_dir.join(RECIPE_FILE), recipe::to_yaml(recipe).as_bytes())
 }
 
+/// What a start finds in a run's folder.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Whether there is a run to go on with.
+    pub goes_on: bool,
+    /// What of the recipe has changed since, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Looks at a run's folder before anything is written, and refuses what cannot be gone on with or started over.
+pub fn examine(run_dir: &Path, recipe: &Recipe, start: Start) -> Result<Found> {
+    let stored = if start == Start::Fresh { None } else { stored_recipe(run_dir)? };
+    check_usable(run_dir, stored.is_some(), start == Start::Fresh)?;
+    if stored.is_none() && start == Start::Resume && !run_dir.try_exists()? {
+        return Err(input(format!(
+            "{} holds no run to go on with: leave out --resume to start one",
+            run_dir.display()
+        )));
+    }
+    let warnings = stored.as_ref().map_or(Ok(Vec::new()), |stored| check_unchanged(run_dir, stored, recipe))?;
+    Ok(Found { goes_on: stored.is_some(), warnings })
+}
+
 /// Refuses a folder that is no run and not empty, a file, and a run whose recipe is lost.
-pub fn check_usable(run_dir: &Path, has_recipe: bool, fresh: bool) -> Result<()> {
+fn check_usable(run_dir: &Path, has_recipe: bool, fresh: bool) -> Result<()> {
     let place = format!("checkpoint.dir: {}", run_dir.display());
     if run_dir.try_exists().unwrap_or(false) && !run_dir.is_dir() {
         return Err(input(format!("{place} is a file: name a folder")));
@@ -127,7 +151,7 @@ const MAY_CHANGE: [(&str, &str); 4] = [
 ];
 
 /// Refuses to go on with a run under a recipe that would change its numbers; returns what the user should know.
-pub fn check_unchanged(run_dir: &Path, stored: &Recipe, recipe: &Recipe) -> Result<Vec<String>> {
+fn check_unchanged(run_dir: &Path, stored: &Recipe, recipe: &Recipe) -> Result<Vec<String>> {
     let (mut warnings, mut refused) = (Vec::new(), Vec::new());
     for difference in recipe::differences(stored, recipe).into_iter().filter(|difference| difference.changes_numbers) {
         let recipe::Difference { path, old, new, .. } = difference;

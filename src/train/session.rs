@@ -71,28 +71,17 @@ impl<'a> Session<'a> {
         printer: &'a Printer,
     ) -> Result<Self> {
         let (recipe, run_dir) = (&resolved.recipe, &resolved.run_dir);
-        let stored = if start == Start::Fresh { None } else { run_folder::stored_recipe(run_dir)? };
-        match &stored {
-            Some(stored) => {
-                for warning in run_folder::check_unchanged(run_dir, stored, recipe)? {
-                    printer.warn(&warning);
-                }
-            }
-            None if start == Start::Resume && !run_dir.try_exists()? => {
-                return Err(input(format!(
-                    "{} holds no run to go on with: leave out --resume to start one",
-                    run_dir.display()
-                )));
-            }
-            None => {}
+        let found = run_folder::examine(run_dir, recipe, start)?;
+        for warning in &found.warnings {
+            printer.warn(warning);
         }
-        run_folder::check_usable(run_dir, stored.is_some(), start == Start::Fresh)?;
         let layout = Layout::of(&resolved.arch);
         let mut weights = Weights::zeros(&layout);
-        let mut config = ModelConfig::new(resolved.arch.clone(), recipe.model.dropout);
-        if stored.is_none() {
-            config = first_weights(resolved, &layout, &mut weights, printer)?;
-        }
+        // Before the folder is touched: a model to start from may be wrong.
+        let first = match found.goes_on {
+            false => Some(first_weights(resolved, &layout, &mut weights, printer)?),
+            true => None,
+        };
         if start == Start::Fresh && run_dir.try_exists()? {
             // Opened first, so that a run that another process is training is not pulled from under it.
             drop(Store::open(run_dir)?);
@@ -100,7 +89,7 @@ impl<'a> Session<'a> {
             printer.note(&format!("The earlier run is now {}.", aside.display()));
         }
         let store = Store::open(run_dir)?;
-        if stored.is_none() {
+        if !found.goes_on {
             run_folder::write_recipe(run_dir, recipe)?;
         }
 
@@ -112,7 +101,7 @@ impl<'a> Session<'a> {
             moments: &mut [("m", weights.means.as_mut_slice()), ("v", weights.squares.as_mut_slice())],
         };
         let mut resumed_at = None;
-        match store.restore_latest::<Place>(&mut targets)? {
+        let config = match store.restore_latest::<Place>(&mut targets)? {
             Some(restored) => {
                 if restored.step > recipe.train.steps as u64 {
                     return Err(input(format!(
@@ -128,7 +117,7 @@ impl<'a> Session<'a> {
                 for warning in &restored.warnings {
                     printer.warn(warning);
                 }
-                (place, config) = (restored.state, restored.config);
+                place = restored.state;
                 place.threads = resolved.threads;
                 place.world_size = world.size;
                 printer.note(&format!(
@@ -138,13 +127,16 @@ impl<'a> Session<'a> {
                     recipe.train.steps,
                     restored.dir.display()
                 ));
+                restored.config
             }
-            None if stored.is_some() => {
-                config = first_weights(resolved, &layout, &mut weights, printer)?;
-                printer.note(&format!("{} stopped before its first checkpoint and starts again.", recipe.name));
-            }
-            None => {}
-        }
+            None => match first {
+                Some(config) => config,
+                None => {
+                    printer.note(&format!("{} stopped before its first checkpoint and starts again.", recipe.name));
+                    first_weights(resolved, &layout, &mut weights, printer)?
+                }
+            },
+        };
         let flops = meter::train_flops_per_token(&resolved.arch, resolved.row_len);
         let (steps_before, total_steps) = (place.step, recipe.train.steps as u64);
         Ok(Self {

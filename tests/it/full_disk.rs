@@ -73,13 +73,7 @@ fn a_full_disk_while_saving_costs_nothing_but_the_steps_since_the_last_checkpoin
     assert!(outcome.stderr.contains("error: "), "{outcome:?}");
     assert_eq!(latest_step(&run), saved, "{outcome:?}");
     assert!(files() == before, "the checkpoint before was touched");
-    let inspected = dir
-        .assay(&["inspect", "--json", "--sequence-length", "64"])
-        .arg(&run.join("latest"))
-        .run()
-        .assert_exit(0)
-        .json();
-    assert_eq!(inspected["ok"], true, "{inspected}");
+    dir.assert_model_is_ok(&run.join("latest"));
 
     dir.train(&resume).run().assert_exit(0);
     assert_same_run(&dir.path("run"), &run);

@@ -69,13 +69,7 @@ fn a_run_killed_at_random_moments_ends_as_one_that_was_left_alone() {
             assert!(latest >= saved, "latest went back from step {saved} to {latest}");
             saved = latest;
             if latest > 0 {
-                let inspected = dir
-                    .assay(&["inspect", "--json", "--sequence-length", "64"])
-                    .arg(&run.join("latest"))
-                    .run()
-                    .assert_exit(0)
-                    .json();
-                assert_eq!(inspected["ok"], true, "{inspected}");
+                dir.assert_model_is_ok(&run.join("latest"));
             }
         }
         assert_same_run(&expected, &run);

@@ -78,6 +78,13 @@ impl Dir {
         TestCommand::new(env!("CARGO_BIN_EXE_assay"), self.root()).args(args)
     }
 
+    /// Panics unless `inspect` finds the model whole and within the rules of these tests.
+    pub(crate) fn assert_model_is_ok(&self, model: &Path) {
+        let inspect = self.assay(&["inspect", "--json", "--sequence-length", "64"]).arg(model);
+        let inspected = inspect.run().assert_exit(0).json();
+        assert_eq!(inspected["ok"], true, "{inspected}");
+    }
+
     /// `assay train recipe.yaml` with further arguments.
     pub(crate) fn train(&self, args: &[&str]) -> TestCommand {
         self.assay(&["train", "recipe.yaml"]).args(args)

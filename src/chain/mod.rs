@@ -1,0 +1,128 @@
+//! Where miners' metadata, weights and incentives live: the seam [`Chain`], and what is read through it.
+//!
+//! Everything a decision needs is read at one finalized block as a [`Snapshot`]; what was read is plain data. The embedded
+//! chain is the [`ledger`], an SQLite file.
+
+pub mod ledger;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::hub::model_id::ModelMetadata;
+
+/// A miner's key, as the chain spells it: an account's address on subtensor, a short name on the ledger.
+pub type Hotkey = String;
+
+/// The full share of the incentive, and the largest weight: shares are `u16` on the chain.
+pub const FULL_SHARE: u16 = u16::MAX;
+
+/// A registered hotkey.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neuron {
+    /// Its place on the subnet.
+    pub uid: u16,
+    /// The key that holds the place now.
+    pub hotkey: Hotkey,
+    /// Block of its registration.
+    pub registered_at: u64,
+    /// Stake in the chain's smallest unit.
+    pub stake: u64,
+    /// Share of the miners' incentive, out of [`FULL_SHARE`].
+    pub incentive: u16,
+    /// Whether its weights count.
+    pub validator_permit: bool,
+    /// Block at which it last set weights; 0: never.
+    pub last_update: u64,
+}
+
+/// What a hotkey has committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commitment {
+    /// The block it was included in.
+    pub block: u64,
+    /// Its bytes, whatever they are: they come from strangers.
+    pub bytes: Vec<u8>,
+}
+
+impl Commitment {
+    /// The model it names; `None` if it names none, or stands at block 0 (as the reference).
+    pub fn metadata(&self) -> Option<ModelMetadata> {
+        let id = std::str::from_utf8(&self.bytes).ok()?.parse().ok()?;
+        Some(ModelMetadata { id, block: self.block.try_into().ok()? })
+    }
+}
+
+/// A subnet at one finalized block.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The block.
+    pub block: u64,
+    /// Blocks between two epochs: pay changes once in so many.
+    pub tempo: u64,
+    /// A new registration cannot be replaced for so many blocks.
+    pub immunity_period: u64,
+    /// A validator that has not set weights for more blocks than this does not count.
+    pub activity_cutoff: u64,
+    /// The registered hotkeys, by ascending uid.
+    pub neurons: Vec<Neuron>,
+    /// What registered hotkeys have committed.
+    pub commitments: BTreeMap<Hotkey, Commitment>,
+    /// The weights that each uid has set, as (uid, weight).
+    pub weights: BTreeMap<u16, Vec<(u16, u16)>>,
+}
+
+impl Snapshot {
+    /// The neuron of a hotkey; `None` if it is not registered.
+    pub fn neuron(&self, hotkey: &str) -> Option<&Neuron> {
+        self.neurons.iter().find(|neuron| neuron.hotkey == hotkey)
+    }
+
+    /// The neuron with the highest incentive, the lowest uid of equals; `None` if nobody earns anything.
+    pub fn leader(&self) -> Option<&Neuron> {
+        let best = self.neurons.iter().map(|neuron| neuron.incentive).max().filter(|&incentive| incentive > 0)?;
+        self.neurons.iter().find(|neuron| neuron.incentive == best)
+    }
+
+    /// The model that a hotkey has committed, if its commitment names one.
+    pub fn metadata(&self, hotkey: &str) -> Option<ModelMetadata> {
+        self.commitments.get(hotkey)?.metadata()
+    }
+}
+
+/// A chain that holds the subnet.
+///
+/// Errors are those of [`crate::error::Failure`] where the kind matters: `Unreachable` when the chain would not answer
+/// (a lock held by another process for too long, a node that is down), `Input` when the user must mend something (no
+/// such chain, a hotkey that is not registered, a text that is too long), `No` when the chain refuses for now (the rate
+/// limit is not over).
+pub trait Chain: Send + Sync {
+    /// What it is, in messages: "the ledger checkpoints/local/ledger.sqlite".
+    fn describe(&self) -> String;
+
+    /// Whether it costs and pays real money.
+    fn is_real(&self) -> bool;
+
+    /// Seconds from one block to the next.
+    fn seconds_per_block(&self) -> f64;
+
+    /// Where the locks and journals of publishing to this chain lie: the same folder for every process of this machine.
+    fn journal_dir(&self) -> &Path;
+
+    /// The newest finalized block.
+    fn block(&self) -> Result<u64>;
+
+    /// The whole subnet at the newest finalized block.
+    fn snapshot(&self) -> Result<Snapshot>;
+
+    /// What a hotkey has committed.
+    fn commitment(&self, hotkey: &str) -> Result<Option<Commitment>>;
+
+    /// The first block at which the rate limit lets a hotkey commit; a block that has come means now.
+    fn next_commit_block(&self, hotkey: &str) -> Result<u64>;
+
+    /// Commits bytes, waits until they are finalized, and returns their block. At most
+    /// [`MAX_COMMITMENT_BYTES`](crate::hub::model_id::MAX_COMMITMENT_BYTES).
+    fn commit(&self, hotkey: &str, bytes: &[u8]) -> Result<u64>;
+}

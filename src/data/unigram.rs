@@ -1,0 +1,84 @@
+//! The model that knows only how often each token occurs: what a loss is compared with, and the cheapest rival there is.
+//!
+//! It is counted on the beginning of the training text, files in their order, whatever order training reads them in.
+
+use anyhow::Result;
+
+use super::Opened;
+use super::packing::no_text;
+use super::source::Source;
+use super::tokenizer::{END_OF_TEXT, VOCAB_SIZE};
+
+/// Tokens of training text that are counted.
+const COUNTED_TOKENS: usize = 1_000_000;
+
+/// How often each token occurs in a text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unigram {
+    counts: Vec<u32>,
+    num_tokens: f64,
+    /// Added to the count of each token.
+    smoothing: f64,
+}
+
+impl Unigram {
+    /// The shares of tokens in a text, as they are.
+    pub fn of<'a>(tokens: impl IntoIterator<Item = &'a u32>) -> Self {
+        let mut counts = vec![0; VOCAB_SIZE];
+        let mut num_tokens = 0.0;
+        for &token in tokens {
+            counts[token as usize] += 1;
+            num_tokens += 1.0;
+        }
+        Self { counts, num_tokens, smoothing: 0.0 }
+    }
+
+    /// The first million tokens of training text, each token of the vocabulary counted once more; and which part of the
+    /// text read for this is cut off its documents, about, by bytes.
+    pub fn of_training(data: &Opened) -> Result<(Self, f64)> {
+        let (tokens, cut_off) = first_tokens(data.training.as_ref(), data, COUNTED_TOKENS)?;
+        if tokens.iter().all(|&token| token == END_OF_TEXT) {
+            return Err(no_text(data.training.as_ref()));
+        }
+        Ok((Self { smoothing: 1.0, ..Self::of(&tokens) }, cut_off))
+    }
+
+    /// The logarithm of a token's probability.
+    ///
+    /// # Panics
+    ///
+    /// If the token lies outside the vocabulary.
+    pub fn log_probability(&self, token: usize) -> f64 {
+        let total = self.num_tokens + self.smoothing * VOCAB_SIZE as f64;
+        ((f64::from(self.counts[token]) + self.smoothing) / total).ln()
+    }
+
+    /// Mean of `-ln p` over the tokens of a text in nats, where `p` are the probabilities of this model.
+    pub fn cross_entropy(&self, text: &Self) -> f64 {
+        let occurring = text.counts.iter().enumerate().filter(|(_, count)| **count > 0);
+        occurring.map(|(token, &count)| f64::from(count) * -self.log_probability(token)).sum::<f64>() / text.num_tokens
+    }
+}
+
+/// Up to `max` tokens of a source, shards in their order, and which part of the text read was cut off its documents.
+pub(super) fn first_tokens(source: &dyn Source, data: &Opened, max: usize) -> Result<(Vec<u32>, f64)> {
+    let Opened { tokenizer, packing, .. } = data;
+    let mut tokens = Vec::new();
+    let (mut read, mut lost) = (0, 0);
+    'enough: for shard in 0..source.num_shards() {
+        for text in source.documents(shard, 0)? {
+            let (text, start) = (text?, tokens.len());
+            packing.pack(tokenizer, &text, &mut tokens);
+            read += text.len();
+            if packing.max_document_tokens.is_some_and(|max| tokens.len() - start > max) {
+                let kept = tokenizer.decode(&tokens[start..tokens.len() - 1]).len();
+                lost += text.len().saturating_sub(kept);
+            }
+            if tokens.len() >= max {
+                tokens.truncate(max);
+                break 'enough;
+            }
+        }
+    }
+    Ok((tokens, lost as f64 / read.max(1) as f64))
+}

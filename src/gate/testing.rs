@@ -1,0 +1,147 @@
+//! What the gate's tests share: seeded random numbers, synthetic losses, and a scene that is put together line by line.
+
+#![allow(clippy::unwrap_used)]
+
+use std::num::NonZeroU64;
+
+use super::roster::Entry;
+use super::{Candidate, Decision, Inputs, Model, OwnHotkey, decide};
+use crate::hub::model_id::{ModelId, ModelMetadata};
+use crate::ops::random::{derive, fill_normal, uniform};
+use crate::recipe;
+use crate::rules::Rules;
+
+/// Losses, per step and batch.
+pub(super) type Losses = Vec<Vec<f64>>;
+
+/// Steps of a scene.
+pub(super) const NUM_STEPS: usize = 12;
+/// Batches of a step: about what three pages give.
+pub(super) const NUM_BATCHES: usize = 150;
+/// Block at which a candidate would stand: later than all others.
+pub(super) const CANDIDATE_BLOCK: u64 = 2_500_000;
+
+/// Numbers in `[0, 1)`.
+pub(crate) fn uniforms(seed: u64, num: usize) -> Vec<f64> {
+    (0..num as u64).map(|index| f64::from(uniform(seed, 0, index))).collect()
+}
+
+/// Normally distributed numbers of mean 0 and deviation 1.
+pub(crate) fn normals(seed: u64, num: usize) -> Vec<f64> {
+    let mut numbers = vec![0.0; num];
+    fill_normal(derive(seed, 1), 1.0, &mut numbers);
+    numbers.into_iter().map(f64::from).collect()
+}
+
+/// Losses around a level, independent from batch to batch, with a deviation of 3.5 %.
+pub(super) fn noisy(seed: u64, level: f64) -> Losses {
+    let numbers = normals(seed, NUM_STEPS * NUM_BATCHES);
+    numbers.chunks(NUM_BATCHES).map(|step| step.iter().map(|number| level * (1.0 + 0.035 * number)).collect()).collect()
+}
+
+/// The same loss on every batch of three steps of four.
+pub(super) fn flat(level: f64) -> Losses {
+    vec![vec![level; 4]; 3]
+}
+
+/// All losses times a factor.
+pub(super) fn scaled(losses: &Losses, factor: f64) -> Losses {
+    losses.iter().map(|step| step.iter().map(|loss| factor * loss).collect()).collect()
+}
+
+/// A model of a uid, whose hotkey is `key-UID` and whose hash is `hash-UID`.
+pub(super) fn model(uid: u16, block: u64, losses: Result<Losses, &str>) -> Model {
+    let id = ModelId {
+        namespace: "miner".to_owned(),
+        name: format!("model-{uid}"),
+        commit: Some("0".repeat(40)),
+        hash: Some(format!("hash-{uid}")),
+    };
+    let metadata = ModelMetadata { id, block: NonZeroU64::new(block).unwrap() };
+    let entry = Entry { uid, hotkey: format!("key-{uid}"), metadata, is_own: false, evaluated: true };
+    Model { entry, losses: losses.map_err(str::to_owned) }
+}
+
+/// A decision's inputs, owned.
+#[derive(Clone, Debug)]
+pub(super) struct Scene {
+    pub(super) rules: Rules,
+    pub(super) options: recipe::Gate,
+    pub(super) leader: Option<u16>,
+    pub(super) models: Vec<Model>,
+    pub(super) own: Vec<OwnHotkey>,
+    pub(super) candidate: Candidate,
+    pub(super) num_tested: u64,
+}
+
+impl Scene {
+    /// An empty subnet with a candidate and no hotkey.
+    pub(super) fn new(candidate: Losses) -> Self {
+        Self {
+            rules: Rules::default(),
+            options: recipe::Gate::default(),
+            leader: None,
+            models: Vec::new(),
+            own: Vec::new(),
+            candidate: Candidate { hash: "hash-of-candidate".to_owned(), losses: candidate },
+            num_tested: 1,
+        }
+    }
+
+    /// Thirty noisy models by rank, the leader (uid 0) committed first, the others in mixed order. The model at
+    /// `own_rank` is ours, and the candidate's losses are its losses times `factor`, give or take 0.2 %.
+    pub(super) fn field(own_rank: u16, factor: f64) -> Self {
+        let level = |rank: u16| if rank == 0 { 3.0 } else { 3.0 * (1.001 + 0.002 * f64::from(rank)) };
+        let block = |rank: u16| if rank == 0 { 1_000 } else { 2_000 + u64::from(rank * 7 % 29) };
+        let mut candidate = scaled(&noisy(own_rank.into(), level(own_rank)), factor);
+        let noise = normals(1_000, NUM_STEPS * NUM_BATCHES);
+        for (loss, number) in std::iter::zip(candidate.iter_mut().flatten(), noise) {
+            *loss *= 1.0 + 0.002 * number;
+        }
+        let mut scene = Self { leader: Some(0), ..Self::new(candidate) };
+        for rank in 0..30 {
+            let losses = Ok(noisy(rank.into(), level(rank)));
+            scene = match rank == own_rank {
+                true => scene.deployed(rank, block(rank), losses),
+                false => scene.rival(rank, block(rank), losses),
+            };
+        }
+        scene
+    }
+
+    /// With a rival's model.
+    pub(super) fn rival(mut self, uid: u16, block: u64, losses: Result<Losses, &str>) -> Self {
+        self.models.push(model(uid, block, losses));
+        self
+    }
+
+    /// With an own hotkey under which nothing is deployed.
+    pub(super) fn hotkey(mut self, uid: u16) -> Self {
+        let hotkey = format!("key-{uid}");
+        self.own.push(OwnHotkey { hotkey, uid, candidate_block: CANDIDATE_BLOCK, immune_until: u64::MAX });
+        self
+    }
+
+    /// With an own hotkey and its model.
+    pub(super) fn deployed(self, uid: u16, block: u64, losses: Result<Losses, &str>) -> Self {
+        let mut scene = self.hotkey(uid).rival(uid, block, losses);
+        if let Some(model) = scene.models.last_mut() {
+            model.entry.is_own = true;
+        }
+        scene
+    }
+
+    pub(super) fn decide(&self) -> Decision {
+        decide(&Inputs {
+            rules: &self.rules,
+            options: &self.options,
+            block: CANDIDATE_BLOCK - 5,
+            tempo: 360,
+            leader: self.leader,
+            models: self.models.clone(),
+            own: self.own.clone(),
+            candidate: self.candidate.clone(),
+            num_tested: self.num_tested,
+        })
+    }
+}

@@ -1,0 +1,383 @@
+//! Publishing a model: check, upload, download again, hash, commit, read back, compare.
+//!
+//! [`publish`] reads top to bottom in that order. Whatever can be refused is refused before the first byte goes up. Each
+//! step is either in the [`journal`], or can be repeated without doing anything twice: an upload of what the newest commit
+//! already holds makes no commit, and before a commitment is sent the chain is asked whether it is there. So a process
+//! killed anywhere is made good by publishing the same model again: one commit on the hub, one on the chain.
+
+pub mod journal;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::chain::{Chain, Snapshot};
+use crate::error::{Failure, input};
+use crate::figures::{bytes, count, duration};
+use crate::hub::fetch::{fetch, publishable_files};
+use crate::hub::hash::files_hash;
+use crate::hub::judge::judge;
+use crate::hub::model_id::{MAX_COMMITMENT_BYTES, ModelId, ModelMetadata, split_repo_id};
+use crate::interrupt;
+use crate::metrics::printer::Printer;
+use crate::model::config::ModelConfig;
+use crate::model::layout::Layout;
+use crate::model::weights::ModelFiles;
+use crate::network::Network;
+use crate::rules::Criteria;
+use journal::{Entry, Hold};
+
+/// A git commit has so many hexadecimal digits.
+const COMMIT_DIGITS: usize = 40;
+
+/// What is to be published, and where.
+#[derive(Clone, Copy, Debug)]
+pub struct Order<'a> {
+    /// A Hugging Face model folder.
+    pub model_dir: &'a Path,
+    /// The repository, `namespace/name`.
+    pub repo_id: &'a str,
+    /// The hotkey that commits it.
+    pub hotkey: &'a str,
+    /// What a model must be.
+    pub criteria: &'a Criteria,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// What stands on the chain.
+    pub metadata: ModelMetadata,
+    /// Whether it stood there before, so that nothing was sent.
+    pub before: bool,
+}
+
+/// A model folder that was found fit to be published.
+#[derive(Clone, Debug)]
+pub struct Parcel {
+    /// The files that go up, in the order in which they are hashed.
+    pub names: Vec<String>,
+    /// Sum of their sizes.
+    pub bytes: u64,
+    /// Their directory hash.
+    pub hash: String,
+    namespace: String,
+    name: String,
+}
+
+/// The places between two steps, for tests that kill the process there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Checked,
+    Begun,
+    Uploaded,
+    UploadNoted,
+    Verified,
+    SendingNoted,
+    Sent,
+    ReadBack,
+}
+
+/// Publishes a model. `still_right` looks at the chain once more right before the commitment is sent, and may refuse with
+/// a sentence. A model that stands on the chain under this hotkey already is left alone: committing it again would
+/// only lose its earlier block.
+pub fn publish(
+    network: &Network,
+    order: &Order<'_>,
+    hold: &Hold,
+    still_right: &dyn Fn(&Snapshot) -> Result<(), String>,
+    printer: &Printer,
+) -> Result<Published> {
+    in_steps(network, order, hold, still_right, printer, &|_| Ok(()))
+}
+
+fn in_steps(
+    network: &Network,
+    order: &Order<'_>,
+    hold: &Hold,
+    still_right: &dyn Fn(&Snapshot) -> Result<(), String>,
+    printer: &Printer,
+    after: &dyn Fn(Step) -> Result<()>,
+) -> Result<Published> {
+    let (hub, chain) = (network.hub.as_ref(), network.chain.as_ref());
+    let parcel = Parcel::of(order)?;
+    let journal = hold.read()?;
+    if let Some(metadata) = standing(network, order, &parcel)? {
+        finish(hold, journal, order, &parcel, &metadata, printer)?;
+        return Ok(Published { metadata, before: true });
+    }
+    check_may_commit(chain, order.hotkey)?;
+    hub.check_writable(order.repo_id)?;
+    let mut entry = match journal {
+        Some(entry) if entry.block.is_none() && entry.hash == parcel.hash && entry.repo_id == order.repo_id => {
+            printer.note("Going on with the publish of this model that was interrupted.");
+            entry
+        }
+        earlier => {
+            tell_of_abandoned(earlier.as_ref(), printer);
+            Entry {
+                hash: parcel.hash.clone(),
+                repo_id: order.repo_id.to_owned(),
+                commit: None,
+                sent: None,
+                block: None,
+            }
+        }
+    };
+    after(Step::Checked)?;
+
+    hold.write(&entry)?;
+    after(Step::Begun)?;
+    let commit = match entry.commit.take().filter(|commit| hub.files(order.repo_id, commit).is_ok()) {
+        Some(commit) => commit,
+        None => {
+            printer.note(&format!("Uploading {} to {} of {}.", bytes(parcel.bytes), order.repo_id, hub.describe()));
+            let names: Vec<&str> = parcel.names.iter().map(String::as_str).collect();
+            hub.upload(order.repo_id, order.model_dir, &names, &format!("assay: {}", parcel.hash))?
+        }
+    };
+    after(Step::Uploaded)?;
+    entry.commit = Some(commit.clone());
+    hold.write(&entry)?;
+    after(Step::UploadNoted)?;
+
+    let id = parcel.id(Some(commit));
+    verify(network, &id, order.criteria)?;
+    after(Step::Verified)?;
+
+    let text = id.to_string();
+    let snapshot = chain.snapshot()?;
+    if snapshot.neuron(order.hotkey).is_none() {
+        return Err(unregistered(chain, order.hotkey));
+    }
+    still_right(&snapshot).map_err(|sentence| {
+        Failure::No(format!("{sentence}: the model is uploaded, but was not committed to the chain"))
+    })?;
+    entry.sent = Some(text.clone());
+    hold.write(&entry)?;
+    after(Step::SendingNoted)?;
+    chain.commit(order.hotkey, text.as_bytes())?;
+    after(Step::Sent)?;
+
+    let metadata = read_back(chain, order.hotkey, &id)?;
+    after(Step::ReadBack)?;
+    entry.block = Some(metadata.block.get());
+    hold.write(&entry)?;
+    Ok(Published { metadata, before: false })
+}
+
+/// Everything that [`publish`] checks before it writes, and in words what it would send.
+pub fn rehearse(network: &Network, order: &Order<'_>) -> Result<String> {
+    let parcel = Parcel::of(order)?;
+    let chain = network.chain.as_ref();
+    if let Some(metadata) = standing(network, order, &parcel)? {
+        return Ok(format!(
+            "Nothing would be sent: {} stands on {} under {} since block {}.",
+            metadata.id,
+            chain.describe(),
+            order.hotkey,
+            count(metadata.block.get())
+        ));
+    }
+    let uid = registration(chain, order.hotkey)?;
+    network.hub.check_writable(order.repo_id)?;
+    let mut lines = vec![format!("Would upload to {} of {}:", order.repo_id, network.hub.describe())];
+    for name in &parcel.names {
+        let len = fs::metadata(order.model_dir.join(name)).with_context(|| format!("cannot read {name}"))?.len();
+        lines.push(format!("  {name}  {} bytes", count(len)));
+    }
+    let text = parcel.id(Some("c".repeat(COMMIT_DIGITS))).to_string();
+    lines.push(format!(
+        "Would commit to {} as {} (uid {uid}), {} of at most {MAX_COMMITMENT_BYTES} bytes:",
+        chain.describe(),
+        order.hotkey,
+        text.len()
+    ));
+    lines.push(format!("  {}", text.replace(&"c".repeat(COMMIT_DIGITS), "COMMIT")));
+    lines.push(match wait_for_rate_limit(chain, order.hotkey)? {
+        None => "The chain would take it now.".to_owned(),
+        Some(wait) => wait.sentence(chain, order.hotkey),
+    });
+    lines.push("Nothing was written.".to_owned());
+    Ok(lines.join("\n"))
+}
+
+impl Parcel {
+    /// Checks the folder and the names, and hashes the files.
+    pub fn of(order: &Order<'_>) -> Result<Self> {
+        let dir = order.model_dir;
+        let (namespace, name) = split_repo_id(order.repo_id).map_err(input)?;
+        let names = publishable_files(dir)?;
+        let paths: Vec<_> = names.iter().map(|name| dir.join(name)).collect();
+        if let [first, ..] = judge(dir, order.criteria).reasons.as_slice() {
+            return Err(input(format!("{} is no model to publish. {}", dir.display(), first.sentence)));
+        }
+        let config = ModelConfig::read(dir)?;
+        let layout = Layout::of(&config.arch);
+        ModelFiles::open(dir, &config.arch, &layout)?.check_finite(&layout)?;
+        let mut bytes = 0;
+        for path in &paths {
+            bytes += fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
+        }
+        let limit = order.criteria.max_repo_bytes;
+        if bytes > limit {
+            let (actual, limit) = (count(bytes), count(limit));
+            return Err(input(format!("{} has {actual} bytes; a repository may have {limit}.", dir.display())));
+        }
+        let hash = files_hash(&paths)?;
+        let parcel = Self { names, bytes, hash, namespace: namespace.to_owned(), name: name.to_owned() };
+        let id = parcel.id(Some("0".repeat(COMMIT_DIGITS)));
+        if !id.fits_commitment() {
+            return Err(input(format!(
+                "The commitment of {} would have {} bytes; the chain takes {MAX_COMMITMENT_BYTES}: choose a shorter name.",
+                order.repo_id,
+                id.to_string().len()
+            )));
+        }
+        if !id.survives_its_text() {
+            return Err(input(format!(
+                "The repository {} cannot be committed: its name holds a colon.",
+                order.repo_id
+            )));
+        }
+        Ok(parcel)
+    }
+
+    fn id(&self, commit: Option<String>) -> ModelId {
+        ModelId { namespace: self.namespace.clone(), name: self.name.clone(), commit, hash: Some(self.hash.clone()) }
+    }
+}
+
+/// The commitment of this hotkey that names this very model, still to be had from the hub; `None` if there is none.
+fn standing(network: &Network, order: &Order<'_>, parcel: &Parcel) -> Result<Option<ModelMetadata>> {
+    let metadata = network.chain.commitment(order.hotkey)?.and_then(|commitment| commitment.metadata());
+    Ok(metadata.filter(|metadata| {
+        let id = &metadata.id;
+        let commit = id.commit.as_deref().unwrap_or_default();
+        id.hash.as_ref() == Some(&parcel.hash) && network.hub.files(&id.repo_id(), commit).is_ok()
+    }))
+}
+
+/// Notes that a model stands on the chain, where the journal does not know it yet.
+fn finish(
+    hold: &Hold,
+    journal: Option<Entry>,
+    order: &Order<'_>,
+    parcel: &Parcel,
+    metadata: &ModelMetadata,
+    printer: &Printer,
+) -> Result<()> {
+    let Some(mut entry) = journal.filter(|entry| entry.block.is_none()) else { return Ok(()) };
+    if entry.hash == parcel.hash && entry.repo_id == order.repo_id {
+        printer.note("The publish of this model that was interrupted had reached the chain.");
+        entry.commit = metadata.id.commit.clone();
+        entry.block = Some(metadata.block.get());
+        hold.write(&entry)?;
+    }
+    Ok(())
+}
+
+fn tell_of_abandoned(earlier: Option<&Entry>, printer: &Printer) {
+    if let Some(Entry { hash, repo_id, commit: Some(commit), block: None, .. }) = earlier {
+        printer.note(&format!(
+            "An earlier publish, of the model {hash}, was interrupted after its upload and is given up: commit {commit} \
+             stays in {repo_id}."
+        ));
+    }
+}
+
+/// Downloads what was uploaded and looks at it as a validator does.
+fn verify(network: &Network, id: &ModelId, criteria: &Criteria) -> Result<()> {
+    let metadata = ModelMetadata { id: id.clone(), block: std::num::NonZeroU64::MIN };
+    match fetch(network.hub.as_ref(), &network.cache, &metadata, criteria)? {
+        Ok(_) => Ok(()),
+        Err(reason) => bail!(
+            "What {} gives back of {} is not what was uploaded, and nothing was committed: {reason}",
+            network.hub.describe(),
+            id.repo_id()
+        ),
+    }
+}
+
+fn read_back(chain: &dyn Chain, hotkey: &str, id: &ModelId) -> Result<ModelMetadata> {
+    let found = chain.commitment(hotkey)?.and_then(|commitment| commitment.metadata());
+    match found {
+        Some(metadata) if metadata.id == *id => Ok(metadata),
+        found => bail!(
+            "{} was sent as {id}, but {} holds {} for it: publish again to mend it",
+            hotkey,
+            chain.describe(),
+            found.map_or_else(|| "nothing".to_owned(), |metadata| metadata.id.to_string())
+        ),
+    }
+}
+
+/// The error of a hotkey without a place on the subnet.
+pub fn unregistered(chain: &dyn Chain, hotkey: &str) -> anyhow::Error {
+    input(format!(
+        "the hotkey {hotkey} is not registered on {}: {}",
+        chain.describe(),
+        if chain.is_real() { "register it first" } else { "`assay local register` does that" }
+    ))
+}
+
+/// The uid of a hotkey; an error if it has none.
+pub fn registration(chain: &dyn Chain, hotkey: &str) -> Result<u16> {
+    let snapshot = chain.snapshot()?;
+    snapshot.neuron(hotkey).map(|neuron| neuron.uid).ok_or_else(|| unregistered(chain, hotkey))
+}
+
+/// Refuses a hotkey that could not commit now.
+fn check_may_commit(chain: &dyn Chain, hotkey: &str) -> Result<()> {
+    registration(chain, hotkey)?;
+    match wait_for_rate_limit(chain, hotkey)? {
+        None => Ok(()),
+        Some(wait) => Err(Failure::No(wait.sentence(chain, hotkey)).into()),
+    }
+}
+
+/// How long a hotkey has to wait for its next commitment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// The first block that takes it.
+    pub until_block: u64,
+    /// Blocks from now.
+    pub num_blocks: u64,
+}
+
+impl Wait {
+    /// In words.
+    pub fn sentence(&self, chain: &dyn Chain, hotkey: &str) -> String {
+        format!(
+            "{} takes the next commitment of {hotkey} at block {}, in about {}.",
+            chain.describe(),
+            count(self.until_block),
+            duration(self.num_blocks as f64 * chain.seconds_per_block())
+        )
+    }
+}
+
+/// How long the chain's rate limit makes a hotkey wait; `None`: not at all.
+pub fn wait_for_rate_limit(chain: &dyn Chain, hotkey: &str) -> Result<Option<Wait>> {
+    let (until_block, block) = (chain.next_commit_block(hotkey)?, chain.block()?);
+    Ok((until_block > block).then(|| Wait { until_block, num_blocks: until_block - block }))
+}
+
+/// Waits until the rate limit is over.
+pub fn sleep_until_allowed(chain: &dyn Chain, hotkey: &str, printer: &Printer) -> Result<()> {
+    if let Some(wait) = wait_for_rate_limit(chain, hotkey)? {
+        printer.note(&wait.sentence(chain, hotkey));
+    }
+    while let Some(wait) = wait_for_rate_limit(chain, hotkey)? {
+        if interrupt::requested() {
+            return Err(Failure::Interrupted("interrupted while waiting; nothing was sent".to_owned()).into());
+        }
+        let left = Duration::from_secs_f64(wait.num_blocks as f64 * chain.seconds_per_block());
+        std::thread::sleep(left.min(Duration::from_millis(200)));
+    }
+    Ok(())
+}

@@ -27,6 +27,12 @@ pub enum Command {
     Score(ScoreArgs),
     /// Tell what a model folder holds and whether the subnet would accept it.
     Inspect(InspectArgs),
+    /// Score published models, and your own, on the same fresh pages, as a validator would.
+    Compare(CompareArgs),
+    /// Upload a model, commit it to the chain, and check that it can be had from there.
+    Publish(PublishArgs),
+    /// The embedded network: a hub and a chain on this machine.
+    Local(LocalArgs),
     /// Measure how fast this machine trains or scores.
     Bench(BenchArgs),
 }
@@ -71,6 +77,9 @@ pub struct ScoreArgs {
     /// A JSON list of lists of token ids to score; default: the held-out pages of the embedded text.
     #[arg(long, value_name = "FILE")]
     pub tokens: Option<PathBuf>,
+    /// Write the scored lists to a file that `--tokens` reads, to score the same ones elsewhere.
+    #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
+    pub write_tokens: Option<PathBuf>,
     /// How many rows of the embedded text's held-out pages to score.
     #[arg(long, default_value_t = 16, conflicts_with = "tokens", value_parser = clap::value_parser!(u32).range(1..))]
     pub rows: u32,
@@ -99,6 +108,112 @@ pub struct InspectArgs {
     /// One JSON object on stdout.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which hub, chain and rules.
+#[derive(Debug, Args)]
+pub struct NetworkArgs {
+    /// Take hub, chain, rules and text from this recipe; default: the embedded network and text.
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// Override a key of the recipe: `--set hub.repo=me/model`. May be given several times.
+    #[arg(long, value_name = "PATH=VALUE", requires = "recipe")]
+    pub set: Vec<String>,
+    /// The folder of the embedded network, where no recipe is given.
+    #[arg(long, value_name = "DIR", default_value = crate::recipe::LOCAL_DIR, conflicts_with = "recipe")]
+    pub local: PathBuf,
+}
+
+/// Arguments of `compare`.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Model folders of your own to score beside the published ones.
+    pub models: Vec<PathBuf>,
+    /// Which network, rules and text.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    /// Only these miners' models; default all.
+    #[arg(long, value_delimiter = ',', conflicts_with = "top")]
+    pub uids: Vec<u16>,
+    /// Only the models of so many miners, those with the highest incentives.
+    #[arg(long, value_name = "N")]
+    pub top: Option<usize>,
+    /// Pages to draw; default what a validator draws for a step.
+    #[arg(long, value_parser = parse_size)]
+    pub pages: Option<usize>,
+    /// Score at most so many rows of them.
+    #[arg(long, value_name = "N", value_parser = parse_size)]
+    pub batches: Option<usize>,
+    /// Draw the pages of this seed; default other ones each time.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Which implementation computes the losses.
+    #[arg(long, value_enum, default_value_t)]
+    pub backend: BackendChoice,
+    /// CPU threads; default all cores.
+    #[arg(long, value_parser = parse_threads)]
+    pub threads: Option<usize>,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `publish`.
+#[derive(Debug, Args)]
+pub struct PublishArgs {
+    /// The model's folder, such as `checkpoints/NAME/best`.
+    pub model: PathBuf,
+    /// Which network and rules.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    /// The repository to upload to; default that of the recipe.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub repo: Option<String>,
+    /// The hotkey to commit it under; default the recipe's only one.
+    #[arg(long)]
+    pub hotkey: Option<String>,
+    /// Ask the recipe's gate first; its no is exit code 4.
+    #[arg(long, requires = "recipe")]
+    pub gate: bool,
+    /// Wait until the chain takes the hotkey's next commitment.
+    #[arg(long)]
+    pub wait: bool,
+    /// Do everything but write, and tell what would be sent.
+    #[arg(long, conflicts_with = "wait")]
+    pub dry_run: bool,
+    /// CPU threads; default all cores.
+    #[arg(long, value_parser = parse_threads)]
+    pub threads: Option<usize>,
+    /// One JSON object on stdout.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub json: bool,
+}
+
+/// Arguments of `local`.
+#[derive(Debug, Args)]
+pub struct LocalArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: LocalCommand,
+}
+
+/// What can be done with the embedded network.
+#[derive(Debug, Subcommand)]
+pub enum LocalCommand {
+    /// Make a hub and a chain, with a rival that is worth beating.
+    Init {
+        /// Where they go, or a recipe that says so.
+        #[command(flatten)]
+        network: NetworkArgs,
+    },
+    /// Register a hotkey.
+    Register {
+        /// Its name.
+        hotkey: String,
+        /// Where the chain is, or a recipe that says so.
+        #[command(flatten)]
+        network: NetworkArgs,
+    },
 }
 
 /// Arguments of `bench`.

@@ -28,14 +28,18 @@ pub fn input(sentence: impl Into<String>) -> anyhow::Error {
     Failure::Input(sentence.into()).into()
 }
 
-/// The process exit code of an error: that of the first [`Failure`] in its chain, 1 without any.
-pub fn exit_code(error: &anyhow::Error) -> u8 {
-    let failure = error.chain().find_map(|cause| match cause.downcast_ref::<std::io::Error>() {
+/// The first [`Failure`] in an error's chain.
+pub fn failure(error: &anyhow::Error) -> Option<&Failure> {
+    error.chain().find_map(|cause| match cause.downcast_ref::<std::io::Error>() {
         // An `io::Error` made of a failure shows it as itself, but not as its source.
         Some(error) => error.get_ref()?.downcast_ref::<Failure>(),
         None => cause.downcast_ref::<Failure>(),
-    });
-    match failure {
+    })
+}
+
+/// The process exit code of an error: that of the first [`Failure`] in its chain, 1 without any.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    match failure(error) {
         Some(Failure::Input(_)) => 2,
         Some(Failure::Unreachable(_)) => 3,
         Some(Failure::No(_)) => 4,

@@ -2,23 +2,33 @@
 //!
 //! The way of the data: recipe → rules → data (pages → documents → tokens → rows) → train step → checkpoint.
 
+pub mod chain;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;
+pub mod contest;
 pub mod data;
+mod disk;
 pub mod dist;
 pub mod error;
+pub mod field;
 pub mod figures;
+pub mod gate;
 #[cfg(test)]
 pub(crate) mod golden;
 pub mod hub;
 pub mod interrupt;
+pub mod local;
+mod lock;
 pub mod metrics;
 pub mod model;
+pub mod network;
 pub mod ops;
 pub mod optim;
+pub mod publish;
 pub mod recipe;
 mod regular_file;
 pub mod rules;
 pub mod score;
 pub mod train;
+mod whole_file;

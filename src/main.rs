@@ -25,6 +25,9 @@ fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
         Command::Check(args) => commands::check::run(args, printer),
         Command::Score(args) => commands::score::run(args, printer),
         Command::Inspect(args) => commands::inspect::run(args, printer),
+        Command::Compare(args) => commands::compare::run(args, printer),
+        Command::Publish(args) => commands::publish::run(args, printer),
+        Command::Local(args) => commands::local::run(args, printer),
         Command::Bench(args) => commands::bench::run(args, printer),
     }
 }

@@ -131,6 +131,19 @@ const ARCHITECTURES_OF_APRIL_2024: [&str; 7] = [
     "GemmaForCausalLM",
 ];
 
+/// Which models a validator keeps from one step to the next, besides new ones.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Keep {
+    /// Those with the highest win rates. Models without a finite loss are left out if they have no weight; but as a softmax
+    /// never reaches 0, every model has some.
+    WinRate,
+    /// Those with weight first, by weight, then the others by win rate.
+    WeightThenWinRate {
+        /// The weight that counts.
+        from_weight: f64,
+    },
+}
+
 /// One version of the validator's program.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Validator {
@@ -150,6 +163,8 @@ pub struct Validator {
     pub pages_per_step: usize,
     /// Models kept from one step to the next.
     pub sample_min: usize,
+    /// Which ones.
+    pub keep: Keep,
     /// Models that may wait for a step or be kept, before no further one is fetched.
     pub sample_max: usize,
     /// A model that has not finished a step's batches after so many seconds loses them all.
@@ -167,6 +182,7 @@ pub static VALIDATORS: [Validator; 4] = [
         temperature: 0.04,
         pages_per_step: 3,
         sample_min: 30,
+        keep: Keep::WinRate,
         sample_max: 50,
         seconds_per_model: 60,
     },
@@ -179,6 +195,7 @@ pub static VALIDATORS: [Validator; 4] = [
         temperature: 0.04,
         pages_per_step: 3,
         sample_min: 30,
+        keep: Keep::WinRate,
         sample_max: 50,
         seconds_per_model: 60,
     },
@@ -191,6 +208,7 @@ pub static VALIDATORS: [Validator; 4] = [
         temperature: 0.01,
         pages_per_step: 12,
         sample_min: 6,
+        keep: Keep::WinRate,
         sample_max: 14,
         seconds_per_model: 360,
     },
@@ -203,6 +221,7 @@ pub static VALIDATORS: [Validator; 4] = [
         temperature: 0.01,
         pages_per_step: 18,
         sample_min: 6,
+        keep: Keep::WeightThenWinRate { from_weight: 0.001 },
         sample_max: 14,
         seconds_per_model: 360,
     },
@@ -239,6 +258,13 @@ impl Rules {
     pub fn under(validator: &Validator, block: u64) -> Self {
         let known = &CRITERIA[..validator.num_criteria];
         Self::of(block, last_from(known, |criteria| criteria.from_block, block), validator)
+    }
+
+    /// What a model committed at `block` must be: these rules' own criteria where they began with the same block of the
+    /// history, so that limits of a recipe's own hold for rivals too, else those of the history.
+    pub fn criteria_for(&self, block: u64) -> Criteria {
+        let history = Self::under(&self.validator, block).criteria;
+        if history.from_block == self.criteria.from_block { self.criteria.clone() } else { history }
     }
 
     fn of(block: u64, criteria: &Criteria, validator: &Validator) -> Self {
@@ -308,6 +334,14 @@ mod tests {
         assert_eq!(limits(2_786_060), (772_000_000, old_bytes, 1024, Tokenizer::Gpt2));
         assert_eq!(limits(2_786_061), (6_900_000_000, 16_106_127_360, 4096, Tokenizer::Gpt4));
         assert_eq!(limits(u64::MAX), limits(2_786_061));
+    }
+
+    #[test]
+    fn own_limits_hold_for_rivals_of_the_same_era_only() {
+        let mut rules = Rules::default();
+        rules.criteria.sequence_length = 64;
+        assert_eq!(rules.criteria_for(2_405_920).sequence_length, 64);
+        assert_eq!(rules.criteria_for(2_405_919), CRITERIA[0]);
     }
 
     #[test]

@@ -10,21 +10,19 @@
 //! process killed at any moment leaves complete checkpoints and folders that are recognised as leftovers; `verify.rs`
 //! owns the manifest; `restore.rs` reads back. What the state means is the training loop's affair: any serde type.
 
-mod disk;
 mod restore;
 mod verify;
 mod write;
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Read, Seek, Write};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::error::input;
+use crate::disk::Disk;
+use crate::lock;
 use crate::model::layout::Layout;
 use crate::model::weights::save_bytes;
-use disk::Disk;
 use verify::Manifest;
 
 pub use restore::{Restored, Targets};
@@ -122,28 +120,12 @@ pub fn free_bytes(dir: &Path) -> Result<u64> {
 }
 
 fn lock(run_dir: &Path) -> Result<File> {
-    let path = run_dir.join(LOCK_FILE);
-    let context = || format!("cannot lock {}", path.display());
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).with_context(context)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        // Some network file systems know no locks; training must still be possible there.
-        Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => return Ok(file),
-        Err(TryLockError::Error(error)) => return Err(error).with_context(context),
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let _ = file.take(32).read_to_string(&mut holder); // Only to help; the message stands without it.
-            let holder = if holder.is_empty() { "another process".to_owned() } else { format!("process {holder}") };
-            return Err(input(format!(
-                "{} is being trained in by {holder}; wait for it to end, stop it, or give this run another folder.",
-                run_dir.display()
-            )));
-        }
-    }
-    // Only for the message above: a full disk must not keep anyone from opening the run.
-    let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
-    Ok(file)
+    lock::take(&run_dir.join(LOCK_FILE), |holder| {
+        format!(
+            "{} is being trained in by {holder}; wait for it to end, stop it, or give this run another folder.",
+            run_dir.display()
+        )
+    })
 }
 
 fn step_name(step: u64) -> String {

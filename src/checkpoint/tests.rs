@@ -8,6 +8,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::*;
+use crate::disk::is_out_of_space;
 use crate::error::exit_code;
 use crate::hub::hash::directory_hash;
 use crate::model::arch::Arch;
@@ -226,7 +227,7 @@ fn a_failed_save_says_that_the_one_before_is_intact_and_leaves_nothing_behind() 
 fn a_full_disk_is_told_from_other_failures_below_any_context() {
     let full = anyhow::Error::from(std::io::Error::from_raw_os_error(28)).context("cannot write x").context("y");
     let other = anyhow::Error::from(std::io::Error::from_raw_os_error(13)).context("cannot write x");
-    assert!(write::is_out_of_space(&full) && !write::is_out_of_space(&other));
+    assert!(is_out_of_space(&full) && !is_out_of_space(&other));
 }
 
 /// Runs `work` on copies of a run, killed after 0, 1, 2, … operations until it gets through, and hands each resulting
@@ -236,7 +237,7 @@ fn killed_everywhere(original: &Path, work: impl Fn(&Store) -> Result<()>, check
         let dir = scratch();
         copy(original, dir.path(), false);
         let store = Store::open(dir.path()).unwrap();
-        store.disk.operations_left.set(Some(num_operations));
+        store.disk.kill_after(num_operations);
         let finished = work(&store).is_ok();
         drop(store);
         check(dir.path(), finished);
@@ -310,7 +311,7 @@ fn killed_recovery(original: &Path, check: impl Fn(&Path)) {
         let dir = scratch();
         copy(original, dir.path(), false);
         let disk = Disk::default();
-        disk.operations_left.set(Some(num_operations));
+        disk.kill_after(num_operations);
         let finished = Store::open_on(dir.path(), disk).is_ok();
         check(dir.path());
         if finished {

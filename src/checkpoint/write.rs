@@ -5,7 +5,6 @@
 //! Deleting goes the other way round. Where a step is saved again, the old pair waits under `.old-` names until the new
 //! one is there, and [`Store::finish_interrupted_work`] brings it back otherwise.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -18,6 +17,7 @@ use super::{
     BEST, LATEST, MANIFEST_FILE, MOMENTS_FILE, REPLACED, STATE_FILE, Store, TEMPORARY, checkpoint_bytes, free_bytes,
     names_in, parse_step, step_name,
 };
+use crate::disk::is_out_of_space;
 use crate::model::config::ModelConfig;
 use crate::model::layout::Layout;
 use crate::model::weights::{self, FileSum, HashedReader, HashedWriter};
@@ -206,9 +206,7 @@ impl Store {
     /// tells that the state may be removed.
     fn remove_all(&self, prefix: &str) -> Result<()> {
         for parent in [self.state_dir(), self.run_dir().to_owned()] {
-            for name in names_in(&parent)?.iter().filter(|name| name.starts_with(prefix)) {
-                self.disk.remove(&parent.join(name))?;
-            }
+            self.disk.remove_all(&parent, prefix)?;
         }
         Ok(())
     }
@@ -278,11 +276,6 @@ impl Store {
         }
         Ok(())
     }
-}
-
-pub(super) fn is_out_of_space(error: &anyhow::Error) -> bool {
-    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
-    causes.any(|error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
 }
 
 fn gigabytes(bytes: u64) -> String {

@@ -4,6 +4,7 @@
 //! A folder that holds no readable model is reported on as well: its hash and size are what a validator would see.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -14,11 +15,10 @@ use serde::Serialize;
 use crate::cli::InspectArgs;
 use crate::error::input;
 use crate::figures::count;
+use crate::hub::fetch::publishable_files;
 use crate::hub::hash::{directory_bytes, directory_hash};
+use crate::hub::judge::{Judgement, judge};
 use crate::metrics::printer::Printer;
-use crate::model::config::{self, CONFIG_FILE, GENERATION_FILE, ModelConfig};
-use crate::model::layout::Layout;
-use crate::model::weights::ModelFiles;
 use crate::rules::{Criteria, Rules};
 
 /// What was found; serialised, it is the object that `--json` prints.
@@ -58,49 +58,16 @@ pub fn inspect(dir: &Path, limits: &Criteria) -> Result<Report> {
         return Err(input(format!("{} is not a folder; name the folder that holds config.json.", dir.display())));
     }
     let (bytes, hash) = (directory_bytes(dir)?, directory_hash(dir)?);
-    let mut reasons = Vec::new();
-    let mut notes = Vec::new();
-
-    let architecture = config::class_in(dir);
-    if let Some(class) = architecture.filter(|class| !limits.architectures.contains(class)) {
-        let allowed = limits.architectures.join(", ");
-        reasons.push(format!("The architecture {class} is not allowed by the rules; allowed are {allowed}."));
-    }
-    let mut parameters = None;
-    match ModelConfig::read(dir) {
-        Err(error) => reasons.push(sentence(&error)),
-        Ok(config) => {
-            let layout = Layout::of(&config.arch);
-            let context = config.arch.context;
-            if context < limits.sequence_length {
-                reasons.push(format!(
-                    "The model reads {context} tokens; rows of {} are scored, so that every loss would be infinite.",
-                    limits.sequence_length
-                ));
-            }
-            match ModelFiles::open(dir, &config.arch, &layout) {
-                Err(error) => reasons.push(sentence(&error)),
-                Ok(mut files) => {
-                    let num_parameters = layout.len() as u64;
-                    parameters = Some(num_parameters);
-                    notes.append(&mut files.notes);
-                    notes.extend(not_downloaded(dir, &files));
-                    if num_parameters > limits.max_parameters {
-                        let (actual, limit) = (count(num_parameters), count(limits.max_parameters));
-                        let over = count(num_parameters - limits.max_parameters);
-                        reasons.push(format!(
-                            "The model has {actual} parameters; the limit is {limit} ({over} too many)."
-                        ));
-                    }
-                }
-            }
-        }
+    let Judgement { class, parameters, reasons, mut notes } = judge(dir, limits);
+    let mut reasons: Vec<String> = reasons.into_iter().map(|reason| reason.sentence).collect();
+    if parameters.is_some() {
+        notes.extend(not_downloaded(dir));
     }
     if bytes > limits.max_repo_bytes {
         let (actual, limit) = (count(bytes), count(limits.max_repo_bytes));
         reasons.push(format!("The folder has {actual} bytes; a repository may have {limit}."));
     }
-    let architecture = architecture.map(str::to_owned);
+    let architecture = class.map(str::to_owned);
     Ok(Report { architecture, parameters, bytes, hash, ok: reasons.is_empty(), reasons, notes })
 }
 
@@ -123,9 +90,8 @@ impl Report {
 }
 
 /// A note if the folder holds files that validators do not download: the hash they compute leaves those out.
-fn not_downloaded(dir: &Path, files: &ModelFiles) -> Option<String> {
-    let mut known: BTreeSet<_> = files.names().collect();
-    known.extend([CONFIG_FILE, GENERATION_FILE].map(Into::into));
+fn not_downloaded(dir: &Path) -> Option<String> {
+    let known: BTreeSet<_> = publishable_files(dir).ok()?.into_iter().map(OsString::from).collect();
     let entries = fs::read_dir(dir).ok()?.filter_map(Result::ok).map(|entry| entry.file_name());
     let others: BTreeSet<_> = entries.filter(|name| !known.contains(name)).collect();
     let names: Vec<_> = others.iter().take(5).map(|name| name.to_string_lossy()).collect();
@@ -136,13 +102,6 @@ fn not_downloaded(dir: &Path, files: &ModelFiles) -> Option<String> {
     })
 }
 
-/// An error as a sentence.
-fn sentence(error: &anyhow::Error) -> String {
-    let text = format!("{error:#}");
-    if text.ends_with('.') { text } else { text + "." }
-}
-
-/// A number with its digits in groups of three.
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -151,6 +110,8 @@ mod tests {
 
     use super::*;
     use crate::model::arch::Arch;
+    use crate::model::config::{CONFIG_FILE, ModelConfig};
+    use crate::model::layout::Layout;
     use crate::model::weights::{self, WEIGHTS_FILE};
 
     fn limits() -> Criteria {

@@ -3,7 +3,10 @@
 
 pub mod bench;
 pub mod check;
+pub mod compare;
 pub mod inspect;
+pub mod local;
+pub mod publish;
 pub mod score;
 pub mod train;
 
@@ -11,8 +14,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::cli::BackendChoice;
-use crate::recipe::Backend;
+use crate::cli::{BackendChoice, NetworkArgs};
+use crate::network;
+use crate::recipe::{self, Backend, Resolved};
 
 /// Fixes the number of threads of this process: part of what determines a run's bits.
 pub(crate) fn set_threads(threads: Option<usize>) -> Result<()> {
@@ -26,6 +30,29 @@ pub(crate) fn set_threads(threads: Option<usize>) -> Result<()> {
 /// The folder itself, or the nearest above it that is there.
 pub(crate) fn existing_folder(dir: &Path) -> &Path {
     dir.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("."))
+}
+
+/// Where hub, chain and rules are, by a recipe or by the folder of the embedded network.
+pub(crate) struct Place {
+    /// The recipe, if one was named.
+    pub(crate) resolved: Option<Resolved>,
+    /// The hub.
+    pub(crate) hub: recipe::Hub,
+    /// The chain.
+    pub(crate) chain: recipe::Chain,
+}
+
+impl Place {
+    /// Reads the recipe, if there is one.
+    pub(crate) fn of(args: &NetworkArgs) -> Result<Self> {
+        let Some(path) = &args.recipe else {
+            let (hub, chain) = network::local_sections(&args.local);
+            return Ok(Self { resolved: None, hub, chain });
+        };
+        let resolved = recipe::load_resolved(path, &args.set)?;
+        let (hub, chain) = (resolved.recipe.hub.clone(), resolved.recipe.chain.clone());
+        Ok(Self { resolved: Some(resolved), hub, chain })
+    }
 }
 
 impl From<BackendChoice> for Backend {

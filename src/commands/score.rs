@@ -13,6 +13,7 @@ use crate::metrics::printer::Printer;
 use crate::model::{self, weights};
 use crate::rules::Rules;
 use crate::score::loss;
+use crate::whole_file;
 
 /// Runs the command.
 pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
@@ -47,6 +48,9 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
             (held_out.rows.clone(), Some(held_out))
         }
     };
+    if let Some(path) = &args.write_tokens {
+        whole_file::write(path, &serde_json::to_vec(&rows)?)?;
+    }
     let mut model = model::backend(args.backend.into(), arch);
     let losses = loss::losses(model.as_mut(), arch, &loaded.params, &rows)?
         .ok_or_else(|| Failure::Interrupted("interrupted while scoring: nothing was written".to_owned()))?;

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::cli::TrainArgs;
+use crate::contest;
 use crate::data::held_out::HeldOut;
 use crate::data::loader::{Loader, LoaderShape};
 use crate::data::{self};
@@ -17,7 +18,7 @@ use crate::model::config::ModelConfig;
 use crate::model::layout::Layout;
 use crate::model::weights::ModelFiles;
 use crate::recipe::{Estimate, Examined, Init, Recipe, Resolved, Source};
-use crate::train::{self, Start, run_folder};
+use crate::train::{self, Start, first_model, run_folder};
 
 /// Runs the command.
 pub fn run(args: &TrainArgs, printer: &Printer) -> Result<()> {
@@ -51,7 +52,8 @@ pub fn run(args: &TrainArgs, printer: &Printer) -> Result<()> {
         resolved.run_dir.display()
     ));
     let summary = train::run(&resolved, start, &Single, printer)?;
-    printer.result(&summary.text)
+    printer.result(&summary.text)?;
+    summary.failure.map_or(Ok(()), Err)
 }
 
 /// The recipe with all defaults; a run that goes on keeps its number of threads unless the user names another.
@@ -98,12 +100,13 @@ fn dry_run(resolved: &Resolved, start: Start, printer: &Printer) -> Result<Strin
         }
         false => format!("Would start a run in {dir}."),
     });
-    if let Init::Dir(dir) = &recipe.init {
-        let config = ModelConfig::read(dir)?;
+    if recipe.init != Init::Scratch {
+        let dir = first_model::folder(&recipe.init, resolved)?;
+        let config = ModelConfig::read(&dir)?;
         if config.arch != resolved.arch {
-            return Err(config.arch.mismatch(&resolved.arch, dir));
+            return Err(config.arch.mismatch(&resolved.arch, &dir));
         }
-        ModelFiles::open(dir, &resolved.arch, &Layout::of(&resolved.arch))?;
+        ModelFiles::open(&dir, &resolved.arch, &Layout::of(&resolved.arch))?;
         lines.push(format!("First weights from {}.", dir.display()));
     }
     let sequence_length = resolved.rules.criteria.sequence_length;
@@ -120,6 +123,9 @@ fn dry_run(resolved: &Resolved, start: Start, printer: &Printer) -> Result<Strin
         Loader::new(data.training, data.tokenizer, data.packing, shape, World::SINGLE, data::Cursor::default())?;
     let batch = loader.next_batch()?.ok_or_else(|| Failure::Interrupted("interrupted: nothing was written".into()))?;
     lines.push(format!("First batch: {} rows of {} tokens.", batch.num_rows, batch.row_len));
+    if recipe.score.every > 0 {
+        lines.extend(contest::preview(resolved)?);
+    }
     let estimate = Estimate::of(resolved);
     lines.push(format!(
         "Needs {} of memory and {} of disk.",

@@ -11,16 +11,11 @@
 use anyhow::Result;
 
 use super::Opened;
-use super::packing::{Packing, no_text};
-use super::source::Source;
-use super::tokenizer::{END_OF_TEXT, Tokenizer, VOCAB_SIZE};
+use super::unigram::{Unigram, first_tokens};
 use crate::error::input;
 
 /// So many times the rows wanted are read for them to be spread over.
 const SPREAD: usize = 4;
-
-/// Tokens of training text that are counted for the unigram model.
-const COUNTED_TOKENS: usize = 1_000_000;
 
 /// A fixed set of held-out rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,8 +24,7 @@ pub struct HeldOut {
     pub rows: Vec<Vec<u32>>,
     /// Entropy of the rows' own token frequencies in nats per predicted token: no model without context can be below it.
     pub unigram_entropy: f64,
-    /// Cross-entropy in nats per predicted token under the token counts of the first million tokens of training text,
-    /// files in their order, each token of the vocabulary counted once more.
+    /// Cross-entropy in nats per predicted token under [`Unigram::of_training`].
     pub unigram_cross_entropy: f64,
     /// Part of the training text, as far as it was read for this, that is cut off its documents; about, by bytes.
     pub cut_off: f64,
@@ -40,8 +34,8 @@ impl HeldOut {
     /// Reads up to `num_rows` rows of `row_len` tokens.
     pub fn read(data: &Opened, num_rows: usize, row_len: usize) -> Result<Self> {
         let wanted = num_rows.max(1);
-        let read = |source: &dyn Source, max| first_tokens(source, &data.tokenizer, &data.packing, max);
-        let (tokens, _) = read(data.held_out.as_ref(), wanted.saturating_mul(row_len).saturating_mul(SPREAD))?;
+        let max_tokens = wanted.saturating_mul(row_len).saturating_mul(SPREAD);
+        let (tokens, _) = first_tokens(data.held_out.as_ref(), data, max_tokens)?;
         let available: Vec<&[u32]> = tokens.chunks_exact(row_len).collect();
         if available.is_empty() {
             return Err(input(format!(
@@ -53,68 +47,15 @@ impl HeldOut {
         let num_rows = wanted.min(available.len());
         let rows: Vec<Vec<u32>> =
             (0..num_rows).map(|row| available[row * available.len() / num_rows].to_vec()).collect();
-        let targets = Counts::of(rows.iter().flat_map(|row| &row[1..]));
-        let (training, cut_off) = read(data.training.as_ref(), COUNTED_TOKENS)?;
-        // Nothing but ends of documents: said here, before a run is begun, and not by its first step.
-        if training.iter().all(|&token| token == END_OF_TEXT) {
-            return Err(no_text(data.training.as_ref()));
-        }
-        let training = Counts::of(&training);
+        let targets = Unigram::of(rows.iter().flat_map(|row| &row[1..]));
+        // Training text of nothing but ends of documents is refused here, before a run is begun, and not by its first step.
+        let (training, cut_off) = Unigram::of_training(data)?;
         Ok(Self {
             rows,
-            unigram_entropy: targets.cross_entropy_under(&targets, 0.0),
-            unigram_cross_entropy: targets.cross_entropy_under(&training, 1.0),
+            unigram_entropy: targets.cross_entropy(&targets),
+            unigram_cross_entropy: training.cross_entropy(&targets),
             cut_off,
         })
-    }
-}
-
-/// Up to `max` tokens of a source, shards in their order, and which part of the text read was cut off its documents.
-fn first_tokens(source: &dyn Source, tokenizer: &Tokenizer, packing: &Packing, max: usize) -> Result<(Vec<u32>, f64)> {
-    let mut tokens = Vec::new();
-    let (mut read, mut lost) = (0, 0);
-    'enough: for shard in 0..source.num_shards() {
-        for text in source.documents(shard, 0)? {
-            let (text, start) = (text?, tokens.len());
-            packing.pack(tokenizer, &text, &mut tokens);
-            read += text.len();
-            if packing.max_document_tokens.is_some_and(|max| tokens.len() - start > max) {
-                let kept = tokenizer.decode(&tokens[start..tokens.len() - 1]).len();
-                lost += text.len().saturating_sub(kept);
-            }
-            if tokens.len() >= max {
-                tokens.truncate(max);
-                break 'enough;
-            }
-        }
-    }
-    Ok((tokens, lost as f64 / read.max(1) as f64))
-}
-
-/// How often each token occurs.
-struct Counts {
-    of_token: Vec<u32>,
-    total: f64,
-}
-
-impl Counts {
-    fn of<'a>(tokens: impl IntoIterator<Item = &'a u32>) -> Self {
-        let mut of_token = vec![0; VOCAB_SIZE];
-        let mut total = 0.0;
-        for &token in tokens {
-            of_token[token as usize] += 1;
-            total += 1.0;
-        }
-        Self { of_token, total }
-    }
-
-    /// Mean of `-ln p` over these tokens, where `p` is the share of a token among `model`'s, with `smoothing` added to
-    /// each of its counts.
-    fn cross_entropy_under(&self, model: &Self, smoothing: f64) -> f64 {
-        let total = model.total + smoothing * VOCAB_SIZE as f64;
-        let pairs = self.of_token.iter().zip(&model.of_token).filter(|(count, _)| **count > 0);
-        pairs.map(|(&own, &other)| f64::from(own) * -((f64::from(other) + smoothing) / total).ln()).sum::<f64>()
-            / self.total
     }
 }
 
@@ -124,6 +65,7 @@ mod tests {
 
     use std::sync::Arc;
 
+    use super::super::packing::Packing;
     use super::super::packing::tests::{Fixed, TOKENIZER};
     use super::super::sample::Sample;
     use super::*;

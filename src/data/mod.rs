@@ -1,8 +1,8 @@
 //! Text to tokens to rows: sources, tokenizer, packing, and the loader that prefetches batches.
 //!
 //! [`open`] turns a recipe into what the training loop needs. A source gives documents, `packing` makes one endless
-//! stream of rows of them as the validator does, `loader` hands each rank its rows ahead of time, and `held_out` fixes
-//! the rows that the held-out loss is taken on.
+//! stream of rows of them as the validator does, `loader` hands each rank its rows ahead of time, `held_out` fixes
+//! the rows that the held-out loss is taken on, and `unigram` is the model to compare it with.
 
 pub mod files;
 pub mod held_out;
@@ -10,12 +10,14 @@ mod json_line;
 pub mod loader;
 mod order;
 pub mod packing;
+pub mod pages;
 mod pretokenize;
 pub mod sample;
 pub mod source;
 mod text_file;
 pub mod token_lists;
 pub mod tokenizer;
+pub mod unigram;
 
 use std::sync::Arc;
 

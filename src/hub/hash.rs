@@ -26,8 +26,12 @@ const MAX_DEPTH: usize = 256;
 /// The hash of everything below a folder, in base64. A folder that does not exist has the hash of an empty one, as in
 /// the reference; callers that need it to exist check that themselves.
 pub fn directory_hash(dir: &Path) -> Result<String> {
-    let files = files_in_hash_order(dir)?;
-    let hashes = files.par_iter().map(|path| file_hash(path)).collect::<Result<Vec<String>>>()?;
+    files_hash(&files_in_hash_order(dir)?)
+}
+
+/// The [`directory_hash`] of a folder that holds just these files, given in the order of their names.
+pub fn files_hash(paths: &[PathBuf]) -> Result<String> {
+    let hashes = paths.par_iter().map(|path| file_hash(path)).collect::<Result<Vec<String>>>()?;
     Ok(STANDARD.encode(Sha256::digest(hashes.concat())))
 }
 

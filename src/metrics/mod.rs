@@ -8,6 +8,7 @@ mod append;
 pub mod jsonl;
 pub mod printer;
 pub mod progress;
+pub mod table;
 pub mod tensorboard;
 
 use std::io;

@@ -82,6 +82,22 @@ impl Printer {
         self.tell(&text);
     }
 
+    /// Asks a question that yes or no answers. Where nobody can answer, because stdin or stderr is no terminal, the answer
+    /// is no.
+    pub fn ask(&self, question: &str) -> anyhow::Result<bool> {
+        if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+            return Ok(false);
+        }
+        self.bars.suspend(|| {
+            let mut err = self.err.lock().unwrap_or_else(PoisonError::into_inner);
+            write!(err, "{question} [y/N] ")?;
+            err.flush()?;
+            let mut answer = String::new();
+            io::stdin().read_line(&mut answer).context("standard input could not be read")?;
+            Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
+        })
+    }
+
     /// A progress bar at the terminal's last line; `None` where stderr is no terminal or the user wants quiet.
     pub(super) fn bar(&self, len: u64) -> Option<ProgressBar> {
         (!self.bars.is_hidden()).then(|| self.bars.add(ProgressBar::new(len)))

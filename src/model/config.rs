@@ -72,11 +72,10 @@ impl ModelConfig {
     /// The configuration that a JSON object describes; the error is a sentence.
     pub fn from_json(json: Map<String, Value>) -> Result<Self, String> {
         let class = class_of(&json)?;
-        let arch = match class {
-            "GPT2LMHeadModel" => gpt2_arch(&json)?,
-            _ => return Err(format!("models of class {class} are not implemented here; GPT2LMHeadModel is.")),
-        };
-        Ok(Self { arch, class, json, generation: None })
+        if let Some(sentence) = not_implemented(class, &json) {
+            return Err(sentence);
+        }
+        Ok(Self { arch: gpt2_arch(&json)?, class, json, generation: None })
     }
 
     /// The configuration of a new model.
@@ -126,6 +125,35 @@ impl ModelConfig {
 pub fn class_in(dir: &Path) -> Option<&'static str> {
     let json = read_object(&dir.join(CONFIG_FILE)).ok()??;
     class_of(&json).ok()
+}
+
+/// Why the model in a folder cannot be read by this program although transformers may well load it.
+pub fn not_implemented_in(dir: &Path) -> Option<String> {
+    let json = read_object(&dir.join(CONFIG_FILE)).ok()??;
+    not_implemented(class_of(&json).ok()?, &json)
+}
+
+/// A sentence about what a configuration asks for that transformers has and this program has not.
+fn not_implemented(class: &str, json: &Map<String, Value>) -> Option<String> {
+    if class != "GPT2LMHeadModel" {
+        return Some(format!("models of class {class} are not implemented here; GPT2LMHeadModel is."));
+    }
+    let is_set = |key: &&str| {
+        json.get(*key).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)) && *value != json!({}))
+    };
+    if let Some(key) = ["add_cross_attention", "quantization_config", "pruned_heads"].iter().find(|key| is_set(key)) {
+        return Some(format!("{key} is set; such models are not implemented here."));
+    }
+    activation_of(json).err()
+}
+
+fn activation_of(json: &Map<String, Value>) -> Result<Activation, String> {
+    let Some(value) = json.get("activation_function") else { return Ok(Activation::GeluTanh) };
+    ACTIVATIONS
+        .iter()
+        .find(|(name, _)| value == name)
+        .map(|(_, ours)| *ours)
+        .ok_or_else(|| format!("activation_function {value} is not implemented here; gelu_new, gelu and relu are."))
 }
 
 fn class_of(json: &Map<String, Value>) -> Result<&'static str, String> {
@@ -196,20 +224,8 @@ fn gpt2_arch(json: &Map<String, Value>) -> Result<Arch, String> {
         Some(Value::Bool(flag)) => Ok(*flag),
         Some(other) => Err(format!("{key} is {other}; it must be true or false.")),
     };
-    for key in ["add_cross_attention", "quantization_config", "pruned_heads"] {
-        if json.get(key).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)) && *value != json!({}))
-        {
-            return Err(format!("{key} is set; such models are not implemented here."));
-        }
-    }
     flag("reorder_and_upcast_attn", false)?; // Changes nothing in f32.
     let width = size("n_embd", Some("hidden_size"), 768, MAX_SIZE)?;
-    let activation = match json.get("activation_function") {
-        None => Activation::GeluTanh,
-        Some(value) => ACTIVATIONS.iter().find(|(name, _)| value == name).map(|(_, ours)| *ours).ok_or_else(|| {
-            format!("activation_function {value} is not implemented here; gelu_new, gelu and relu are.")
-        })?,
-    };
     let norm_eps = match json.get("layer_norm_epsilon") {
         None => 1e-5,
         Some(value) => value
@@ -228,7 +244,7 @@ fn gpt2_arch(json: &Map<String, Value>) -> Result<Arch, String> {
             None | Some(Value::Null) => 4 * width,
             Some(value) => size_of("n_inner", value, MAX_SIZE)?,
         },
-        activation,
+        activation: activation_of(json)?,
         norm_eps,
         scale_by_head_size: flag("scale_attn_weights", true)?,
         scale_by_layer: flag("scale_attn_by_inverse_layer_idx", false)?,

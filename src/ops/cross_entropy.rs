@@ -113,10 +113,16 @@ fn loss_to_gradient(logits: &mut [f32], target: u32, scale: f32) -> f32 {
     let target_logit = logits[target as usize];
     let mut lanes = [0.0f32; 16];
     let (chunks, rest) = logits.as_chunks_mut::<16>();
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *x = math::exp(*x - max);
-            *lane += *x;
+    for block in chunks.chunks_mut(math::BLOCK_CHUNKS) {
+        let mut block_lanes = [0.0f32; 16];
+        for chunk in block {
+            for (lane, x) in block_lanes.iter_mut().zip(chunk) {
+                *x = math::exp(*x - max);
+                *lane += *x;
+            }
+        }
+        for (lane, sum) in lanes.iter_mut().zip(block_lanes) {
+            *lane += sum;
         }
     }
     for (lane, x) in lanes.iter_mut().zip(rest) {

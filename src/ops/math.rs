@@ -87,14 +87,24 @@ fn fold_lanes(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32
     lanes[0]
 }
 
+/// Chunks that are summed before their sum is added to that of the others: thousands of equal small numbers added one
+/// by one to a large sum are all rounded the same way, which in a softmax over a vocabulary costs two digits.
+pub const BLOCK_CHUNKS: usize = 64;
+
 /// The sum of `f` over the elements of `a`.
 #[inline(always)]
 pub fn sum(a: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let (chunks, rest) = a.as_chunks::<LANES>();
-    for chunk in chunks {
+    for block in chunks.chunks(BLOCK_CHUNKS) {
+        let mut block_lanes = [0.0; LANES];
+        for chunk in block {
+            for i in 0..LANES {
+                block_lanes[i] += f(chunk[i]);
+            }
+        }
         for i in 0..LANES {
-            lanes[i] += f(chunk[i]);
+            lanes[i] += block_lanes[i];
         }
     }
     for (lane, &x) in lanes.iter_mut().zip(rest) {

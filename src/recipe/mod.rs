@@ -37,7 +37,7 @@ pub struct Recipe {
     pub rules: RulesChoice,
     /// The model's shape.
     pub model: Model,
-    /// Where the first weights come from: `scratch`, or `{dir: path}`.
+    /// Where the first weights come from: `scratch`, `leader`, `{dir: path}`, `{uid: 3}` or `{repo: name/space@commit}`.
     #[serde(default, serialize_with = "serde_yaml::with::singleton_map::serialize")]
     pub init: Init,
     /// The text.
@@ -59,6 +59,21 @@ pub struct Recipe {
     /// Progress and records.
     #[serde(default)]
     pub metrics: Metrics,
+    /// Scoring beside the published models while training.
+    #[serde(default)]
+    pub score: Score,
+    /// When publishing pays.
+    #[serde(default)]
+    pub gate: Gate,
+    /// Where models are published.
+    #[serde(default)]
+    pub hub: Hub,
+    /// Where they are committed.
+    #[serde(default)]
+    pub chain: Chain,
+    /// What is done when the gate opens.
+    #[serde(default)]
+    pub publish: Publish,
 }
 
 /// The rules in force: those of a block of the subnet's history, with single values overridden.
@@ -119,8 +134,14 @@ pub enum Init {
     /// Random, as GPT-2's: normal with deviation 0.02, residual projections divided by sqrt(2 layers).
     #[default]
     Scratch,
+    /// The published model of the miner with the highest incentive, if it has the same shape.
+    Leader,
     /// A Hugging Face model folder of the same shape.
     Dir(PathBuf),
+    /// The published model of this miner.
+    Uid(u64),
+    /// A repository of the hub, `namespace/name`, at its newest commit or at the one after an `@`.
+    Repo(String),
 }
 
 /// The text to train on.
@@ -292,6 +313,138 @@ impl Default for Metrics {
     }
 }
 
+/// Scoring the model beside the published ones, as a validator would, and asking the gate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Score {
+    /// Every so many steps, and at the end; 0: never.
+    pub every: usize,
+    /// Steps of a validator that a decision rests on; each draws fresh pages.
+    pub steps: usize,
+    /// Pages per step; default what the rules' validators draw.
+    pub pages: Option<usize>,
+    /// Consecutive documents per page; validators take 100.
+    pub page_documents: usize,
+}
+
+impl Default for Score {
+    fn default() -> Self {
+        Self { every: 0, steps: 8, pages: None, page_documents: 100 }
+    }
+}
+
+/// What publishing must bring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GateRule {
+    /// More pay than staying.
+    #[default]
+    Pay,
+    /// A win against the leader: the literal reading.
+    BeatsLeader,
+}
+
+/// When publishing pays.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gate {
+    /// What publishing must bring.
+    pub rule: GateRule,
+    /// `pay` only: the gain that is worth a publish, as a share of the subnet's miner incentive.
+    pub min_gain: f64,
+    /// Probability with which a decision to publish must be right; all candidates since the last publish share what is left.
+    pub confidence: f64,
+    /// Whether a model may be published that is byte for byte another miner's.
+    pub allow_copies: bool,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self { rule: GateRule::Pay, min_gain: 0.01, confidence: 0.95, allow_copies: false }
+    }
+}
+
+/// Kinds of hubs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HubKind {
+    /// A folder on this machine.
+    #[default]
+    Folder,
+}
+
+/// Where models are published.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hub {
+    /// Which kind of hub.
+    pub kind: HubKind,
+    /// `folder` only: the folder.
+    pub dir: PathBuf,
+    /// The own repository, `namespace/name`; needed to publish.
+    pub repo: Option<String>,
+    /// Where downloaded models are kept.
+    pub cache: PathBuf,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        let local = PathBuf::from(LOCAL_DIR);
+        Self { kind: HubKind::Folder, dir: local.join("hub"), repo: None, cache: local.join("cache") }
+    }
+}
+
+/// Where the embedded hub and chain lie by default.
+pub const LOCAL_DIR: &str = "checkpoints/local";
+
+/// Kinds of chains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// The embedded ledger.
+    #[default]
+    Local,
+}
+
+/// Where models are committed, and under which names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Chain {
+    /// Which network.
+    pub network: Network,
+    /// `local` only: the ledger's file.
+    pub ledger: PathBuf,
+    /// The own hotkeys: a model is published under the one that gains most by it.
+    pub hotkeys: Vec<String>,
+}
+
+impl Default for Chain {
+    fn default() -> Self {
+        let ledger = PathBuf::from(LOCAL_DIR).join("ledger.sqlite");
+        Self { network: Network::Local, ledger, hotkeys: vec!["miner".to_owned()] }
+    }
+}
+
+/// Whether training publishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PublishMode {
+    /// Only says what the gate decides.
+    Never,
+    /// Asks the user, if there is a terminal.
+    Ask,
+    /// Publishes when the gate opens.
+    Auto,
+}
+
+/// What is done when the gate opens.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Publish {
+    /// Whether training publishes; default `auto` on the embedded network, `never` on a real one.
+    pub mode: Option<PublishMode>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -332,6 +485,11 @@ mod tests {
             eval: Eval::default(),
             checkpoint: Checkpoint::default(),
             metrics: Metrics::default(),
+            score: Score::default(),
+            gate: Gate::default(),
+            hub: Hub::default(),
+            chain: Chain::default(),
+            publish: Publish::default(),
         }
     }
 }

@@ -290,12 +290,13 @@ train:
             (
                 "name: test",
                 "name: test\ninit: {dir: a, scratch: b}",
-                "r.yaml:2:7: init: expected exactly one of `scratch` and `dir` here",
+                "r.yaml:2:7: init: expected exactly one of `scratch`, `leader`, `dir`, `uid` and `repo` here",
             ),
             (
                 "name: test",
                 "name: test\ninit: {dri: a}",
-                "r.yaml:2:7: init: unknown choice `dri`; did you mean `dir`? There is `scratch` and `dir`",
+                "r.yaml:2:7: init: unknown choice `dri`; did you mean `dir`? There is `scratch`, `leader`, \
+                 `dir`, `uid` and `repo`",
             ),
             (
                 "name: test",

@@ -8,7 +8,7 @@ use std::thread;
 
 use anyhow::Result;
 
-use super::{Recipe, estimate, validate, warnings};
+use super::{Network, PublishMode, Recipe, estimate, validate, warnings};
 use crate::error::input;
 use crate::figures::count;
 use crate::model::arch::Arch;
@@ -71,6 +71,10 @@ impl Recipe {
         let row_len = *self.train.sequence_length.get_or_insert(scored_len);
         let threads = *self.train.threads.get_or_insert_with(all_cores);
         self.data.max_document_tokens.get_or_insert(scored_len);
+        self.score.pages.get_or_insert(rules.validator.pages_per_step);
+        self.publish.mode.get_or_insert(match self.chain.network {
+            Network::Local => PublishMode::Auto,
+        });
         let run_dir = self.checkpoint.dir.get_or_insert_with(|| PathBuf::from("checkpoints").join(&self.name)).clone();
 
         let model = &self.model;
@@ -105,6 +109,11 @@ fn all_cores() -> usize {
 }
 
 impl Resolved {
+    /// Whether training is to publish, or to ask about it.
+    pub fn publishes(&self) -> bool {
+        self.recipe.score.every > 0 && self.recipe.publish.mode != Some(PublishMode::Never)
+    }
+
     /// Forward and backward passes per optimizer step on each of `world_size` devices.
     ///
     /// `tokens_per_step` is global: it must be exactly `micro_batch · row_len · world_size · micro_steps`.

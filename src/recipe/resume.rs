@@ -45,6 +45,9 @@ const FREE: [&str; 11] = [
     "metrics.print_every",
 ];
 
+/// Sections of which every key may change: what is done with a model decides nothing about its numbers.
+const FREE_SECTIONS: [&str; 5] = ["score.", "gate.", "hub.", "chain.", "publish."];
+
 /// The keys in which two resolved recipes differ, in the order of the recipe.
 pub fn differences(old: &Recipe, new: &Recipe) -> Vec<Difference> {
     let (old, new) = (tree_of(old), tree_of(new));
@@ -61,7 +64,8 @@ pub fn differences(old: &Recipe, new: &Recipe) -> Vec<Difference> {
             path: path.clone(),
             old: in_yaml(&old),
             new: in_yaml(&new),
-            changes_numbers: !FREE.contains(&path.as_str()),
+            changes_numbers: !FREE.contains(&path.as_str())
+                && !FREE_SECTIONS.iter().any(|section| path.starts_with(section)),
         })
         .collect()
 }
@@ -132,6 +136,7 @@ mod tests {
         new.init = Init::Dir("x".into());
         new.data.paths = vec!["a".into(), "b".into()];
         new.rules.max_repo_bytes = Some(9);
+        new.gate.min_gain = 0.5;
         let found: Vec<_> = differences(&old, &new)
             .into_iter()
             .map(|difference| {
@@ -145,6 +150,7 @@ mod tests {
                 "data.paths [] [a, b] true",
                 "optimizer.learning_rate 0.0006 0.001 true",
                 "eval.every 250 7 false",
+                "gate.min_gain 0.01 0.5 false",
                 "rules.max_repo_bytes null 9 false",
             ]
         );

@@ -26,10 +26,10 @@ const OTHER_NAMES: [(&str, &str); 18] = [
 ];
 
 /// The sections of a recipe that have keys of their own, with those keys.
-const SECTIONS: [(&str, &[&str]); 10] = [
+const SECTIONS: [(&str, &[&str]); 15] = [
     ("rules", &["block", "max_parameters", "max_repo_bytes", "sequence_length"]),
     ("model", &["layers", "heads", "width", "mlp_width", "context", "dropout", "backend"]),
-    ("init", &["scratch", "dir"]),
+    ("init", &["scratch", "leader", "dir", "uid", "repo"]),
     ("data", &["source", "paths", "held_out", "held_out_every", "text_key", "max_document_tokens"]),
     ("train", &["steps", "tokens_per_step", "micro_batch", "sequence_length", "seed", "threads"]),
     ("optimizer", &["learning_rate", "beta1", "beta2", "eps", "weight_decay", "clip_norm"]),
@@ -37,6 +37,11 @@ const SECTIONS: [(&str, &[&str]); 10] = [
     ("eval", &["every", "rows"]),
     ("checkpoint", &["dir", "every", "keep_last", "keep_every"]),
     ("metrics", &["tensorboard", "print_every"]),
+    ("score", &["every", "steps", "pages", "page_documents"]),
+    ("gate", &["rule", "min_gain", "confidence", "allow_copies"]),
+    ("hub", &["kind", "dir", "repo", "cache"]),
+    ("chain", &["network", "ledger", "hotkeys"]),
+    ("publish", &["mode"]),
 ];
 
 /// The sentence about an unknown key, given the keys that exist in its place.

@@ -8,6 +8,7 @@ use super::resolve::{Finding, Resolved, micro_steps};
 use super::shrink::shrink;
 use super::{Init, SourceKind};
 use crate::figures::{bytes, count};
+use crate::hub::model_id::split_repo_id;
 use crate::rules::Tokenizer;
 
 /// Own limits above this are a slip of the keyboard.
@@ -49,6 +50,7 @@ pub(super) fn violations(resolved: &Resolved) -> Vec<Finding> {
     data(&mut findings, resolved);
     portions(&mut findings, resolved);
     optimization(&mut findings, resolved);
+    business(&mut findings, resolved);
     findings.0
 }
 
@@ -237,6 +239,59 @@ fn optimization(findings: &mut Findings, resolved: &Resolved) {
     );
     let end = schedule.end_factor;
     findings.in_range((0.0..=1.0).contains(&end), "schedule.end_factor", end, "0 to 1");
+}
+
+/// Scoring, the gate, hub, chain and publishing.
+fn business(findings: &mut Findings, resolved: &Resolved) {
+    let recipe = &resolved.recipe;
+    let (score, gate, hub, chain) = (&recipe.score, &recipe.gate, &recipe.hub, &recipe.chain);
+    findings.at_least(2, "score.steps", score.steps);
+    findings.at_least(1, "score.pages", score.pages.unwrap_or(1));
+    findings.at_least(1, "score.page_documents", score.page_documents);
+    findings.in_range((0.0..1.0).contains(&gate.min_gain), "gate.min_gain", gate.min_gain, "at least 0 and below 1");
+    findings.in_range(
+        (0.5..1.0).contains(&gate.confidence),
+        "gate.confidence",
+        gate.confidence,
+        "at least 0.5 and below 1; 0.95 is usual",
+    );
+    findings.add_if(hub.dir.as_os_str().is_empty(), "hub.dir", "is empty; leave the key out for the embedded hub");
+    findings.add_if(hub.cache.as_os_str().is_empty(), "hub.cache", "is empty; name a folder for downloaded models");
+    findings.add_if(
+        chain.ledger.as_os_str().is_empty(),
+        "chain.ledger",
+        "is empty; leave the key out for the embedded ledger",
+    );
+    findings.add_if(
+        chain.hotkeys.is_empty(),
+        "chain.hotkeys",
+        "is empty; name the hotkey to publish under, as [miner]",
+    );
+    let repeated = |(index, hotkey): (usize, &String)| chain.hotkeys[..index].contains(hotkey);
+    findings.add_if(chain.hotkeys.iter().enumerate().any(repeated), "chain.hotkeys", "names a hotkey twice");
+    match &hub.repo {
+        Some(repo_id) => {
+            if let Err(sentence) = split_repo_id(repo_id) {
+                findings.add("hub.repo", sentence);
+            }
+        }
+        None => findings.add_if(
+            resolved.publishes(),
+            "hub.repo",
+            "is missing; name the repository to publish to, as namespace/name, or set publish.mode to never",
+        ),
+    }
+    match &recipe.init {
+        Init::Uid(uid) => {
+            findings.add_if(*uid > u64::from(u16::MAX), "init.uid", format!("{uid} is no uid; they are below 65,536"));
+        }
+        Init::Repo(repo) => {
+            if let Err(sentence) = split_repo_id(repo.split('@').next().unwrap_or_default()) {
+                findings.add("init.repo", sentence);
+            }
+        }
+        Init::Scratch | Init::Leader | Init::Dir(_) => {}
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::resolve::{Finding, Resolved};
 use super::validate::Findings;
-use super::{Eval, ScheduleKind, SourceKind, default_held_out_every, default_text_key};
+use super::{Eval, Gate, GateRule, ScheduleKind, Score, SourceKind, default_held_out_every, default_text_key};
 
 /// What is allowed but probably not meant.
 pub(super) fn warnings(resolved: &Resolved) -> Vec<Finding> {
@@ -70,6 +70,22 @@ pub(super) fn warnings(resolved: &Resolved) -> Vec<Finding> {
         recipe.checkpoint.every > steps,
         "checkpoint.every",
         format!("is beyond the run's {steps} steps: the run is saved before evaluations and at the end only"),
+    );
+    let score = &recipe.score;
+    findings.add_if(
+        score.every > steps,
+        "score.every",
+        format!("is beyond the run's {steps} steps: the model is scored at the end only"),
+    );
+    findings.add_if(
+        score.every == 0 && (*score != Score { pages: score.pages, ..Score::default() } || recipe.hub.repo.is_some()),
+        "score.every",
+        "is 0: the model is never scored beside others, and never published",
+    );
+    findings.add_if(
+        recipe.gate.rule == GateRule::BeatsLeader && recipe.gate.min_gain != Gate::default().min_gain,
+        "gate.min_gain",
+        "has no effect with gate.rule: beats-leader",
     );
     findings.0
 }

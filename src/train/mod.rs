@@ -4,6 +4,7 @@
 //! `run_folder.rs`; saving happens before evaluating, so that a run that dies while it evaluates loses nothing.
 
 pub mod evaluate;
+pub mod first_model;
 pub mod guard;
 pub mod meter;
 pub mod run_folder;
@@ -13,6 +14,7 @@ pub mod step;
 
 use anyhow::Result;
 
+use crate::contest::RunContest;
 use crate::data;
 use crate::data::held_out::HeldOut;
 use crate::data::loader::{Loader, LoaderShape};
@@ -45,6 +47,7 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
     warn_of_cut_text(&held_out, printer);
 
     let mut session = Session::open(resolved, start, &held_out, collective.world(), printer)?;
+    let mut contest = RunContest::open(resolved, &data, printer)?;
     let shape = LoaderShape { row_len: resolved.row_len, rows_per_batch: recipe.train.micro_batch };
     let cursor = session.place().cursor;
     let mut loader = Loader::new(data.training, data.tokenizer, data.packing, shape, collective.world(), cursor)?;
@@ -57,6 +60,13 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
                 return Err(session.end_early()?);
             };
             session.evaluated(loss)?;
+        }
+        if let Some(contest) = contest.as_mut().filter(|contest| contest.is_due(session.place().step)) {
+            session.stage("scoring");
+            let Some(outcome) = contest.ask(&session, stepper.model())? else {
+                return Err(session.end_early()?);
+            };
+            session.judged(outcome);
         }
         if session.is_finished() {
             return session.finish();

@@ -5,19 +5,21 @@
 //! RUN/step-…, RUN/state/…    checkpoints (`checkpoint/`)
 //! RUN/state/best.json        the best held-out loss: kept outside checkpoints, which are saved before it is known
 //! RUN/metrics.jsonl, events… records (`metrics/`)
+//! RUN/gate/step-…            what the gate decided and why (`contest.rs`)
 //! ```
 
 use std::fs;
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Start;
+use crate::contest::RECORDS_DIR;
 use crate::error::input;
 use crate::recipe::{self, Recipe};
+use crate::whole_file;
 
 const RECIPE_FILE: &str = "recipe.yaml";
 const BEST_FILE: &str = "state/best.json";
@@ -69,7 +71,7 @@ impl Evaluations {
 
     /// Replaces the best one on disk.
     pub fn write_best(&self, run_dir: &Path) -> Result<()> {
-        write_whole(&run_dir.join(BEST_FILE), &serde_json::to_vec(&self.best)?)
+        whole_file::write(&run_dir.join(BEST_FILE), &serde_json::to_vec(&self.best)?)
     }
 }
 
@@ -87,7 +89,7 @@ pub fn stored_recipe(run_dir: &Path) -> Result<Option<Recipe>> {
 
 /// Writes the resolved recipe.
 pub fn write_recipe(run_dir: &Path, recipe: &Recipe) -> Result<()> {
-    write_whole(&run_dir.join(RECIPE_FILE), recipe::to_yaml(recipe).as_bytes())
+    whole_file::write(&run_dir.join(RECIPE_FILE), recipe::to_yaml(recipe).as_bytes())
 }
 
 /// What a start finds in a run's folder.
@@ -137,7 +139,7 @@ fn check_usable(run_dir: &Path, has_recipe: bool, fresh: bool) -> Result<()> {
 
 /// Whether a name is one that a run gives to its files.
 fn is_of_a_run(name: &str) -> bool {
-    const NAMES: [&str; 6] = [RECIPE_FILE, "state", "latest", "best", "metrics.jsonl", ".lock"];
+    const NAMES: [&str; 7] = [RECIPE_FILE, "state", "latest", "best", "metrics.jsonl", ".lock", RECORDS_DIR];
     const STARTS: [&str; 4] = ["step-", "events.out.tfevents.", ".tmp-", ".old-"];
     NAMES.contains(&name) || STARTS.iter().any(|start| name.starts_with(start))
 }
@@ -184,21 +186,6 @@ pub fn move_aside(run_dir: &Path) -> Result<PathBuf> {
         }
     }
     unreachable!("some number is free")
-}
-
-/// Writes a small file so that it is there as a whole or not at all.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().context("a file of a run lies in a folder")?;
-    let write = || -> std::io::Result<()> {
-        // Readable to whom the umask allows, as any other file of the run.
-        let permissions = fs::Permissions::from_mode(0o666);
-        let mut file = tempfile::Builder::new().prefix(".tmp-").permissions(permissions).tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        fs::File::open(folder)?.sync_all()
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

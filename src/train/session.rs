@@ -9,11 +9,13 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 
 use super::Start;
+use super::first_model;
 use super::meter::{self, Meter};
 use super::run_folder::{self, Evaluation, Evaluations};
 use super::state::{Place, Weights};
 use super::step::StepReport;
 use crate::checkpoint::{Snapshot, Store, Targets};
+use crate::contest::Outcome;
 use crate::data::held_out::HeldOut;
 use crate::dist::World;
 use crate::error::{Failure, input};
@@ -21,6 +23,7 @@ use crate::figures::count;
 use crate::metrics::Recorder;
 use crate::metrics::printer::Printer;
 use crate::metrics::progress::{self, Progress};
+use crate::model::arch::Arch;
 use crate::model::config::ModelConfig;
 use crate::model::layout::Layout;
 use crate::model::{init, weights};
@@ -45,10 +48,12 @@ pub struct Session<'a> {
     started: Instant,
     /// Steps that were done when this process began.
     steps_before: u64,
+    /// What came of the last judging.
+    outcome: Option<Outcome>,
 }
 
 /// How a run ended.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Summary {
     /// For the user: what happened and where everything lies.
     pub text: String,
@@ -58,6 +63,8 @@ pub struct Summary {
     pub unigram_cross_entropy: f64,
     /// The run's folder.
     pub run_dir: PathBuf,
+    /// Why the last model was not judged, or not published although the gate let it through.
+    pub failure: Option<anyhow::Error>,
 }
 
 impl<'a> Session<'a> {
@@ -156,6 +163,7 @@ impl<'a> Session<'a> {
             place,
             started: Instant::now(),
             steps_before,
+            outcome: None,
         })
     }
 
@@ -253,11 +261,30 @@ impl<'a> Session<'a> {
                 report.loss, report.gradient_norm
             ));
         }
-        let every = recipe.checkpoint.every as u64;
-        if self.evaluates_at(step) || every > 0 && step.is_multiple_of(every) {
+        // What is judged may be published, and so it must be on disk.
+        let intervals = [recipe.checkpoint.every, recipe.score.every].map(|every| every as u64);
+        if self.evaluates_at(step) || intervals.iter().any(|&every| every > 0 && step.is_multiple_of(every)) {
             self.save()?;
         }
         Ok(())
+    }
+
+    /// Keeps what came of judging the model as it is beside the published ones.
+    pub fn judged(&mut self, outcome: Outcome) {
+        if outcome.loss.is_finite() {
+            self.recorder.record(self.place.step, &[("score_loss", outcome.loss)]);
+        }
+        self.outcome = Some(outcome);
+    }
+
+    /// The model folder of the weights as they are, which are on disk where they are evaluated or judged.
+    pub fn model_dir(&self) -> PathBuf {
+        self.store.model_dir(self.place.step)
+    }
+
+    /// The architecture.
+    pub fn arch(&self) -> &Arch {
+        &self.resolved.arch
     }
 
     fn save(&mut self) -> Result<()> {
@@ -365,11 +392,16 @@ impl<'a> Session<'a> {
         if let Some(mib) = meter::peak_memory_mib() {
             lines.push(format!("Peak memory   {mib:.0} MiB"));
         }
+        let outcome = self.outcome.unwrap_or_default();
+        if !outcome.sentence.is_empty() {
+            lines.push(outcome.sentence);
+        }
         Ok(Summary {
             text: lines.join("\n"),
             held_out_loss: last.loss,
             unigram_cross_entropy: self.unigram_cross_entropy,
             run_dir,
+            failure: outcome.failure,
         })
     }
 }
@@ -388,12 +420,13 @@ fn first_weights(
             init::scratch(&resolved.arch, layout, recipe.train.seed, params);
             Ok(ModelConfig::new(resolved.arch.clone(), recipe.model.dropout))
         }
-        Init::Dir(dir) => {
-            let mut config = ModelConfig::read(dir)?;
+        choice => {
+            let dir = first_model::folder(choice, resolved)?;
+            let mut config = ModelConfig::read(&dir)?;
             if config.arch != resolved.arch {
-                return Err(config.arch.mismatch(&resolved.arch, dir));
+                return Err(config.arch.mismatch(&resolved.arch, &dir));
             }
-            for note in weights::read_into(dir, &resolved.arch, layout, params)? {
+            for note in weights::read_into(&dir, &resolved.arch, layout, params)? {
                 printer.note(&note);
             }
             config.set_dropout(recipe.model.dropout);

@@ -8,6 +8,7 @@ mod damage;
 mod full_disk;
 mod input;
 mod kill;
+mod publish;
 mod resume;
 #[path = "../util/mod.rs"]
 mod util;

@@ -23,6 +23,7 @@ use super::config::ModelConfig;
 use super::layout::Layout;
 
 pub use read::{INDEX_FILE, ModelFiles};
+pub(crate) use read::{is_plain_name, shard_names};
 pub use stream::{FileSum, HashedReader, HashedWriter};
 pub(crate) use write::header_bytes;
 pub use write::{save, save_bytes};

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::WEIGHTS_FILE;
 use super::names::{self, HEAD, PREFIX};
@@ -157,6 +157,35 @@ impl ModelFiles {
     }
 }
 
+impl ModelFiles {
+    /// Reads all weights once and refuses those of which one is infinite or not a number: no loss of such a model is
+    /// finite. `layout` is that given to [`Self::open`].
+    pub fn check_finite(&self, layout: &Layout) -> Result<()> {
+        let mut values = Vec::new();
+        for shard in &self.shards {
+            let mut reader = HashedReader::open(&shard.path)?;
+            for tensor in &shard.tensors {
+                reader.read(tensor.bytes.start - reader.position(), 1, |_| ())?;
+                let element_bytes = tensor.dtype.bitsize() / 8;
+                let mut is_finite = true;
+                reader.read(tensor.bytes.end - tensor.bytes.start, element_bytes, |bytes| {
+                    values.resize(bytes.len() / element_bytes, 0.0);
+                    convert(tensor.dtype, bytes, &mut values);
+                    is_finite &= values.iter().all(|value| value.is_finite());
+                })?;
+                if !is_finite {
+                    return Err(input(format!(
+                        "{}: the weights {} hold numbers that are not finite: every loss of this model would be worthless.",
+                        shard.path.display(),
+                        layout.params()[tensor.param].name
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Shard {
     fn read_into(&self, layout: &Layout, params: &mut [f32]) -> Result<FileSum> {
         let mut reader = HashedReader::open(&self.path)?;
@@ -290,12 +319,32 @@ fn find_files(dir: &Path) -> Result<(Vec<PathBuf>, WeightMap)> {
         return Ok((vec![single], Vec::new()));
     }
     let path = dir.join(INDEX_FILE);
-    let Some(mut index) = read_object(&path)? else {
+    let Some(index) = read_object(&path)? else {
         let only_pickle =
             ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|name| dir.join(name).exists());
         let reason = if only_pickle { "; pytorch_model.bin is not read, only safetensors files are" } else { "" };
         return Err(input(format!("{} has neither {WEIGHTS_FILE} nor {INDEX_FILE}{reason}.", dir.display())));
     };
+    let weight_map = weight_map(&path, index)?;
+    let shards: BTreeSet<&str> = weight_map.iter().map(|(_, shard)| shard.as_str()).collect();
+    for shard in &shards {
+        dir.join(shard)
+            .metadata()
+            .with_context(|| format!("{shard}, which {INDEX_FILE} names, cannot be read"))
+            .map_err(|error| input(format!("{}: {error:#}.", dir.display())))?;
+    }
+    Ok((shards.iter().map(|shard| dir.join(shard)).collect(), weight_map))
+}
+
+/// The files that the list of shards in a folder names, whether they are there or not. Plain names, all of them.
+pub(crate) fn shard_names(dir: &Path) -> Result<BTreeSet<String>> {
+    let path = dir.join(INDEX_FILE);
+    let index = read_object(&path)?.ok_or_else(|| input(format!("{} does not exist.", path.display())))?;
+    Ok(weight_map(&path, index)?.into_iter().map(|(_, shard)| shard).collect())
+}
+
+/// Which shard holds each tensor, by the list at `path`.
+fn weight_map(path: &Path, mut index: Map<String, Value>) -> Result<WeightMap> {
     let Some(Value::Object(map)) = index.remove("weight_map") else {
         return Err(input(format!("{} has no weight_map.", path.display())));
     };
@@ -311,20 +360,14 @@ fn find_files(dir: &Path) -> Result<(Vec<PathBuf>, WeightMap)> {
             }
         }
     }
-    let shards: BTreeSet<&str> = weight_map.iter().map(|(_, shard)| shard.as_str()).collect();
-    if shards.len() > MAX_SHARDS {
+    let num_shards = weight_map.iter().map(|(_, shard)| shard).collect::<BTreeSet<_>>().len();
+    if num_shards > MAX_SHARDS {
         return Err(input(format!("{} lists more than {MAX_SHARDS} files.", path.display())));
     }
-    for shard in &shards {
-        dir.join(shard)
-            .metadata()
-            .with_context(|| format!("{shard}, which {INDEX_FILE} names, cannot be read"))
-            .map_err(|error| input(format!("{}: {error:#}.", dir.display())))?;
-    }
-    Ok((shards.iter().map(|shard| dir.join(shard)).collect(), weight_map))
+    Ok(weight_map)
 }
 
 /// Whether a text names a file directly in a folder.
-fn is_plain_name(name: &str) -> bool {
+pub(crate) fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
 }

@@ -1,0 +1,134 @@
+//! Pages drawn at random from the held-out documents and cut into rows as a validator does.
+//!
+//! A page is a run of consecutive documents from anywhere: it may begin at every document, pages may overlap, and the
+//! same one may come twice. The documents of all pages of a step, each cut to the rules' length and ended by an
+//! end-of-text, are joined and cut into rows; what is shorter than a row is left over. Of much held-out text only the
+//! beginning is used, tokenized once.
+
+use anyhow::Result;
+
+use super::Opened;
+use super::order::SplitMix64;
+use super::packing::Packing;
+use crate::error::input;
+
+/// Held-out documents that pages are drawn from: a hundred pages and tens of megabytes at most.
+const MAX_DOCUMENTS: usize = 10_000;
+
+/// Documents to draw pages from, as tokens.
+pub struct Pages {
+    tokens: Vec<u32>,
+    /// Where each document ends in `tokens`.
+    ends: Vec<usize>,
+    page_documents: usize,
+    row_len: usize,
+}
+
+/// The pages of one step and the rows they were cut into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draw {
+    /// The first document of each page.
+    pub offsets: Vec<usize>,
+    /// Rows of equal length.
+    pub rows: Vec<Vec<u32>>,
+}
+
+impl Pages {
+    /// Reads the held-out documents. Rows will have `row_len` tokens, the length at which documents are cut as well.
+    pub fn read(data: &Opened, page_documents: usize, row_len: usize) -> Result<Self> {
+        let packing = Packing { max_document_tokens: Some(row_len), shuffle_seed: None };
+        let (mut tokens, mut ends) = (Vec::new(), Vec::new());
+        let source = data.held_out.as_ref();
+        'enough: for shard in 0..source.num_shards() {
+            for text in source.documents(shard, 0)? {
+                packing.pack(&data.tokenizer, &text?, &mut tokens);
+                ends.push(tokens.len());
+                if ends.len() == MAX_DOCUMENTS {
+                    break 'enough;
+                }
+            }
+        }
+        if tokens.len() < row_len {
+            return Err(input(format!(
+                "the held-out documents have {} tokens together, fewer than one row of {row_len}: scoring needs more text",
+                tokens.len()
+            )));
+        }
+        Ok(Self { tokens, ends, page_documents, row_len })
+    }
+
+    /// Draws the pages of one step: the same ones for the same seed. Pages without a whole row among them are drawn
+    /// anew, so that there is always one.
+    pub fn draw(&self, num_pages: usize, seed: u64) -> Draw {
+        let mut random = SplitMix64::new(seed);
+        let num_offsets = self.ends.len().saturating_sub(self.page_documents) as u64 + 1;
+        // All documents together have a row; but a single page may have too few tokens, and then so may its redraws.
+        for _ in 0..100 {
+            let offsets: Vec<usize> = (0..num_pages).map(|_| (random.next() % num_offsets) as usize).collect();
+            let mut joined = Vec::new();
+            for &first in &offsets {
+                let last = (first + self.page_documents).min(self.ends.len()) - 1;
+                let start = first.checked_sub(1).map_or(0, |before| self.ends[before]);
+                joined.extend_from_slice(&self.tokens[start..self.ends[last]]);
+            }
+            let rows: Vec<Vec<u32>> = joined.chunks_exact(self.row_len).map(<[u32]>::to_vec).collect();
+            if !rows.is_empty() {
+                return Draw { offsets, rows };
+            }
+        }
+        Draw { offsets: vec![0], rows: vec![self.tokens[..self.row_len].to_vec()] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use super::super::packing::tests::{Fixed, TOKENIZER};
+    use super::*;
+
+    /// Tokens "0", "1", … are 15, 16, …; each document is one of them and its end.
+    fn data(texts: &[&str]) -> Opened {
+        let source = |texts: &[&str]| Arc::new(Fixed(texts.iter().map(|text| vec![text.to_string()]).collect()));
+        Opened {
+            tokenizer: TOKENIZER.clone(),
+            training: source(&["x"]),
+            held_out: source(texts),
+            packing: Packing { max_document_tokens: Some(1024), shuffle_seed: Some(1) },
+        }
+    }
+
+    #[test]
+    fn pages_of_a_step_are_joined_and_cut_and_the_tail_is_dropped() {
+        let pages = Pages::read(&data(&["0", "1", "2", "3", "4"]), 3, 4).unwrap();
+        let draw = pages.draw(2, 7);
+        let joined: Vec<u32> = draw
+            .offsets
+            .iter()
+            .flat_map(|&first| (first..first + 3).flat_map(|document| [15 + document as u32, 50_256]))
+            .collect();
+        assert_eq!(draw.rows, [joined[..4].to_vec(), joined[4..8].to_vec(), joined[8..12].to_vec()]);
+        assert_eq!(pages.draw(1, 3).rows.len(), 1);
+    }
+
+    #[test]
+    fn a_page_may_begin_at_every_document_that_leaves_room_for_it() {
+        let pages = Pages::read(&data(&["0", "1", "2", "3", "4"]), 3, 2).unwrap();
+        let mut seen: Vec<usize> = (0..200).map(|seed| pages.draw(1, seed).offsets[0]).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen, [0, 1, 2]);
+        assert_eq!(pages.draw(4, 9), pages.draw(4, 9));
+        assert_ne!(pages.draw(4, 9).offsets, pages.draw(4, 10).offsets);
+    }
+
+    #[test]
+    fn documents_are_cut_and_a_page_larger_than_the_text_takes_all_of_it() {
+        let pages = Pages::read(&data(&["0 0 0 0 0", "1"]), 100, 2).unwrap();
+        let draw = pages.draw(1, 1);
+        assert_eq!((draw.offsets, draw.rows.len()), (vec![0], 2));
+        assert!(Pages::read(&data(&["0"]), 100, 3).err().unwrap().to_string().contains("fewer than one row of 3"));
+    }
+}

@@ -9,7 +9,6 @@ use crate::contest::{Contest, fresh_seed};
 use crate::data;
 use crate::error::{Failure, input};
 use crate::field;
-use crate::figures::count;
 use crate::gate::Verdict;
 use crate::interrupt;
 use crate::metrics::printer::Printer;
@@ -56,7 +55,7 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
     if args.json {
         return printer.result(&json(&published, &hotkey).to_string());
     }
-    printer.result(&sentence(&published, &hotkey))
+    printer.result(&published.sentence(&hotkey))
 }
 
 /// Refuses, with exit code 4, what the gate would not publish.
@@ -73,15 +72,6 @@ fn ask_gate(args: &PublishArgs, resolved: &crate::recipe::Resolved, printer: &Pr
     match judged.decision.verdict {
         Verdict::Publish { .. } => Ok(()),
         Verdict::Stay => Err(Failure::No("the gate is closed: nothing was published".to_owned()).into()),
-    }
-}
-
-/// What came of a publish, in words.
-pub fn sentence(published: &Published, hotkey: &str) -> String {
-    let (id, block) = (&published.metadata.id, count(published.metadata.block.get()));
-    match published.before {
-        true => format!("Published before: {id}, as {hotkey} at block {block}; nothing was sent."),
-        false => format!("Published {id}, as {hotkey} at block {block}."),
     }
 }
 

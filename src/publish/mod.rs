@@ -56,6 +56,17 @@ pub struct Published {
     pub before: bool,
 }
 
+impl Published {
+    /// In words.
+    pub fn sentence(&self, hotkey: &str) -> String {
+        let (id, block) = (&self.metadata.id, count(self.metadata.block.get()));
+        match self.before {
+            true => format!("Published before: {id}, as {hotkey} at block {block}; nothing was sent."),
+            false => format!("Published {id}, as {hotkey} at block {block}."),
+        }
+    }
+}
+
 /// A model folder that was found fit to be published.
 #[derive(Clone, Debug)]
 pub struct Parcel {

@@ -7,6 +7,7 @@ pub mod evaluate;
 pub mod first_model;
 pub mod guard;
 pub mod meter;
+pub mod run_contest;
 pub mod run_folder;
 pub mod session;
 pub mod state;
@@ -14,7 +15,6 @@ pub mod step;
 
 use anyhow::Result;
 
-use crate::contest::RunContest;
 use crate::data;
 use crate::data::held_out::HeldOut;
 use crate::data::loader::{Loader, LoaderShape};
@@ -22,6 +22,7 @@ use crate::dist::Collective;
 use crate::interrupt;
 use crate::metrics::printer::Printer;
 use crate::recipe::Resolved;
+use run_contest::RunContest;
 use session::{Session, Summary};
 use step::Stepper;
 

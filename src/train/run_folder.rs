@@ -5,7 +5,7 @@
 //! RUN/step-…, RUN/state/…    checkpoints (`checkpoint/`)
 //! RUN/state/best.json        the best held-out loss: kept outside checkpoints, which are saved before it is known
 //! RUN/metrics.jsonl, events… records (`metrics/`)
-//! RUN/gate/step-…            what the gate decided and why (`contest.rs`)
+//! RUN/gate/step-…            what the gate decided and why (`run_contest.rs`)
 //! ```
 
 use std::fs;
@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Start;
-use crate::contest::RECORDS_DIR;
+use super::run_contest::RECORDS_DIR;
 use crate::error::input;
 use crate::recipe::{self, Recipe};
 use crate::whole_file;

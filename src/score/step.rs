@@ -238,4 +238,18 @@ mod tests {
         assert!(judge.finish(&[], 1, &Rules::default()).is_err());
         assert_eq!(judge.weights, [0.5, 0.25]);
     }
+
+    /// From 18f0056 on a model with the old tokenizer has more losses than there are batches of 4096 tokens.
+    #[test]
+    fn losses_beyond_the_number_of_batches_do_not_count() {
+        let rules = Rules::under(&VALIDATORS[3], 3_300_000);
+        let mut judge = Judge::new(2);
+        judge.pending = [0, 1].into_iter().collect();
+        judge.begin();
+        let losses = [(0, vec![1.0, 2.0, 9.0, 9.0]), (1, vec![2.0, 1.0])];
+        let entrants = losses.map(|(uid, losses)| Entrant { uid, block: Some(1), losses });
+        let tallies = judge.finish(&entrants, 2, &rules).unwrap();
+        assert_eq!(tallies, [Tally { wins: 1, win_rate: 0.5 }; 2]);
+        assert_eq!(judge.weights, [0.25, 0.25]);
+    }
 }

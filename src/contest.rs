@@ -10,20 +10,18 @@ use anyhow::{Context, Result};
 use crate::chain::{Chain, Hotkey, Snapshot};
 use crate::data::Opened;
 use crate::data::pages::Pages;
-use crate::field::{self, Competitor, mean_and_error};
-use crate::figures::count;
+use crate::field::{self, Competitor};
 use crate::gate::roster::Roster;
 use crate::gate::{self, Candidate, Decision, Inputs, Model, OwnHotkey};
 use crate::hub::fetch::publishable_hash;
 use crate::metrics::printer::Printer;
-use crate::metrics::table::table;
 use crate::network::{self, Network};
 use crate::ops::random;
 use crate::publish::journal::Hold;
 use crate::publish::{self, Order, Published};
 use crate::recipe::Resolved;
-use crate::score::duel::{Contender, tallies};
-use crate::score::weights::softmax;
+use crate::rules::Rules;
+use crate::score::comparison::{self, Compared, mean_and_error};
 
 /// Scores a model on rows; `None` if an orderly end was asked for.
 pub type ScoreCandidate<'a> = &'a mut dyn FnMut(&[Vec<u32>]) -> Result<Option<Vec<f64>>>;
@@ -50,8 +48,7 @@ pub struct Judged {
     models: Vec<Model>,
     candidate: Candidate,
     candidate_block: u64,
-    epsilon: f64,
-    temperature: f64,
+    rules: Rules,
 }
 
 impl<'a> Contest<'a> {
@@ -111,8 +108,7 @@ impl<'a> Contest<'a> {
             roster,
             models: inputs.models,
             candidate: inputs.candidate,
-            epsilon: rules.epsilon,
-            temperature: rules.validator.temperature,
+            rules: rules.clone(),
         }))
     }
 
@@ -126,17 +122,17 @@ impl<'a> Contest<'a> {
         Ok(own)
     }
 
+    /// What is to be published under a hotkey.
+    pub fn order<'b>(&'b self, model_dir: &'b Path, hotkey: &'b str) -> Result<Order<'b>> {
+        let repo_id = self.resolved.recipe.hub.repo.as_deref().context("hub.repo is missing")?;
+        Ok(Order { model_dir, repo_id, hotkey, criteria: &self.resolved.rules.criteria })
+    }
+
     /// Publishes what the gate has let through, unless the field has changed since.
     pub fn publish(&self, model_dir: &Path, judged: &Judged, hold: &Hold) -> Result<Published> {
-        let recipe = &self.resolved.recipe;
-        let order = Order {
-            model_dir,
-            repo_id: recipe.hub.repo.as_deref().context("hub.repo is missing")?,
-            hotkey: &hold.hotkey,
-            criteria: &self.resolved.rules.criteria,
-        };
+        let order = self.order(model_dir, &hold.hotkey)?;
         let still_right = |snapshot: &Snapshot| {
-            let roster = Roster::of(snapshot, &recipe.chain.hotkeys);
+            let roster = Roster::of(snapshot, &self.resolved.recipe.chain.hotkeys);
             match roster.fingerprint() == judged.roster.fingerprint() {
                 true => Ok(()),
                 false => Err("the field has changed since the decision, which must be made anew".to_owned()),
@@ -174,34 +170,23 @@ pub fn preview(resolved: &Resolved) -> Result<Vec<String>> {
 impl Judged {
     /// Everybody's losses, wins and weight, over all steps, as if the candidate were published beside them.
     pub fn table(&self) -> String {
-        let flat = |losses: &[Vec<f64>]| -> Vec<f64> { losses.iter().flatten().copied().collect() };
-        let candidate = flat(&self.candidate.losses);
+        let candidate = self.candidate.losses.concat();
         let losses: Vec<Vec<f64>> = (self.models.iter())
-            .map(|model| model.losses.as_deref().map_or_else(|_| vec![f64::INFINITY; candidate.len()], flat))
-            .chain([candidate.clone()])
-            .collect();
-        let blocks = self.models.iter().map(|model| model.entry.metadata.block.get()).chain([self.candidate_block]);
-        let contenders: Vec<_> =
-            std::iter::zip(blocks, &losses).map(|(block, losses)| Contender { block: Some(block), losses }).collect();
-        let tallies = tallies(&contenders, candidate.len(), self.epsilon);
-        let rates: Vec<f64> = tallies.iter().map(|tally| tally.win_rate).collect();
-        let weights = softmax(&rates, self.temperature);
-        let names = self.models.iter().map(|model| {
-            let entry = &model.entry;
-            [entry.uid.to_string(), entry.metadata.id.repo_id(), count(entry.metadata.block.get())]
-        });
-        let names = names.chain([["-".to_owned(), "this model".to_owned(), "next".to_owned()]]);
-        let rows: Vec<Vec<String>> = names
-            .enumerate()
-            .map(|(index, [uid, name, block])| {
-                let (mean, error) = mean_and_error(&losses[index]);
-                let error = if error.is_finite() { format!("{error:.4}") } else { String::new() };
-                let (rate, wins) = (tallies[index].win_rate, count(tallies[index].wins));
-                let weight = weights[index];
-                vec![uid, name, block, format!("{mean:.4}"), error, format!("{rate:.3}"), wins, format!("{weight:.4}")]
+            .map(|model| match &model.losses {
+                Ok(losses) => losses.concat(),
+                Err(_) => vec![f64::INFINITY; candidate.len()],
             })
             .collect();
-        table(&COLUMNS, &rows)
+        let published = std::iter::zip(&self.models, &losses).map(|(Model { entry, .. }, losses)| Compared {
+            uid: Some(entry.uid),
+            name: entry.metadata.id.repo_id(),
+            block: entry.metadata.block.get(),
+            losses,
+        });
+        let own =
+            Compared { uid: None, name: "this model".to_owned(), block: self.candidate_block, losses: &candidate };
+        let compared: Vec<_> = published.chain([own]).collect();
+        comparison::text(&compared, &comparison::standings(&compared, &self.rules))
     }
 
     /// Mean loss of the candidate over all batches.
@@ -209,9 +194,6 @@ impl Judged {
         mean_and_error(&self.candidate.losses.concat()).0
     }
 }
-
-/// The columns of a comparison.
-pub const COLUMNS: [&str; 8] = [" uid", "model", " block", " loss", " ±", " win rate", " wins", " weight"];
 
 fn by_step(losses: Vec<f64>, num_batches: &[usize]) -> Vec<Vec<f64>> {
     let mut losses = losses.into_iter();

@@ -1,21 +1,12 @@
 //! Every change to the disk that must survive a kill, one method each, so that tests can stop a process after the k-th;
-//! locks between processes; and how a full disk is told from other failures.
+//! and how a full disk is told from other failures.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-
-use crate::error::Failure;
-use crate::interrupt;
-
-/// How often a lock that is held is tried again.
-const LOCK_PERIOD: Duration = Duration::from_millis(20);
 
 /// The disk. In tests it can be made to fail: for good from a given operation on, which is what a killed process
 /// leaves, or whenever a file is written, as if it were full.
@@ -123,29 +114,6 @@ impl Disk {
     #[cfg(test)]
     pub(crate) fn set_full(&self, is_full: bool) {
         self.is_full.store(is_full, std::sync::atomic::Ordering::SeqCst);
-    }
-}
-
-/// Takes the lock of a file, which is made if need be and is no link. It is held until the file is dropped; the system
-/// frees it when the process dies. `None` if someone else still holds it after `patience`.
-pub(crate) fn lock(path: &Path, patience: Duration) -> Result<Option<File>> {
-    let context = || format!("cannot lock {}", path.display());
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
-    let file = options.open(path).with_context(context)?;
-    let start = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(Some(file)),
-            Err(TryLockError::Error(error)) => return Err(error).with_context(context),
-            Err(TryLockError::WouldBlock) if interrupt::requested() => {
-                let sentence = format!("Interrupted while waiting for the lock {}.", path.display());
-                return Err(Failure::Interrupted(sentence).into());
-            }
-            Err(TryLockError::WouldBlock) if start.elapsed() >= patience => return Ok(None),
-            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PERIOD),
-        }
     }
 }
 

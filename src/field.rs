@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 
 use crate::chain::Hotkey;
-use crate::error::Failure;
+use crate::error::{Failure, failure};
 use crate::hub::fetch::{Unreadable, fetch};
 use crate::hub::model_id::ModelMetadata;
 use crate::model::arch::Arch;
@@ -78,9 +78,7 @@ pub fn losses_of(
     };
     match losses_of_folder(dir, choice, rows) {
         Ok(losses) => Ok(losses.map(Ok)),
-        Err(error) if error.downcast_ref::<Failure>().is_some_and(|failure| matches!(failure, Failure::Input(_))) => {
-            Ok(Some(Err(format!("{error:#}"))))
-        }
+        Err(error) if matches!(failure(&error), Some(Failure::Input(_))) => Ok(Some(Err(format!("{error:#}")))),
         Err(error) => Err(error),
     }
 }
@@ -92,26 +90,4 @@ const OPERATIONS_PER_LOGIT: f64 = 50.0;
 pub fn scoring_cost(arch: &Arch, num_rows: usize, row_len: usize) -> f64 {
     let per_token = score_flops_per_token(arch, row_len) + OPERATIONS_PER_LOGIT * arch.vocab_size as f64;
     per_token * (num_rows * row_len) as f64
-}
-
-/// Mean and standard error of losses; the error is not a number for fewer than two.
-pub fn mean_and_error(losses: &[f64]) -> (f64, f64) {
-    let n = losses.len() as f64;
-    let mean = losses.iter().sum::<f64>() / n;
-    let variance = losses.iter().map(|loss| (loss - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    (mean, (variance / n).sqrt())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mean_and_standard_error_are_those_worked_out_by_hand() {
-        let (mean, error) = mean_and_error(&[1.0, 2.0, 3.0, 6.0]);
-        // Squared deviations 4, 1, 0, 9: variance 14/3, error sqrt(14/12).
-        assert!((mean - 3.0).abs() < 1e-15 && (error - (14.0_f64 / 12.0).sqrt()).abs() < 1e-15);
-        assert!(mean_and_error(&[1.0]).1.is_nan());
-        assert_eq!(mean_and_error(&[1.0, f64::INFINITY]).0, f64::INFINITY);
-    }
 }

@@ -10,27 +10,27 @@ use serde_json::{Value, json};
 use super::Place;
 use crate::chain::Snapshot;
 use crate::cli::CompareArgs;
-use crate::contest::{COLUMNS, fresh_seed};
+use crate::contest::fresh_seed;
 use crate::data::pages::{Draw, Pages};
 use crate::data::{self, PAGE_DOCUMENTS};
 use crate::error::{Failure, input};
-use crate::field::{self, Competitor, mean_and_error};
+use crate::field::{self, Competitor};
 use crate::figures::{count, duration};
 use crate::gate::roster::candidate_block;
+use crate::hub::fetch::Unreadable;
+use crate::metrics::jsonl;
 use crate::metrics::printer::Printer;
-use crate::metrics::table::table;
 use crate::model::config::ModelConfig;
 use crate::network::Network;
 use crate::recipe::Backend;
 use crate::rules::Rules;
-use crate::score::duel::{Contender, tallies};
-use crate::score::weights::softmax;
+use crate::score::comparison::{self, Compared};
 
 /// One model of the comparison.
 struct Entry {
     competitor: Option<Competitor>,
-    /// Its folder here, or why there is none.
-    folder: Result<PathBuf, String>,
+    /// Its folder here, or why it has no loss.
+    folder: Result<PathBuf, Unreadable>,
     /// Block that decides who was earlier.
     block: u64,
     losses: Vec<f64>,
@@ -92,7 +92,7 @@ fn published(args: &CompareArgs, network: &Network, rules: &Rules, snapshot: &Sn
     let bring = |neuron: &crate::chain::Neuron| -> Result<Option<Entry>> {
         let Some(metadata) = snapshot.metadata(&neuron.hotkey) else { return Ok(None) };
         let competitor = Competitor::bring(network, rules, neuron.uid, &neuron.hotkey, &metadata)?;
-        let folder = competitor.model.clone().map_err(|unreadable| unreadable.to_string());
+        let folder = competitor.model.clone();
         let block = metadata.block.get();
         Ok(Some(Entry { competitor: Some(competitor), folder, block, losses: Vec::new() }))
     };
@@ -133,7 +133,7 @@ fn score_all(entries: &mut [Entry], backend: Backend, rows: &[Vec<u32>], printer
                     Ok(Some(losses)) => Ok(losses),
                     Ok(None) => return Err(Failure::Interrupted("interrupted while scoring".to_owned()).into()),
                     Err(error) if entry.competitor.is_none() => return Err(error),
-                    Err(error) => Err(format!("{error:#}")),
+                    Err(error) => Err(Unreadable::Refused(format!("{error:#}"))),
                 }
             }
         };
@@ -159,37 +159,23 @@ struct Report {
 }
 
 impl Report {
-    /// Wins, win rates and weights, as a validator would find them in this one step.
-    fn judged(&self) -> Vec<(u64, f64, f32)> {
-        let contenders: Vec<_> =
-            self.entries.iter().map(|entry| Contender { block: Some(entry.block), losses: &entry.losses }).collect();
-        let tallies = tallies(&contenders, self.draw.rows.len(), self.rules.epsilon);
-        let rates: Vec<f64> = tallies.iter().map(|tally| tally.win_rate).collect();
-        let weights = softmax(&rates, self.rules.validator.temperature);
-        std::iter::zip(tallies, weights).map(|(tally, weight)| (tally.wins, tally.win_rate, weight)).collect()
+    /// The models that are compared: not those of which nothing is known.
+    fn compared(&self) -> Vec<(&Entry, Compared<'_>)> {
+        let known = self.entries.iter().filter(|entry| !matches!(entry.folder, Err(Unreadable::NotImplemented(_))));
+        known.map(|entry| (entry, entry.compared())).collect()
     }
 
     fn text(&self) -> String {
-        let rows: Vec<Vec<String>> = std::iter::zip(&self.entries, self.judged())
-            .map(|(entry, (wins, win_rate, weight))| {
-                let (mean, error) = mean_and_error(&entry.losses);
-                vec![
-                    entry.competitor.as_ref().map_or_else(|| "-".to_owned(), |competitor| competitor.uid.to_string()),
-                    entry.name(),
-                    entry.competitor.as_ref().map_or_else(|| "next".to_owned(), |_| count(entry.block)),
-                    format!("{mean:.4}"),
-                    if error.is_finite() { format!("{error:.4}") } else { String::new() },
-                    format!("{win_rate:.3}"),
-                    count(wins),
-                    format!("{weight:.4}"),
-                ]
-            })
-            .collect();
-        let mut text = table(&COLUMNS, &rows);
+        let compared: Vec<_> = self.compared().into_iter().map(|(_, compared)| compared).collect();
+        let mut text = comparison::text(&compared, &comparison::standings(&compared, &self.rules));
         for entry in &self.entries {
-            if let Err(reason) = &entry.folder {
-                write!(text, "\n{}: {reason}", entry.name()).expect("writing to a text does not fail");
-            }
+            let what = match entry.folder {
+                Ok(_) => continue,
+                Err(Unreadable::Refused(_)) => "",
+                Err(Unreadable::NotImplemented(_)) => "left out, for nothing is known of its loss: ",
+            };
+            let reason = entry.folder.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            write!(text, "\n{}: {what}{reason}", entry.name()).expect("writing to a text does not fail");
         }
         let (pages, rows) = (self.draw.offsets.len(), self.draw.rows.len());
         let took = duration(self.took);
@@ -206,26 +192,19 @@ impl Report {
     }
 
     fn json(&self) -> Value {
-        let models = std::iter::zip(&self.entries, self.judged()).map(|(entry, (wins, win_rate, weight))| {
-            let (mean, error) = mean_and_error(&entry.losses);
-            let miner = entry.competitor.as_ref();
-            let id = miner.map(|competitor| &competitor.metadata.id);
-            json!({
-                "uid": miner.map(|competitor| competitor.uid),
-                "hotkey": miner.map(|competitor| &competitor.hotkey),
-                "repo": id.map(|id| id.repo_id()),
-                "commit": id.and_then(|id| id.commit.as_ref()),
-                "hash": id.and_then(|id| id.hash.as_ref()),
-                "folder": if miner.is_none() { entry.folder.as_ref().ok() } else { None },
-                "block": miner.map(|_| entry.block),
-                "average_loss": finite(mean),
-                "standard_error": finite(error),
-                "win_rate": win_rate,
-                "wins": wins,
-                "weight": weight,
-                "refused": entry.folder.as_ref().err(),
-            })
+        let (entries, compared): (Vec<_>, Vec<_>) = self.compared().into_iter().unzip();
+        let standings = comparison::standings(&compared, &self.rules);
+        let known = std::iter::zip(entries, standings).map(|(entry, standing)| {
+            let mut model = entry.json();
+            model["average_loss"] = jsonl::number(standing.loss);
+            model["standard_error"] = jsonl::number(standing.standard_error);
+            model["win_rate"] = json!(standing.win_rate);
+            model["wins"] = json!(standing.wins);
+            model["weight"] = json!(standing.weight);
+            model
         });
+        let unknown = self.entries.iter().filter(|entry| matches!(entry.folder, Err(Unreadable::NotImplemented(_))));
+        let models = known.chain(unknown.map(Entry::json));
         json!({
             "block": self.snapshot.block,
             "seed": self.seed,
@@ -238,11 +217,6 @@ impl Report {
     }
 }
 
-/// A number in JSON, which has neither infinities nor what is no number.
-fn finite(value: f64) -> Value {
-    if value.is_finite() { json!(value) } else { json!(format!("{value}").to_lowercase()) }
-}
-
 impl Entry {
     fn name(&self) -> String {
         match (&self.competitor, &self.folder) {
@@ -250,5 +224,28 @@ impl Entry {
             (None, Ok(dir)) => dir.display().to_string(),
             (None, Err(_)) => "own".to_owned(),
         }
+    }
+    fn compared(&self) -> Compared<'_> {
+        let uid = self.competitor.as_ref().map(|competitor| competitor.uid);
+        Compared { uid, name: self.name(), block: self.block, losses: &self.losses }
+    }
+
+    /// Who it is; how it fared is added.
+    fn json(&self) -> Value {
+        let miner = self.competitor.as_ref();
+        let id = miner.map(|competitor| &competitor.metadata.id);
+        let reason = self.folder.as_ref().err().map(ToString::to_string);
+        let is_refused = matches!(self.folder, Err(Unreadable::Refused(_)));
+        json!({
+            "uid": miner.map(|competitor| competitor.uid),
+            "hotkey": miner.map(|competitor| &competitor.hotkey),
+            "repo": id.map(|id| id.repo_id()),
+            "commit": id.and_then(|id| id.commit.as_ref()),
+            "hash": id.and_then(|id| id.hash.as_ref()),
+            "folder": if miner.is_none() { self.folder.as_ref().ok() } else { None },
+            "block": miner.map(|_| self.block),
+            "refused": reason.as_ref().filter(|_| is_refused),
+            "not_implemented": reason.as_ref().filter(|_| !is_refused),
+        })
     }
 }

@@ -15,6 +15,7 @@ use crate::metrics::printer::Printer;
 use crate::network::Network;
 use crate::publish::journal::Hold;
 use crate::publish::{self, Order, Published};
+use crate::recipe::Resolved;
 use crate::rules::Rules;
 
 /// Runs the command.
@@ -25,6 +26,14 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
         args.model.is_dir(),
         input(format!("{} is not a folder: name the folder that holds config.json", args.model.display()))
     );
+    let repo_id = args.repo.clone().or_else(|| place.hub.repo.clone()).ok_or_else(|| {
+        input("no repository to publish to: name one by --repo namespace/name, or by hub.repo of a recipe")
+    })?;
+    if args.gate {
+        let mut resolved = place.resolved.ok_or_else(|| input("--gate needs --recipe"))?;
+        resolved.recipe.hub.repo = Some(repo_id);
+        return through_gate(args, &resolved, printer);
+    }
     let rules = place.resolved.as_ref().map_or_else(Rules::default, |resolved| resolved.rules.clone());
     let hotkey = match (&args.hotkey, place.chain.hotkeys.as_slice()) {
         (Some(hotkey), _) => hotkey.clone(),
@@ -33,35 +42,19 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
             return Err(input(format!("there are several hotkeys ({}): choose one by --hotkey", hotkeys.join(", "))));
         }
     };
-    let repo_id = args.repo.as_ref().or(place.hub.repo.as_ref()).ok_or_else(|| {
-        input("no repository to publish to: name one by --repo namespace/name, or by hub.repo of a recipe")
-    })?;
     let network = Network::open(&place.hub, &place.chain)?;
-    let order = Order { model_dir: &args.model, repo_id, hotkey: &hotkey, criteria: &rules.criteria };
+    let order = Order { model_dir: &args.model, repo_id: &repo_id, hotkey: &hotkey, criteria: &rules.criteria };
     if args.dry_run {
         return printer.result(&publish::rehearse(&network, &order)?);
     }
-    // From here on an end in between is made good by the same command.
-    interrupt::install()?;
-    let hold = Hold::take(network.chain.as_ref(), &hotkey)?;
-    if args.gate {
-        let resolved = place.resolved.as_ref().ok_or_else(|| input("--gate needs --recipe"))?;
-        ask_gate(args, resolved, printer)?;
-    }
-    if args.wait {
-        publish::sleep_until_allowed(network.chain.as_ref(), &hotkey, printer)?;
-    }
+    let hold = take_hold(args, &network, &hotkey, printer)?;
     let published = publish::publish(&network, &order, &hold, &|_| Ok(()), printer)?;
-    if args.json {
-        return printer.result(&json(&published, &hotkey).to_string());
-    }
-    printer.result(&published.sentence(&hotkey))
+    tell(args, &published, &hotkey, printer)
 }
 
-/// Refuses, with exit code 4, what the gate would not publish.
-fn ask_gate(args: &PublishArgs, resolved: &crate::recipe::Resolved, printer: &Printer) -> Result<()> {
-    let sequence_length = resolved.rules.criteria.sequence_length;
-    let data = data::open(&resolved.recipe, sequence_length)?;
+/// Publishes under the hotkey that the gate chooses; refuses, with exit code 4, what the gate would not publish.
+fn through_gate(args: &PublishArgs, resolved: &Resolved, printer: &Printer) -> Result<()> {
+    let data = data::open(&resolved.recipe, resolved.rules.criteria.sequence_length)?;
     let contest = Contest::open(resolved, &data, printer)?;
     let mut score = |rows: &[Vec<u32>]| field::losses_of_folder(&args.model, resolved.recipe.model.backend, rows);
     let Some(judged) = contest.judge(&args.model, fresh_seed(), 1, &mut score)? else {
@@ -69,10 +62,37 @@ fn ask_gate(args: &PublishArgs, resolved: &crate::recipe::Resolved, printer: &Pr
     };
     printer.note(&judged.table());
     printer.note(&judged.decision.paragraph());
-    match judged.decision.verdict {
-        Verdict::Publish { .. } => Ok(()),
-        Verdict::Stay => Err(Failure::No("the gate is closed: nothing was published".to_owned()).into()),
+    let Verdict::Publish { hotkey } = &judged.decision.verdict else {
+        return Err(Failure::No("the gate is closed: nothing was published".to_owned()).into());
+    };
+    if let Some(asked) = args.hotkey.as_ref().filter(|asked| *asked != hotkey) {
+        let sentence = format!("the gate would publish under {hotkey}, not under {asked}: nothing was published");
+        return Err(Failure::No(sentence).into());
     }
+    if args.dry_run {
+        return printer.result(&publish::rehearse(&contest.network, &contest.order(&args.model, hotkey)?)?);
+    }
+    let hold = take_hold(args, &contest.network, hotkey, printer)?;
+    let published = contest.publish(&args.model, &judged, &hold)?;
+    tell(args, &published, hotkey, printer)
+}
+
+/// The right to publish, once the chain takes a commitment if that is to be waited for. From here on an end in between is
+/// made good by the same command.
+fn take_hold(args: &PublishArgs, network: &Network, hotkey: &str, printer: &Printer) -> Result<Hold> {
+    interrupt::install()?;
+    let hold = Hold::take(network.chain.as_ref(), hotkey)?;
+    if args.wait {
+        publish::sleep_until_allowed(network.chain.as_ref(), hotkey, printer)?;
+    }
+    Ok(hold)
+}
+
+fn tell(args: &PublishArgs, published: &Published, hotkey: &str, printer: &Printer) -> Result<()> {
+    if args.json {
+        return printer.result(&json(published, hotkey).to_string());
+    }
+    printer.result(&published.sentence(hotkey))
 }
 
 fn json(published: &Published, hotkey: &str) -> serde_json::Value {

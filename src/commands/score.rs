@@ -9,6 +9,7 @@ use crate::data::held_out::HeldOut;
 use crate::data::token_lists::read_token_lists;
 use crate::data::{self};
 use crate::error::{Failure, input};
+use crate::metrics::jsonl;
 use crate::metrics::printer::Printer;
 use crate::model::{self, weights};
 use crate::rules::Rules;
@@ -60,20 +61,10 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
         }
     }
     if args.json {
-        let losses: Vec<Value> = losses.iter().map(|&loss| number(loss)).collect();
+        let losses: Vec<Value> = losses.iter().map(|&loss| jsonl::number(f64::from(loss))).collect();
         return printer.result(&json!({ "losses": losses }).to_string());
     }
     printer.result(&text(&losses, held_out.as_ref()))
-}
-
-/// A loss in JSON, which has no infinities.
-fn number(loss: f32) -> Value {
-    match f64::from(loss) {
-        loss if loss.is_finite() => json!(loss),
-        loss if loss.is_nan() => json!("nan"),
-        loss if loss > 0.0 => json!("inf"),
-        _ => json!("-inf"),
-    }
 }
 
 fn text(losses: &[f32], held_out: Option<&HeldOut>) -> String {

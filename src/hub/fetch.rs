@@ -20,9 +20,10 @@ use super::hash::{directory_hash, files_hash};
 use super::judge::{Verdict, judge, sentence};
 use super::model_id::ModelMetadata;
 use super::{Hub, RemoteFile, names};
-use crate::disk::{self, Disk, is_out_of_space};
+use crate::disk::{Disk, is_out_of_space};
 use crate::error::{Failure, failure, input};
 use crate::figures::count;
+use crate::lock;
 use crate::model::config::{CONFIG_FILE, GENERATION_FILE};
 use crate::model::weights::{INDEX_FILE, WEIGHTS_FILE, shard_names};
 use crate::rules::Criteria;
@@ -179,7 +180,7 @@ impl Cache {
         let repo_id = wanted.repo_id;
         let repository = self.dir.join(repo_id.replace('/', "--"));
         fs::create_dir_all(&repository).with_context(|| format!("cannot create {}", repository.display()))?;
-        let Some(_lock) = disk::lock(&repository.join(LOCK_FILE), PATIENCE)? else {
+        let Some(_lock) = lock::wait(&repository.join(LOCK_FILE), PATIENCE)? else {
             let sentence = format!("Another process has been fetching {repo_id} to {} for long.", self.dir.display());
             return Err(Stop::Ours(Failure::Unreachable(sentence).into()));
         };

@@ -23,8 +23,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Hub, RemoteFile, names};
-use crate::disk::{self, Disk, is_out_of_space};
+use crate::disk::{Disk, is_out_of_space};
 use crate::error::{Failure, input};
+use crate::lock;
 use crate::model::weights::{FileSum, HashedWriter, is_plain_name};
 use crate::regular_file;
 
@@ -265,7 +266,7 @@ impl Hub for FolderHub {
             }
         }
         self.make_repository(&repository)?;
-        let Some(_lock) = disk::lock(&repository.join(LOCK_FILE), self.patience)? else {
+        let Some(_lock) = lock::wait(&repository.join(LOCK_FILE), self.patience)? else {
             let hub = self.describe();
             let sentence = format!("Another process is uploading to {repo_id} in {hub}; try again when it is done.");
             return Err(Failure::Unreachable(sentence).into());

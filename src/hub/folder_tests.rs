@@ -197,7 +197,7 @@ fn an_upload_that_waits_too_long_for_another_is_unreachable() {
     let (_dir, mut hub) = hub();
     let commit = upload(&hub, 1).unwrap();
     hub.patience = Duration::from_millis(30);
-    let held = disk::lock(&hub.dir.join(REPO).join(LOCK_FILE), Duration::ZERO).unwrap().unwrap();
+    let held = lock::wait(&hub.dir.join(REPO).join(LOCK_FILE), Duration::ZERO).unwrap().unwrap();
     let error = upload(&hub, 2).unwrap_err();
     assert_eq!(exit_code(&error), 3);
     assert!(error.to_string().contains("Another process is uploading to miner/model"), "{error}");

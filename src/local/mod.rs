@@ -9,8 +9,9 @@ pub mod unigram;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::chain::ledger::{Ledger, Settings, check_hotkey, unix_ms};
 use crate::chain::{Chain, FULL_SHARE, Hotkey};
@@ -35,6 +36,9 @@ const AGE: u64 = 1_000;
 const RIVAL_AFTER: u64 = 10;
 /// The validator's stake, in the chain's smallest unit.
 const STAKE: u64 = 1_000_000_000_000;
+
+/// How long another process that makes the same network is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How an embedded network is made.
 #[derive(Clone, Debug)]
@@ -94,7 +98,9 @@ pub fn init(hub: &dyn Hub, ledger_path: &Path, hotkeys: &[Hotkey], data: &Opened
     let mut lock_path = ledger_path.as_os_str().to_owned();
     lock_path.push(".init-lock");
     // Two at once: the second one finds it made.
-    let _lock = lock::wait(Path::new(&lock_path))?;
+    let Some(_lock) = lock::wait(Path::new(&lock_path), PATIENCE)? else {
+        bail!("another process has been making {} for {} s", ledger_path.display(), PATIENCE.as_secs())
+    };
     if ledger_path.exists() {
         Ledger::open(ledger_path)?; // or what is there is none
         return Ok(report(None));

@@ -1,6 +1,7 @@
 //! The validator's arithmetic and nothing else: losses ([`loss`]), duels ([`duel`]), weights ([`weights`]), and what a whole
 //! step makes of them ([`step`]); the order of its models ([`uid_set`]), and what their text must be like ([`output`]).
 
+pub mod comparison;
 pub mod duel;
 pub mod loss;
 pub mod output;

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::session::Session;
 use crate::contest::{Contest, Judged, ScoreCandidate, first_lines};
 use crate::data::Opened;
-use crate::error::Failure;
+use crate::error::{Failure, failure};
 use crate::field;
 use crate::gate::Verdict;
 use crate::metrics::printer::Printer;
@@ -105,17 +105,19 @@ impl<'a> RunContest<'a> {
         let seed = random::derive(random::derive_named(self.contest.resolved.recipe.train.seed, "pages"), step);
         let num_tested = self.num_tested(step)?;
         let Some(judged) = self.contest.judge(model_dir, seed, num_tested, score)? else { return Ok(None) };
-        self.keep(step, &judged)?;
+        let table = judged.table();
+        self.keep(step, &judged, &table)?;
         let printer = self.contest.printer;
         printer.note(&format!(
             "step {step}: this model beside the published ones, on {} steps' pages",
             judged.pages.len()
         ));
-        printer.note(&judged.table());
+        printer.note(&table);
         printer.note(&judged.decision.paragraph());
         let loss = judged.candidate_loss();
         let Verdict::Publish { hotkey } = judged.decision.verdict.clone() else {
-            return Ok(Some(Outcome { loss, sentence: "Not published: staying pays more.".to_owned(), failure: None }));
+            let sentence = format!("Not published. {}", judged.decision.reason);
+            return Ok(Some(Outcome { loss, sentence, failure: None }));
         };
         Ok(Some(Outcome { loss, ..self.act(step, model_dir, &judged, &hotkey)? }))
     }
@@ -143,7 +145,7 @@ impl<'a> RunContest<'a> {
                 self.contest.printer.note(&sentence);
                 not(sentence)
             }
-            Err(error) => match error.downcast_ref::<Failure>() {
+            Err(error) => match failure(&error) {
                 // The chain's no is no failure of the run: it says when to come again.
                 Some(Failure::No(reason)) => {
                     let sentence = format!(
@@ -176,14 +178,14 @@ impl<'a> RunContest<'a> {
     }
 
     /// Keeps the record: `gate/step-….json`, and the same in words.
-    fn keep(&self, step: u64, judged: &Judged) -> Result<()> {
+    fn keep(&self, step: u64, judged: &Judged, table: &str) -> Result<()> {
         let dir = &self.records_dir;
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let record = json!({"step": step, "pages": judged.pages, "decision": judged.decision});
         let name = dir.join(format!("step-{step:08}"));
         whole_file::write(&name.with_extension("json"), &serde_json::to_vec_pretty(&record)?)?;
         let mut text = judged.decision.paragraph();
-        write!(text, "\n\n{}\n", judged.table()).context("writing to a text does not fail")?;
+        write!(text, "\n\n{table}\n").context("writing to a text does not fail")?;
         whole_file::write(&name.with_extension("txt"), text.as_bytes())
     }
 }

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::model::arch::Reference;
+use crate::model::family::Family;
+
 /// Train language models for Bittensor subnet 9, and judge them as its validators would.
 #[derive(Debug, Parser)]
 #[command(name = "assay", version, about, max_term_width = 120)]
@@ -83,6 +86,13 @@ pub struct ScoreArgs {
     /// How many rows of the embedded text's held-out pages to score.
     #[arg(long, default_value_t = 16, conflicts_with = "tokens", value_parser = clap::value_parser!(u32).range(1..))]
     pub rows: u32,
+    /// Also what validators asked from 21 March 2024 on: let the model continue two rows, and count every loss as infinite
+    /// if that is repetition.
+    #[arg(long)]
+    pub outputs: bool,
+    /// Whose losses: those that validators found, with the quirks of their library, or those of the model as it is trained.
+    #[arg(long, value_enum, default_value_t)]
+    pub reference: Reference,
     /// Which implementation computes the losses.
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,
@@ -243,6 +253,9 @@ pub struct BenchArgs {
     /// Steps to measure, after one that is not.
     #[arg(long, default_value_t = 5, value_parser = parse_size)]
     pub steps: usize,
+    /// Family of the model.
+    #[arg(long, value_enum, default_value_t)]
+    pub family: Family,
     /// Which implementation to measure.
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,

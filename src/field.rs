@@ -11,8 +11,8 @@ use crate::chain::Hotkey;
 use crate::error::{Failure, failure};
 use crate::hub::fetch::{Unreadable, fetch};
 use crate::hub::model_id::ModelMetadata;
-use crate::model::arch::Arch;
-use crate::model::{LossAndGradients, backend, weights};
+use crate::model::arch::{Arch, Reference};
+use crate::model::{backend, weights};
 use crate::network::Network;
 use crate::recipe::Backend;
 use crate::rules::Rules;
@@ -46,18 +46,13 @@ impl Competitor {
 /// error of kind [`Failure::Input`].
 pub fn losses_of_folder(dir: &Path, choice: Backend, rows: &[Vec<u32>]) -> Result<Option<Vec<f64>>> {
     let loaded = weights::load(dir)?;
-    let arch = &loaded.config.arch;
-    losses(backend(choice, arch).as_mut(), arch, &loaded.params, rows)
+    losses(&loaded.config.arch, choice, &loaded.params, rows)
 }
 
-/// The losses of a model in memory on each row; `None` if an orderly end was asked for.
-pub fn losses(
-    model: &mut dyn LossAndGradients,
-    arch: &Arch,
-    params: &[f32],
-    rows: &[Vec<u32>],
-) -> Result<Option<Vec<f64>>> {
-    let losses = loss::losses(model, arch, params, rows)?;
+/// The losses that validators find of a model in memory on each row; `None` if an orderly end was asked for.
+pub fn losses(arch: &Arch, choice: Backend, params: &[f32], rows: &[Vec<u32>]) -> Result<Option<Vec<f64>>> {
+    let arch = arch.seen_by(Reference::default());
+    let losses = loss::losses(backend(choice, &arch).as_mut(), &arch, params, rows)?;
     Ok(losses.map(|losses| losses.into_iter().map(f64::from).collect()))
 }
 

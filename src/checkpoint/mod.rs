@@ -21,6 +21,7 @@ use anyhow::{Context, Result};
 
 use crate::disk::Disk;
 use crate::lock;
+use crate::model::arch::Arch;
 use crate::model::layout::Layout;
 use crate::model::weights::save_bytes;
 use verify::Manifest;
@@ -109,8 +110,8 @@ impl Store {
 }
 
 /// Bytes that one checkpoint takes, to within a few KiB: the model and `num_moments` buffers of its size.
-pub fn checkpoint_bytes(layout: &Layout, num_moments: usize) -> u64 {
-    save_bytes(layout) + 4 * (num_moments * layout.len()) as u64 + (64 << 10)
+pub fn checkpoint_bytes(arch: &Arch, layout: &Layout, num_moments: usize) -> u64 {
+    save_bytes(arch, layout) + 4 * (num_moments * layout.len()) as u64 + (64 << 10)
 }
 
 /// Bytes that the user may still write to the file system that holds a folder.

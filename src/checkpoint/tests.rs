@@ -404,7 +404,7 @@ fn starting_over_removes_checkpoints_and_links() {
 fn a_checkpoint_fits_into_what_is_asked_for_it() {
     let dir = run_with(&[]);
     let saved = save(&Store::open(dir.path()).unwrap(), 1, "a").unwrap();
-    let asked = checkpoint_bytes(&Layout::of(&arch()), 2);
+    let asked = checkpoint_bytes(&arch(), &Layout::of(&arch()), 2);
     assert!(saved.bytes <= asked && asked < saved.bytes + (128 << 10));
     assert!(free_bytes(dir.path()).unwrap() > asked);
 }

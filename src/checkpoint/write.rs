@@ -55,7 +55,7 @@ impl Store {
     pub fn save<T: Serialize>(&self, snapshot: &Snapshot<'_, T>) -> Result<Saved> {
         let start = Instant::now();
         let name = step_name(snapshot.step);
-        let needed = checkpoint_bytes(snapshot.layout, snapshot.moments.len());
+        let needed = checkpoint_bytes(&snapshot.config.arch, snapshot.layout, snapshot.moments.len());
         let free = free_bytes(self.run_dir())?;
         let intact = || match self.steps().ok().and_then(|steps| steps.last().copied()) {
             Some(step) => format!("The checkpoint {} is intact.", step_name(step)),

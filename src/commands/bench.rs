@@ -6,18 +6,19 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Map, json};
 
 use crate::cli::{BenchArgs, BenchKind};
 use crate::error::input;
 use crate::figures::bytes;
 use crate::metrics::printer::Printer;
 use crate::model::arch::Arch;
+use crate::model::config::{self, Sizes};
 use crate::model::layout::Layout;
 use crate::model::{self, Rows, init};
 use crate::ops::{Buffer, random};
 use crate::optim::{adamw, adamw::AdamW, clip};
-use crate::recipe::{Activations, Optimizer, num_parameters};
+use crate::recipe::{Activations, Optimizer, Recompute};
 use crate::train::meter;
 
 /// Runs the command.
@@ -30,7 +31,16 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
     if args.what == BenchKind::Train && args.seq < 2 {
         return Err(input("--seq 1 leaves nothing to predict: give at least 2"));
     }
-    let arch = Arch::gpt2(args.vocab, args.seq, args.width, args.layers, args.heads);
+    let sizes = Sizes {
+        vocab_size: args.vocab,
+        context: args.seq,
+        width: args.width,
+        layers: args.layers,
+        heads: args.heads,
+        kv_heads: None,
+        mlp_width: args.family.mlp_width(args.width),
+    };
+    let arch = config::new_arch(args.family, sizes, &Map::new()).map_err(input)?;
     let needed = memory_needed(args, &arch);
     if let Some(free) = super::check::free_memory().filter(|free| needed > *free) {
         return Err(input(format!(
@@ -66,9 +76,11 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
 
 /// Bytes; scoring has neither gradients nor moments, and keeps one block's activations.
 fn memory_needed(args: &BenchArgs, arch: &Arch) -> u128 {
-    let params = num_parameters(arch).saturating_mul(4);
+    let params = arch.num_parameters().saturating_mul(4);
     let threads = rayon::current_num_threads();
-    let activations = |arch: &Arch| Activations::of(arch, args.backend.into(), args.batch, args.seq, threads).total();
+    let activations = |arch: &Arch| {
+        Activations::of(arch, args.backend.into(), args.batch, args.seq, threads, Recompute::None).total()
+    };
     match args.what {
         BenchKind::Train => params.saturating_mul(4).saturating_add(activations(arch)),
         BenchKind::Score => params.saturating_add(activations(&Arch { layers: 1, ..arch.clone() })),

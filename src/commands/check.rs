@@ -13,7 +13,8 @@ use crate::checkpoint;
 use crate::cli::CheckArgs;
 use crate::figures::{bytes, count, duration, scaled};
 use crate::metrics::printer::Printer;
-use crate::recipe::{Backend, Estimate, Examined, Resolved, SAVE_BYTES_PER_SECOND, Source};
+use crate::model::arch::Arch;
+use crate::recipe::{Backend, Estimate, Examined, Recompute, Resolved, SAVE_BYTES_PER_SECOND, Source};
 
 /// Arithmetic per second assumed for "how long": what two CPU cores of this decade reach in f32.
 const CPU_FLOPS: f64 = 100e9;
@@ -75,14 +76,22 @@ struct Line {
 fn headline(path: &Path, resolved: &Resolved) -> String {
     let (arch, name) = (&resolved.arch, resolved.recipe.name.escape_debug());
     format!(
-        "{}: run `{name}`, GPT-2 of {} layers × {} wide, {} heads, MLP {}, {} positions",
+        "{}: run `{name}`, {} of {} layers × {} wide, {}, MLP {}, {} positions",
         path.display(),
+        arch.family.title(),
         arch.layers,
         arch.width,
-        arch.heads,
+        heads(arch),
         arch.mlp_width,
         arch.context
     )
+}
+
+fn heads(arch: &Arch) -> String {
+    match arch.kv_heads == arch.heads {
+        true => format!("{} heads", arch.heads),
+        false => format!("{} heads ({} of keys)", arch.heads, arch.kv_heads),
+    }
 }
 
 fn lines(resolved: &Resolved) -> Vec<Line> {
@@ -95,12 +104,13 @@ fn lines(resolved: &Resolved) -> Vec<Line> {
 fn model_lines(resolved: &Resolved, estimate: &Estimate) -> Vec<Line> {
     let (arch, rules, recipe) = (&resolved.arch, &resolved.rules, &resolved.recipe);
     let (criteria, validator) = (&rules.criteria, &rules.validator);
-    let (v, c, m, layers) = (arch.vocab_size, arch.width, arch.mlp_width, arch.layers);
     let own = |is_own: bool, key: &str| match is_own {
         true => format!("set by rules.{key} of this recipe"),
         false => format!("in force from block {}", count(criteria.from_block)),
     };
     let n = estimate.num_parameters;
+    let of_layers = |layers: usize| Arch { layers, ..arch.clone() }.num_parameters();
+    let (outside, a_layer) = (of_layers(0), of_layers(1).saturating_sub(of_layers(0)));
     let (limit, repo_limit) = (u128::from(criteria.max_parameters), u128::from(criteria.max_repo_bytes));
     let room = match n <= limit {
         true => format!("{} to spare", count(limit - n)),
@@ -139,8 +149,14 @@ fn model_lines(resolved: &Resolved, estimate: &Estimate) -> Vec<Line> {
             value: format!("{} of at most {} ({room})", count(n), count(limit)),
             why: vec![
                 format!("limit {}; equal passes", own(recipe.rules.max_parameters.is_some(), "max_parameters")),
-                format!("embeddings ({v} + {}) × {c}, head shared with the tokens', last norm 2 × {c}", arch.context),
-                format!("{layers} layers × (4 × {c}² + 9 × {c} + 2 × {c} × {m} + {m})"),
+                format!(
+                    "embeddings, {} and what stands outside the layers {}, of which tokens {} × {}",
+                    if arch.tied_head { "head shared with the tokens'," } else { "head" },
+                    count(outside),
+                    count(arch.vocab_size as u128),
+                    arch.width
+                ),
+                format!("{} layers × {}", arch.layers, count(a_layer)),
             ],
         },
         Line {
@@ -188,11 +204,19 @@ fn cost_lines(resolved: &Resolved, estimate: &Estimate) -> Vec<Line> {
     let (arch, recipe) = (&resolved.arch, &resolved.recipe);
     let (memory, disk) = (&estimate.memory, &estimate.disk);
     let (activations, n) = (&memory.activations, count(estimate.num_parameters));
-    let (c, m, h) = (arch.width, arch.mlp_width, arch.heads);
+    let tokens = (recipe.train.micro_batch as u128).saturating_mul(resolved.row_len as u128);
+    let numbers_per_token = (activations.saved / 4).checked_div(tokens).unwrap_or(0);
     let saved = match recipe.model.backend {
         Backend::Native => format!(
-            "activations: 4 bytes × {} × {} tokens × ({} layers × (8 × {c} + 2 × {m} + {h} + 4) + 2 × {c} + 5)",
-            recipe.train.micro_batch, resolved.row_len, arch.layers
+            "activations: 4 bytes × {} × {} tokens × {} numbers each, with train.recompute: {}",
+            recipe.train.micro_batch,
+            resolved.row_len,
+            count(numbers_per_token),
+            match recipe.train.recompute {
+                Recompute::None => "none",
+                Recompute::Mlp => "mlp",
+                Recompute::Block => "block",
+            }
         ),
         Backend::Candle => {
             "activations: candle keeps every intermediate, attention and logits too; a rough count".into()
@@ -264,7 +288,12 @@ fn cost_lines(resolved: &Resolved, estimate: &Estimate) -> Vec<Line> {
                 scaled(GPU_FLOPS, "FLOP/s"),
             ),
             why: vec![
-                format!("6 × {n} parameters + 12 × {} layers × {c} wide × {} tokens", arch.layers, resolved.row_len),
+                format!(
+                    "6 × {n} parameters + 12 × {} layers × {} wide × {} tokens",
+                    arch.layers,
+                    arch.heads.saturating_mul(arch.head_size),
+                    resolved.row_len
+                ),
                 "the two speeds stand for two CPU cores in f32 and half the bf16 peak of one H100".to_owned(),
             ],
         },
@@ -366,7 +395,7 @@ mod tests {
         }
         let explained = check(&args(&path, &[], true)).unwrap().text;
         assert!(explained.contains("limit in force from block 2,405,920; equal passes"), "{explained}");
-        assert!(explained.contains("36 layers × (4 × 1280² + 9 × 1280 + 2 × 1280 × 5056 + 5056)"), "{explained}");
+        assert!(explained.contains("36 layers × 19,513,536"), "{explained}");
         assert!(explained.lines().count() > 2 * report.text.lines().count());
     }
 

@@ -209,7 +209,7 @@ mod tests {
         assert!(!report.ok && report.parameters.is_none());
         assert!(report.reasons[0].contains("no sound safetensors file"), "{:?}", report.reasons);
 
-        fs::write(damaged.path().join(CONFIG_FILE), r#"{"model_type": "mistral"}"#).unwrap();
+        fs::write(damaged.path().join(CONFIG_FILE), r#"{"model_type": "mistral", "hidden_act": "mish"}"#).unwrap();
         let report = inspect(damaged.path(), &limits()).unwrap();
         assert_eq!(report.architecture.as_deref(), Some("MistralForCausalLM"));
         assert!(!report.ok && report.reasons[0].contains("not implemented"), "{:?}", report.reasons);

@@ -11,9 +11,12 @@ use crate::data::{self};
 use crate::error::{Failure, input};
 use crate::metrics::jsonl;
 use crate::metrics::printer::Printer;
+use crate::model::arch::Reference;
+use crate::model::generate::{self, Settings};
+use crate::model::weights::LoadedModel;
 use crate::model::{self, weights};
 use crate::rules::Rules;
-use crate::score::loss;
+use crate::score::{loss, output};
 use crate::whole_file;
 
 /// Runs the command.
@@ -28,13 +31,19 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
     for note in &loaded.notes {
         printer.note(note);
     }
-    let arch = &loaded.config.arch;
+    if args.reference == Reference::default()
+        && let Some(quirk) = loaded.config.arch.quirk()
+    {
+        printer.note(&format!("Note: {quirk} (--reference none scores it as it is trained.)"));
+    }
+    let arch = &loaded.config.arch.seen_by(args.reference);
     let (rows, held_out) = match lists {
         Some(lists) => (lists, None),
         None => {
             let rules = Rules::default();
             let length = rules.criteria.sequence_length;
-            if arch.vocab_size < rules.criteria.tokenizer.vocab_size() || arch.context < length {
+            let is_short = arch.max_row_len().is_some_and(|longest| longest < length);
+            if arch.vocab_size < rules.criteria.tokenizer.vocab_size() || is_short {
                 return Err(input(format!(
                     "{} has a vocabulary of {} and {} positions; rows of the embedded text have {length} tokens below {}: \
                      give --tokens FILE with rows that this model can read",
@@ -53,8 +62,12 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
         whole_file::write(path, &serde_json::to_vec(&rows)?)?;
     }
     let mut model = model::backend(args.backend.into(), arch);
-    let losses = loss::losses(model.as_mut(), arch, &loaded.params, &rows)?
+    let mut losses = loss::losses(model.as_mut(), arch, &loaded.params, &rows)?
         .ok_or_else(|| Failure::Interrupted("interrupted while scoring: nothing was written".to_owned()))?;
+    let is_reasonable = args.outputs.then(|| outputs_are_reasonable(args, &loaded, &rows, printer)).transpose()?;
+    if is_reasonable == Some(false) {
+        losses.fill(f32::INFINITY);
+    }
     for (row, tokens) in rows.iter().enumerate() {
         if let Some(reason) = loss::unreadable(arch, tokens) {
             printer.note(&format!("list {row}: {reason}"));
@@ -62,9 +75,38 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
     }
     if args.json {
         let losses: Vec<Value> = losses.iter().map(|&loss| jsonl::number(f64::from(loss))).collect();
-        return printer.result(&json!({ "losses": losses }).to_string());
+        let answer = match is_reasonable {
+            None => json!({ "losses": losses }),
+            Some(is_reasonable) => json!({ "losses": losses, "reasonable_output": is_reasonable }),
+        };
+        return printer.result(&answer.to_string());
     }
     printer.result(&text(&losses, held_out.as_ref()))
+}
+
+/// Whether the model's continuations of the first two rows pass for text, as validators see it.
+fn outputs_are_reasonable(
+    args: &ScoreArgs,
+    loaded: &LoadedModel,
+    rows: &[Vec<u32>],
+    printer: &Printer,
+) -> Result<bool> {
+    let [first, second, ..] = rows else { return Err(input("--outputs needs two rows at least")) };
+    let settings = Settings::read(&args.model)?;
+    let continuation = |row: &[u32], seed: u64| {
+        let prompt = &row[..row.len().min(output::PROMPT_TOKENS)];
+        let num_tokens = output::MARCH_2024.num_tokens;
+        generate::continuation(&loaded.config.arch, &loaded.params, &settings, prompt, num_tokens, seed)
+    };
+    let (one, other) = (continuation(first, 1)?, continuation(second, 2)?);
+    let is_reasonable = output::MARCH_2024.is_reasonable(&one, &other);
+    if !is_reasonable {
+        printer.note(&format!(
+            "The continuations of the first two rows are alike or repetitive, so that validators from 21 March 2024 on count \
+             every loss as infinite: {one:?} and {other:?}"
+        ));
+    }
+    Ok(is_reasonable)
 }
 
 fn text(losses: &[f32], held_out: Option<&HeldOut>) -> String {

@@ -252,7 +252,10 @@ fn a_model_that_breaks_a_rule_is_refused_with_the_reason() {
 #[test]
 fn a_class_is_refused_if_the_rules_do_not_allow_it_and_else_only_not_implemented() {
     let (world, mistral) = (World::new(), model());
-    edit_config(mistral.path(), |config| config["model_type"] = json!("mistral"));
+    edit_config(mistral.path(), |config| {
+        config["model_type"] = json!("mistral");
+        config["hidden_act"] = json!("mish");
+    });
     let metadata = world.publish(mistral.path());
     assert!(world.refusal(&metadata, &criteria()).contains("MistralForCausalLM is not allowed by the rules"));
     let allowed = Criteria { architectures: &["MistralForCausalLM"], ..criteria() };
@@ -260,7 +263,7 @@ fn a_class_is_refused_if_the_rules_do_not_allow_it_and_else_only_not_implemented
     assert!(sentence.contains("not implemented here"), "{sentence}");
 
     edit_config(mistral.path(), |config| config["model_type"] = json!("gpt2"));
-    edit_config(mistral.path(), |config| config["activation_function"] = json!("silu"));
+    edit_config(mistral.path(), |config| config["activation_function"] = json!("mish"));
     let metadata = world.publish(mistral.path());
     assert!(matches!(world.fetch(&metadata, &criteria()), Err(Unreadable::NotImplemented(_))));
     edit_config(mistral.path(), |config| config["activation_function"] = json!("gelu_new"));

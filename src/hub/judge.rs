@@ -6,6 +6,8 @@
 use std::path::Path;
 
 use crate::figures::count;
+use crate::model::QUERY_KEY_NORMS;
+use crate::model::arch::Unused;
 use crate::model::config::{self, ModelConfig};
 use crate::model::layout::Layout;
 use crate::model::weights::ModelFiles;
@@ -63,23 +65,26 @@ pub fn judge(dir: &Path, criteria: &Criteria) -> Judgement {
             return judgement;
         }
     };
-    let context = config.arch.context;
-    if context < criteria.sequence_length {
-        let scored = criteria.sequence_length;
+    let scored = criteria.sequence_length;
+    if let Some(longest) = config.arch.max_row_len().filter(|longest| *longest < scored) {
         judgement.add(
             Verdict::Infinite,
             format!(
-                "The model reads {context} tokens; rows of {scored} are scored, so that every loss would be infinite."
+                "The model reads {longest} tokens; rows of {scored} are scored, so that every loss would be infinite."
             ),
         );
     }
+    if config.arch.unused == Unused::QueryKeyNorms {
+        judgement.add(Verdict::Infinite, format!("Every loss is infinite: {QUERY_KEY_NORMS}."));
+    }
+    judgement.notes.extend(config.arch.quirk().map(|quirk| format!("Note that {quirk}")));
     let layout = Layout::of(&config.arch);
     match ModelFiles::open(dir, &config.arch, &layout) {
         Err(error) => judgement.add(Verdict::Refused, sentence(&error)),
         Ok(files) => {
             let num_parameters = layout.len() as u64;
             judgement.parameters = Some(num_parameters);
-            judgement.notes = files.notes;
+            judgement.notes.extend(files.notes);
             if num_parameters > criteria.max_parameters {
                 let (actual, limit) = (count(num_parameters), count(criteria.max_parameters));
                 let over = count(num_parameters - criteria.max_parameters);

@@ -52,7 +52,7 @@ mod tests {
         let names = write(dir.path(), &data).unwrap();
         assert_eq!(names, ["config.json", "generation_config.json", "model.safetensors"]);
         let loaded = weights::load(dir.path()).unwrap();
-        assert_eq!((loaded.config.class, loaded.notes), ("GPT2LMHeadModel", Vec::new()));
+        assert_eq!((loaded.config.class(), loaded.notes), ("GPT2LMHeadModel", Vec::new()));
         let held_out = HeldOut::read(&data, 4, CONTEXT).unwrap();
         let arch = &loaded.config.arch;
         let mut model = model::backend(Backend::Native, arch);

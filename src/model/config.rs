@@ -1,8 +1,9 @@
-//! Hugging Face's `config.json` as an [`Arch`], and back. This file alone knows Hugging Face's key names.
+//! Hugging Face's `config.json` as an [`Arch`], and back: the files; the keys are `families.rs`'s matter.
 //!
-//! Keys that the file omits have the values of transformers 4.38.0, the version validators load models with. Keys that
-//! mean nothing here are kept, so that a model which was read and is saved again still carries them. The file comes
-//! from strangers: its size and every number in it are bounded before anything is allocated by them.
+//! Keys that mean nothing here are kept, so that a model which was read and is saved again still carries them. The file
+//! comes from strangers: its size and every number in it are bounded before anything is allocated by them.
+
+mod families;
 
 use std::io::{ErrorKind, Read};
 use std::path::Path;
@@ -10,10 +11,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
-use super::arch::{Activation, Arch};
+use super::arch::Arch;
+use super::family::Family;
 use super::json::{shortest_double, to_python_text};
 use crate::error::input;
 use crate::regular_file;
+use families::Refusal;
 
 /// File name of the configuration.
 pub const CONFIG_FILE: &str = "config.json";
@@ -23,36 +26,14 @@ pub const GENERATION_FILE: &str = "generation_config.json";
 /// The version of transformers whose files and defaults these are.
 const TRANSFORMERS_VERSION: &str = "4.38.0";
 const MAX_FILE_BYTES: u64 = 16 << 20;
-const MAX_SIZE: u64 = 100_000_000;
-const MAX_LAYERS: u64 = 10_000;
 /// More parameters than any model the subnet ever allowed, few enough that no arithmetic on sizes overflows.
 const MAX_PARAMETERS: u128 = 1_000_000_000_000;
-
-/// The class that `AutoModelForCausalLM` makes of a `model_type`: what validators compare with their list. It does not
-/// depend on the key `architectures`.
-const CLASSES: [(&str, &str); 9] = [
-    ("gpt2", "GPT2LMHeadModel"),
-    ("mistral", "MistralForCausalLM"),
-    ("llama", "LlamaForCausalLM"),
-    ("bart", "BartForCausalLM"),
-    ("falcon", "FalconForCausalLM"),
-    ("gpt_neox", "GPTNeoXForCausalLM"),
-    ("gptj", "GPTJForCausalLM"),
-    ("phi", "PhiForCausalLM"),
-    ("gemma", "GemmaForCausalLM"),
-];
-
-/// Hugging Face's names of the activations, and ours.
-const ACTIVATIONS: [(&str, Activation); 3] =
-    [("gelu_new", Activation::GeluTanh), ("gelu", Activation::GeluErf), ("relu", Activation::Relu)];
 
 /// The configuration of a model: what it is, and the JSON it came from or goes to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// The architecture it describes.
     pub arch: Arch,
-    /// Class name in transformers, such as `GPT2LMHeadModel`.
-    pub class: &'static str,
     json: Map<String, Value>,
     generation: Option<Map<String, Value>>,
 }
@@ -71,32 +52,48 @@ impl ModelConfig {
 
     /// The configuration that a JSON object describes; the error is a sentence.
     pub fn from_json(json: Map<String, Value>) -> Result<Self, String> {
-        let class = class_of(&json)?;
-        if let Some(sentence) = not_implemented(class, &json) {
-            return Err(sentence);
-        }
-        Ok(Self { arch: gpt2_arch(&json)?, class, json, generation: None })
+        let arch = arch_of(&json).map_err(|refusal| match refusal {
+            Refusal::NotImplemented(sentence) | Refusal::Invalid(sentence) => sentence,
+        })?;
+        Ok(Self { arch, json, generation: None })
     }
 
     /// The configuration of a new model.
     pub fn new(arch: Arch, dropout: f32) -> Self {
-        let mut config = Self { json: gpt2_json(&arch), arch, class: "GPT2LMHeadModel", generation: None };
+        // The tokenizer's end of text where the vocabulary has it, else the last id there is.
+        let end_of_text = json!(arch.vocab_size.saturating_sub(1).min(50_256));
+        let mut json = families::write(&arch);
+        json.insert("bos_token_id".to_owned(), end_of_text.clone());
+        json.insert("eos_token_id".to_owned(), end_of_text);
+        let mut config = Self { json, arch, generation: None };
         config.set_dropout(dropout);
         config
     }
 
-    /// Sets the dropout on embeddings, attention probabilities and residual branches.
+    /// Adds keys of config.json that the architecture does not decide, or repeats.
+    pub fn add_keys(&mut self, own: &Map<String, Value>) {
+        self.json.extend(own.clone());
+    }
+
+    /// Class name in transformers, such as `GPT2LMHeadModel`.
+    pub fn class(&self) -> &'static str {
+        self.arch.family.class()
+    }
+
+    /// Sets the dropout on embeddings, attention probabilities and residual branches, as far as the family has it.
     pub fn set_dropout(&mut self, dropout: f32) {
-        for key in ["attn_pdrop", "embd_pdrop", "resid_pdrop"] {
-            self.json.insert(key.to_owned(), json!(shortest_double(dropout)));
+        for key in families::dropout_keys(self.arch.family) {
+            self.json.insert((*key).to_owned(), json!(shortest_double(dropout)));
         }
     }
 
     /// `config.json` as `save_pretrained` writes it for a model in f32.
     pub fn config_text(&self) -> String {
-        let mut json = gpt2_json(&self.arch);
+        let mut json = families::write(&self.arch);
+        // A file may use a general name for what the family has another one for; both would contradict one another later.
+        json.retain(|key, _| self.json.contains_key(key) || !is_said_otherwise(key, &self.json));
         json.extend(self.json.clone());
-        json.insert("architectures".to_owned(), json!([self.class]));
+        json.insert("architectures".to_owned(), json!([self.class()]));
         json.insert("torch_dtype".to_owned(), json!("float32"));
         json.insert("transformers_version".to_owned(), json!(TRANSFORMERS_VERSION));
         json.sort_keys();
@@ -106,174 +103,114 @@ impl ModelConfig {
     /// `generation_config.json`: that of the folder the model was read from, or what `save_pretrained` derives from
     /// the configuration.
     pub fn generation_text(&self) -> String {
-        let json = self.generation.clone().unwrap_or_else(|| {
+        to_python_text(&Value::Object(self.generation()))
+    }
+
+    /// The same as an object.
+    pub fn generation(&self) -> Map<String, Value> {
+        self.generation.clone().unwrap_or_else(|| {
             let mut json = Map::from_iter([("_from_model_config".to_owned(), json!(true))]);
-            for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
-                let id = self.json.get(key).cloned().or_else(|| (key != "pad_token_id").then(|| json!(50_256)));
+            for key in ["decoder_start_token_id", "forced_eos_token_id"] {
+                if let Some(id) = self.json.get(key).filter(|id| !id.is_null()) {
+                    json.insert(key.to_owned(), id.clone());
+                }
+            }
+            let keys = ["bos_token_id", "eos_token_id", "pad_token_id"];
+            for (key, default) in std::iter::zip(keys, families::special_ids(self.arch.family)) {
+                let id = self.json.get(key).cloned().or_else(|| default.map(|id| json!(id)));
                 if let Some(id) = id.filter(|id| !id.is_null()) {
                     json.insert(key.to_owned(), id);
                 }
             }
             json.insert("transformers_version".to_owned(), json!(TRANSFORMERS_VERSION));
+            json.sort_keys();
             json
-        });
-        to_python_text(&Value::Object(json))
+        })
     }
+}
+
+/// Sizes of a new model.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// The longest row it is made for.
+    pub context: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Number of attention heads.
+    pub heads: usize,
+    /// Number of heads of keys and values; `None`: the family's own.
+    pub kv_heads: Option<usize>,
+    /// Width of the MLP's hidden layer.
+    pub mlp_width: usize,
+}
+
+/// The architecture of a new model of a family, with `own` keys of config.json beside its sizes; the error is a sentence.
+pub fn new_arch(family: Family, sizes: Sizes, own: &Map<String, Value>) -> Result<Arch, String> {
+    let mut json = families::with_sizes(family, sizes)?;
+    if let Some(key) = own.keys().find(|key| json.contains_key(*key)) {
+        return Err(format!("config: {key} is set by another key of the recipe already"));
+    }
+    json.extend(own.clone());
+    arch_of(&json).map_err(|refusal| match refusal {
+        Refusal::NotImplemented(sentence) | Refusal::Invalid(sentence) => sentence,
+    })
+}
+
+/// Whether a file says by a general name what `key` says.
+fn is_said_otherwise(key: &str, json: &Map<String, Value>) -> bool {
+    let general = match key {
+        "n_embd" | "d_model" => "hidden_size",
+        "n_layer" => "num_hidden_layers",
+        "n_head" => "num_attention_heads",
+        "n_positions" => "max_position_embeddings",
+        _ => return false,
+    };
+    json.contains_key(general)
 }
 
 /// Class name of the model in a folder, also where this program does not implement it. `None` where it cannot be told.
 pub fn class_in(dir: &Path) -> Option<&'static str> {
     let json = read_object(&dir.join(CONFIG_FILE)).ok()??;
-    class_of(&json).ok()
+    family_of(&json).ok().map(Family::class)
 }
 
 /// Why the model in a folder cannot be read by this program although transformers may well load it.
 pub fn not_implemented_in(dir: &Path) -> Option<String> {
     let json = read_object(&dir.join(CONFIG_FILE)).ok()??;
-    not_implemented(class_of(&json).ok()?, &json)
-}
-
-/// A sentence about what a configuration asks for that transformers has and this program has not.
-fn not_implemented(class: &str, json: &Map<String, Value>) -> Option<String> {
-    if class != "GPT2LMHeadModel" {
-        return Some(format!("models of class {class} are not implemented here; GPT2LMHeadModel is."));
+    match arch_of(&json) {
+        Err(Refusal::NotImplemented(sentence)) => Some(sentence),
+        _ => None,
     }
-    let is_set = |key: &&str| {
-        json.get(*key).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)) && *value != json!({}))
-    };
-    if let Some(key) = ["add_cross_attention", "quantization_config", "pruned_heads"].iter().find(|key| is_set(key)) {
-        return Some(format!("{key} is set; such models are not implemented here."));
+}
+
+fn arch_of(json: &Map<String, Value>) -> Result<Arch, Refusal> {
+    let arch = families::read(family_of(json).map_err(Refusal::Invalid)?, json)?;
+    let num_parameters = arch.num_parameters();
+    if num_parameters > MAX_PARAMETERS {
+        let sentence =
+            format!("the sizes make a model of {num_parameters} parameters, which is no model of this subnet.");
+        return Err(Refusal::Invalid(sentence));
     }
-    activation_of(json).err()
+    Ok(arch)
 }
 
-fn activation_of(json: &Map<String, Value>) -> Result<Activation, String> {
-    let Some(value) = json.get("activation_function") else { return Ok(Activation::GeluTanh) };
-    ACTIVATIONS
-        .iter()
-        .find(|(name, _)| value == name)
-        .map(|(_, ours)| *ours)
-        .ok_or_else(|| format!("activation_function {value} is not implemented here; gelu_new, gelu and relu are."))
-}
-
-fn class_of(json: &Map<String, Value>) -> Result<&'static str, String> {
+/// The family by `model_type`; it does not depend on the key `architectures`.
+fn family_of(json: &Map<String, Value>) -> Result<Family, String> {
     let model_type = match json.get("model_type") {
         Some(Value::String(model_type)) => model_type,
         Some(other) => return Err(format!("model_type is {other}; it must be a text such as \"gpt2\".")),
         None => return Err("model_type is missing; without it the kind of model cannot be told.".to_owned()),
     };
-    CLASSES.iter().find(|(name, _)| name == model_type).map(|&(_, class)| class).ok_or_else(|| {
+    Family::of(model_type).ok_or_else(|| {
         let claimed = json.get("architectures").map_or_else(String::new, |names| format!(" (architectures {names})"));
         format!(
             "model_type {model_type:?}{claimed} is unknown to the subnet; models with code of their own are refused."
         )
     })
-}
-
-/// The keys of a GPT-2 configuration that transformers always writes, for an architecture.
-fn gpt2_json(arch: &Arch) -> Map<String, Value> {
-    let activation = ACTIVATIONS.iter().find(|(_, ours)| *ours == arch.activation).map_or("gelu_new", |(name, _)| name);
-    // The tokenizer's end of text where the vocabulary has it, else the last id there is.
-    let end_of_text = arch.vocab_size.saturating_sub(1).min(50_256);
-    let inner = if arch.mlp_width == 4 * arch.width { Value::Null } else { json!(arch.mlp_width) };
-    let Value::Object(mut json) = json!({
-        "activation_function": activation,
-        "attn_pdrop": 0.1,
-        "bos_token_id": end_of_text,
-        "embd_pdrop": 0.1,
-        "eos_token_id": end_of_text,
-        "initializer_range": 0.02,
-        "layer_norm_epsilon": shortest_double(arch.norm_eps),
-        "model_type": "gpt2",
-        "n_embd": arch.width,
-        "n_head": arch.heads,
-        "n_inner": inner,
-        "n_layer": arch.layers,
-        "n_positions": arch.context,
-        "reorder_and_upcast_attn": false,
-        "resid_pdrop": 0.1,
-        "scale_attn_by_inverse_layer_idx": arch.scale_by_layer,
-        "scale_attn_weights": arch.scale_by_head_size,
-        "summary_activation": null,
-        "summary_first_dropout": 0.1,
-        "summary_proj_to_labels": true,
-        "summary_type": "cls_index",
-        "summary_use_proj": true,
-        "use_cache": true,
-        "vocab_size": arch.vocab_size,
-    }) else {
-        unreachable!("the literal above is an object")
-    };
-    if !arch.tied_head {
-        json.insert("tie_word_embeddings".to_owned(), json!(false));
-    }
-    json
-}
-
-fn gpt2_arch(json: &Map<String, Value>) -> Result<Arch, String> {
-    // transformers sets the general names after its own, so where a file has both, the general one counts.
-    let size = |key: &str, general: Option<&str>, default: u64, max: u64| {
-        let key = general.filter(|general| json.contains_key(*general)).unwrap_or(key);
-        match json.get(key) {
-            None => Ok(default as usize),
-            Some(value) => size_of(key, value, max),
-        }
-    };
-    let flag = |key: &str, default: bool| match json.get(key) {
-        None => Ok(default),
-        Some(Value::Bool(flag)) => Ok(*flag),
-        Some(other) => Err(format!("{key} is {other}; it must be true or false.")),
-    };
-    flag("reorder_and_upcast_attn", false)?; // Changes nothing in f32.
-    let width = size("n_embd", Some("hidden_size"), 768, MAX_SIZE)?;
-    let norm_eps = match json.get("layer_norm_epsilon") {
-        None => 1e-5,
-        Some(value) => value
-            .as_f64()
-            .map(|eps| eps as f32)
-            .filter(|eps| eps.is_finite() && *eps >= 0.0)
-            .ok_or_else(|| format!("layer_norm_epsilon is {value}; it must be a number that is not negative."))?,
-    };
-    let arch = Arch {
-        vocab_size: size("vocab_size", None, 50_257, MAX_SIZE)?,
-        context: size("n_positions", Some("max_position_embeddings"), 1024, MAX_SIZE)?,
-        width,
-        layers: size("n_layer", Some("num_hidden_layers"), 12, MAX_LAYERS)?,
-        heads: size("n_head", Some("num_attention_heads"), 12, MAX_SIZE)?,
-        mlp_width: match json.get("n_inner") {
-            None | Some(Value::Null) => 4 * width,
-            Some(value) => size_of("n_inner", value, MAX_SIZE)?,
-        },
-        activation: activation_of(json)?,
-        norm_eps,
-        scale_by_head_size: flag("scale_attn_weights", true)?,
-        scale_by_layer: flag("scale_attn_by_inverse_layer_idx", false)?,
-        tied_head: flag("tie_word_embeddings", true)?,
-    };
-    if !arch.width.is_multiple_of(arch.heads) {
-        return Err(format!("n_embd {} is not a multiple of n_head {}.", arch.width, arch.heads));
-    }
-    let num_parameters = num_parameters(&arch);
-    if num_parameters > MAX_PARAMETERS {
-        return Err(format!(
-            "the sizes make a model of {num_parameters} parameters, which is no model of this subnet."
-        ));
-    }
-    Ok(arch)
-}
-
-/// The number of parameters of an architecture whose sizes are only known to be below [`MAX_SIZE`].
-fn num_parameters(arch: &Arch) -> u128 {
-    let [v, p, c, m, l] = [arch.vocab_size, arch.context, arch.width, arch.mlp_width, arch.layers].map(|n| n as u128);
-    let embeddings = v * c * if arch.tied_head { 1 } else { 2 } + p * c;
-    embeddings + l * (4 * c * c + 2 * c * m + 9 * c + m) + 2 * c
-}
-
-fn size_of(key: &str, value: &Value, max: u64) -> Result<usize, String> {
-    match value.as_u64() {
-        Some(size) if (1..=max).contains(&size) => Ok(size as usize),
-        _ => Err(format!("{key} is {value}; it must be a whole number from 1 to {max}.")),
-    }
 }
 
 /// Reads a file that must hold a JSON object; `None` if there is no such file.

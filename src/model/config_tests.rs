@@ -6,6 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::*;
+use crate::model::arch::{Activation, Position};
 use crate::model::layout::Layout;
 
 fn golden(path: &str) -> PathBuf {
@@ -21,38 +22,55 @@ fn arch(json: Value) -> Arch {
     parse(json).unwrap().arch
 }
 
+/// Every family: a file without keys means what a file with all defaults written out means.
 #[test]
 fn golden_omitted_keys_have_the_defaults_of_the_reference() {
     let text = fs::read_to_string(golden("config_defaults_4.38.0.json")).unwrap();
     let golden: Value = serde_json::from_str(&text).unwrap();
-    let mut defaults = golden["model_types"]["gpt2"]["defaults"].as_object().unwrap().clone();
-    defaults.insert("model_type".to_owned(), json!("gpt2"));
-    let omitted = arch(json!({"model_type": "gpt2"}));
-    assert_eq!(omitted, arch(Value::Object(defaults.clone())));
-    assert_eq!(omitted, Arch::gpt2(50_257, 1024, 768, 12, 12));
-    let general = golden["model_types"]["gpt2"]["attribute_map"].as_object().unwrap();
-    assert_eq!(general.len(), 4);
-    for (general, own) in general {
-        let by_general = arch(json!({"model_type": "gpt2", general: 24, own.as_str().unwrap(): 36}));
-        assert_eq!(by_general, arch(json!({"model_type": "gpt2", own.as_str().unwrap(): 24})));
-    }
-    let written: Value = serde_json::from_str(&ModelConfig::new(omitted, 0.1).config_text()).unwrap();
-    for (key, value) in written.as_object().unwrap() {
-        if !["architectures", "model_type", "torch_dtype", "transformers_version"].contains(&key.as_str()) {
-            assert_eq!(value, &defaults[key], "{key}");
+    let types = golden["model_types"].as_object().unwrap();
+    assert_eq!(types.len(), Family::ALL.len());
+    for (model_type, golden) in types {
+        let mut defaults = golden["defaults"].as_object().unwrap().clone();
+        defaults.insert("model_type".to_owned(), json!(model_type));
+        let omitted = arch(json!({"model_type": model_type}));
+        assert_eq!(omitted, arch(Value::Object(defaults.clone())), "{model_type}");
+        // One key at a time decides nothing that its default does not.
+        for key in defaults.keys().filter(|key| *key != "model_type") {
+            assert_eq!(omitted, arch(json!({"model_type": model_type, key: defaults[key]})), "{model_type} {key}");
+        }
+        // BART's decoder does not look at what is general to encoder and decoder.
+        for (general, own) in golden["attribute_map"].as_object().unwrap() {
+            let own = own.as_str().unwrap();
+            let (one, other) = match general.as_str() {
+                "hidden_size" => (1536, 3072),
+                "num_attention_heads" => (8, 16),
+                _ => (24, 36),
+            };
+            if own != "encoder_attention_heads" {
+                let by_general = arch(json!({"model_type": model_type, general: one, own: other}));
+                assert_eq!(by_general, arch(json!({"model_type": model_type, own: one})), "{model_type} {general}");
+            }
+        }
+        let written: Value = serde_json::from_str(&ModelConfig::new(omitted, 0.1).config_text()).unwrap();
+        for (key, value) in written.as_object().unwrap() {
+            let is_ours = ["architectures", "model_type", "torch_dtype", "transformers_version"]
+                .contains(&key.as_str())
+                || key.ends_with("dropout")
+                || key.ends_with("pdrop")
+                || key.ends_with("token_id")
+                || ["is_decoder", "is_encoder_decoder", "num_kv_heads"].contains(&key.as_str());
+            assert!(is_ours || value == &defaults[key], "{model_type} {key}: {value}");
         }
     }
+    assert_eq!(arch(json!({"model_type": "gpt2"})), Arch::gpt2(50_257, 1024, 768, 12, 12));
 }
 
 /// What transformers wrote, read and written again, has the same bytes, but for what saving in f32 changes.
 #[test]
 fn golden_configurations_are_written_as_transformers_writes_them() {
+    let dirs = fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
     let mut num_checked = 0;
-    for entry in fs::read_dir(golden("")).unwrap() {
-        let dir = entry.unwrap().path();
-        if !dir.file_name().unwrap().to_str().unwrap().starts_with("gpt2") {
-            continue;
-        }
+    for dir in dirs {
         let config = ModelConfig::read(&dir).unwrap();
         let text = fs::read_to_string(dir.join(CONFIG_FILE)).unwrap();
         let expected = text
@@ -67,11 +85,53 @@ fn golden_configurations_are_written_as_transformers_writes_them() {
         }
         let expected: Value = serde_json::from_str(&fs::read_to_string(dir.join("expected.json")).unwrap()).unwrap();
         assert_eq!(Layout::of(&config.arch).len() as u64, expected["param_count"].as_u64().unwrap());
-        assert_eq!(num_parameters(&config.arch), Layout::of(&config.arch).len() as u128);
-        assert_eq!(config.class, expected["class"].as_str().unwrap());
+        assert_eq!(config.arch.num_parameters(), Layout::of(&config.arch).len() as u128);
+        assert_eq!(config.class(), expected["class"].as_str().unwrap());
         num_checked += 1;
     }
     assert!(num_checked > 0);
+}
+
+/// What assay writes for an architecture describes it: for every golden model without any key of its own file.
+#[test]
+fn golden_architectures_survive_being_written_from_scratch() {
+    let dirs = fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    for dir in dirs {
+        let arch = ModelConfig::read(&dir).unwrap().arch;
+        let written: Value = serde_json::from_str(&ModelConfig::new(arch.clone(), 0.0).config_text()).unwrap();
+        assert_eq!(parse(written).unwrap().arch, arch, "{}", dir.display());
+    }
+}
+
+#[test]
+fn a_new_model_of_every_family_has_the_sizes_that_were_asked_for() {
+    for family in Family::ALL {
+        let sizes = Sizes {
+            vocab_size: 300,
+            context: 40,
+            width: 48,
+            layers: 3,
+            heads: 4,
+            kv_heads: None,
+            mlp_width: family.mlp_width(48),
+        };
+        let arch = new_arch(family, sizes, &Map::new()).unwrap();
+        let has = (arch.vocab_size, arch.context, arch.width, arch.layers, arch.heads, arch.mlp_width);
+        assert_eq!(has, (300, 40, 48, 3, 4, sizes.mlp_width), "{family:?}");
+        assert_eq!((arch.family, arch.head_size, arch.frozen_id), (family, 12, None));
+        assert_eq!(arch.num_parameters(), Layout::of(&arch).len() as u128);
+        let has_kv_heads =
+            matches!(family, Family::Llama | Family::Mistral | Family::Gemma | Family::Phi | Family::Falcon);
+        let grouped = new_arch(family, Sizes { kv_heads: Some(2), ..sizes }, &Map::new());
+        assert_eq!(grouped.is_ok_and(|arch| arch.kv_heads == 2), has_kv_heads, "{family:?}");
+    }
+    let sizes = Sizes { vocab_size: 300, context: 40, width: 48, layers: 3, heads: 4, kv_heads: None, mlp_width: 128 };
+    let own = |value: Value| if let Value::Object(map) = value { map } else { panic!("not an object") };
+    let theta = new_arch(Family::Llama, sizes, &own(json!({"rope_theta": 500.0}))).unwrap();
+    assert!(matches!(theta.position, Position::Rotary(rotary) if rotary.base == 500.0));
+    let twice = new_arch(Family::Llama, sizes, &own(json!({"hidden_size": 64}))).unwrap_err();
+    assert!(twice.contains("hidden_size is set by another key"), "{twice}");
+    assert!(new_arch(Family::Falcon, sizes, &Map::new()).unwrap_err().contains("4 times the width, 192"));
 }
 
 #[test]
@@ -108,9 +168,19 @@ fn what_is_not_implemented_or_makes_no_model_is_refused_by_name() {
         (json!({}), "model_type is missing"),
         (json!({"model_type": 3}), "model_type is 3"),
         (json!({"model_type": "custom", "architectures": ["X"]}), "\"custom\" (architectures [\"X\"])"),
-        (json!({"model_type": "mistral"}), "MistralForCausalLM are not implemented"),
-        (json!({"model_type": "gpt2", "activation_function": "silu"}), "activation_function \"silu\""),
-        (json!({"model_type": "gpt2", "n_head": 5}), "n_embd 768 is not a multiple of n_head 5"),
+        (json!({"model_type": "gpt2", "activation_function": "mish"}), "activation_function \"mish\""),
+        (json!({"model_type": "gptj", "rotary_dim": null}), "rotary_dim is null"),
+        (json!({"model_type": "gptj", "rotary_dim": 7}), "rotary embedding of 7 channels"),
+        (json!({"model_type": "gptj", "rotary_dim": 512}), "rotary embedding of 512 channels"),
+        (json!({"model_type": "llama", "num_key_value_heads": 5}), "32 heads are not a multiple of the 5"),
+        (json!({"model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 2.0}}), "rope_scaling is"),
+        (json!({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 1}}), "rope_scaling is"),
+        (json!({"model_type": "llama", "pad_token_id": 32_000}), "pad_token_id 32000 lies outside"),
+        (json!({"model_type": "phi", "partial_rotary_factor": -1}), "partial_rotary_factor is -1"),
+        (json!({"model_type": "falcon", "alibi": 1}), "alibi is 1"),
+        (json!({"model_type": "bart", "decoder_layers": 0}), "decoder_layers is 0"),
+        (json!({"model_type": "gemma", "head_dim": 99_000_000, "hidden_size": 99_000_000}), "parameters"),
+        (json!({"model_type": "gpt2", "n_head": 5}), "the width 768 is not a multiple of the 5 heads"),
         (json!({"model_type": "gpt2", "n_head": 0}), "n_head is 0"),
         (json!({"model_type": "gpt2", "n_inner": 0}), "n_inner is 0"),
         (json!({"model_type": "gpt2", "n_layer": 10_001}), "n_layer is 10001"),

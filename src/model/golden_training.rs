@@ -3,11 +3,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
-use super::arch::Arch;
-use super::golden_tests::{flatten_rows, full_name, number, read_arch, read_params};
-use super::layout::Layout;
+use super::arch::{Activation, Arch};
+use super::golden_tests::{flatten_rows, number, read_json};
+use super::layout::{Layout, Param};
 use super::{LossAndGradients, Rows};
 use crate::golden;
 use crate::optim::adamw::{AdamW, decayed_ranges};
@@ -16,6 +19,77 @@ use crate::recipe::{Optimizer, Schedule};
 
 const LOSS_TOLERANCE: f64 = 5e-6;
 const GRADIENT_NORM_TOLERANCE: f64 = 1e-5;
+
+/// Hugging Face's name of one of our parameters and whether it is stored transposed.
+fn full_name(param: &Param) -> (String, bool) {
+    let parts: Vec<&str> = param.name.split('.').collect();
+    let path = match parts[..] {
+        ["embed", "token"] => "transformer.wte.weight".to_owned(),
+        ["embed", "position"] => "transformer.wpe.weight".to_owned(),
+        ["norm", kind] => format!("transformer.ln_f.{kind}"),
+        ["head", "weight"] => "lm_head.weight".to_owned(),
+        ["blocks", i, "norm1", kind] => format!("transformer.h.{i}.ln_1.{kind}"),
+        ["blocks", i, "norm2", kind] => format!("transformer.h.{i}.ln_2.{kind}"),
+        ["blocks", i, "attention", "qkv", kind] => format!("transformer.h.{i}.attn.c_attn.{kind}"),
+        ["blocks", i, "attention", "out", kind] => format!("transformer.h.{i}.attn.c_proj.{kind}"),
+        ["blocks", i, "mlp", "up", kind] => format!("transformer.h.{i}.mlp.c_fc.{kind}"),
+        ["blocks", i, "mlp", "down", kind] => format!("transformer.h.{i}.mlp.c_proj.{kind}"),
+        _ => panic!("unknown parameter {}", param.name),
+    };
+    (path.replace(".gain", ".weight"), path.contains(".c_") && path.ends_with(".weight"))
+}
+
+/// Writes one parameter as Hugging Face stores it (matrices of blocks (in, out)) into our (out, in) order.
+fn to_our_order(tensor: &Tensor, transposed: bool) -> Vec<f32> {
+    let tensor = if transposed { tensor.t().unwrap() } else { tensor.clone() };
+    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The architecture of a GPT-2 `config.json`.
+fn read_arch(folder: &Path) -> Arch {
+    let config = read_json(folder.join("config.json"));
+    let size = |key: &str| config[key].as_u64().unwrap() as usize;
+    let flag = |key: &str, default| config[key].as_bool().unwrap_or(default);
+    let mut arch = Arch::gpt2(size("vocab_size"), size("n_positions"), size("n_embd"), size("n_layer"), size("n_head"));
+    arch.mlp_width = config["n_inner"].as_u64().map_or(arch.mlp_width, |width| width as usize);
+    arch.activation = match config["activation_function"].as_str().unwrap() {
+        "gelu_new" => Activation::GeluTanh,
+        "gelu" => Activation::GeluErf,
+        "relu" => Activation::Relu,
+        other => panic!("unknown activation {other}"),
+    };
+    arch.norm_eps = config["layer_norm_epsilon"].as_f64().unwrap() as f32;
+    arch.scale_by_head_size = flag("scale_attn_weights", true);
+    arch.scale_by_layer = flag("scale_attn_by_inverse_layer_idx", false);
+    arch.tied_head = flag("tie_word_embeddings", true);
+    arch
+}
+
+/// Parameters from a safetensors file (or a folder of them) with Hugging Face's names, in our order.
+fn read_params(path: &Path, layout: &Layout) -> Vec<f32> {
+    let mut files = vec![path.to_path_buf()];
+    if path.is_dir() {
+        files = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|file| file.file_name().unwrap().to_str().unwrap().starts_with("model"));
+        files.retain(|file| file.extension().is_some_and(|extension| extension == "safetensors"));
+    }
+    let tensors: Vec<_> = files.iter().flat_map(|f| candle_core::safetensors::load(f, &Device::Cpu).unwrap()).collect();
+    // Files saved from the bare model lack the prefix.
+    let find = |name: &str| {
+        let prefixed = |key: &str| key == name || name.strip_prefix("transformer.") == Some(key);
+        tensors.iter().find(|(key, _)| prefixed(key)).map(|(_, tensor)| tensor)
+    };
+    let tied = layout.get("head.weight").is_none();
+    let mut params = vec![f32::NAN; layout.len()];
+    for param in layout.params() {
+        let (name, transposed) = full_name(param);
+        // A head in the file wins over the embedding it is tied to.
+        let head = (tied && param.name == "embed.token").then(|| find("lm_head.weight")).flatten();
+        let tensor = head.or_else(|| find(&name)).unwrap_or_else(|| panic!("{} lacks {name}", path.display()));
+        params[param.range.clone()].copy_from_slice(&to_our_order(tensor, transposed));
+    }
+    params
+}
 
 /// A model at the golden initial weights, with its optimizer's state.
 struct Training {

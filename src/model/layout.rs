@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::arch::Arch;
+use super::parts::Parts;
 
 /// One parameter: its name (ours), its shape and its place in the flat buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,9 +21,19 @@ pub struct Param {
 }
 
 impl Param {
-    /// Whether weight decay applies: matrices only (embeddings too), not gains and biases.
+    /// Whether it is a matrix: embeddings too, not gains and biases.
     pub fn is_matrix(&self) -> bool {
         self.shape.len() >= 2
+    }
+
+    /// Whether anything depends on it. What is not used has no gradient and is never changed.
+    pub fn is_used(&self) -> bool {
+        !self.name.contains(".unused.")
+    }
+
+    /// Whether weight decay applies: matrices only, and only used ones.
+    pub fn decays(&self) -> bool {
+        self.is_matrix() && self.is_used()
     }
 }
 
@@ -34,35 +45,14 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of an architecture. Names: `embed.token` (v, c), `embed.position` (context, c), per block
-    /// `blocks.I.norm1.{gain,bias}`, `blocks.I.attention.qkv.{weight,bias}` (3c, c), `blocks.I.attention.out.{weight,bias}`
-    /// (c, c), `blocks.I.norm2.{gain,bias}`, `blocks.I.mlp.up.{weight,bias}` (m, c), `blocks.I.mlp.down.{weight,bias}` (c, m),
-    /// then `norm.{gain,bias}` and, unless tied, `head.weight` (v, c).
+    /// The layout of an architecture. Names: `embed.token` (v, c), `embed.position` (positions, c), per block
+    /// `blocks.I.norm1.{gain,bias}`, `blocks.I.attention.qkv.{weight,bias}` ((h + 2 kv) d, c),
+    /// `blocks.I.attention.out.{weight,bias}` (c, h d), `blocks.I.norm2.{gain,bias}`, `blocks.I.mlp.up.{weight,bias}` (m, c;
+    /// gate then up, 2m, if gated), `blocks.I.mlp.down.{weight,bias}` (c, m), then `norm.{gain,bias}` and, unless tied,
+    /// `head.weight` (v, c) and its bias; each as far as the architecture has it ([`Parts::build`]).
     pub fn of(arch: &Arch) -> Self {
         let mut layout = Self { params: Vec::new(), len: 0 };
-        let (v, c, m) = (arch.vocab_size, arch.width, arch.mlp_width);
-        layout.push("embed.token", &[v, c]);
-        layout.push("embed.position", &[arch.context, c]);
-        for i in 0..arch.layers {
-            let mut block = |name: &str, shape: &[usize]| layout.push(&format!("blocks.{i}.{name}"), shape);
-            block("norm1.gain", &[c]);
-            block("norm1.bias", &[c]);
-            block("attention.qkv.weight", &[3 * c, c]);
-            block("attention.qkv.bias", &[3 * c]);
-            block("attention.out.weight", &[c, c]);
-            block("attention.out.bias", &[c]);
-            block("norm2.gain", &[c]);
-            block("norm2.bias", &[c]);
-            block("mlp.up.weight", &[m, c]);
-            block("mlp.up.bias", &[m]);
-            block("mlp.down.weight", &[c, m]);
-            block("mlp.down.bias", &[c]);
-        }
-        layout.push("norm.gain", &[c]);
-        layout.push("norm.bias", &[c]);
-        if !arch.tied_head {
-            layout.push("head.weight", &[v, c]);
-        }
+        Parts::build(arch, &mut |name, shape| layout.push(name, shape));
         layout
     }
 

@@ -5,6 +5,8 @@ pub mod arch;
 pub mod candle;
 pub mod config;
 pub mod decoder;
+pub mod family;
+pub mod generate;
 pub mod init;
 mod json;
 pub mod layout;
@@ -19,13 +21,18 @@ pub(crate) mod golden_training;
 use anyhow::{Result, ensure};
 
 use crate::ops::Device;
-use crate::recipe::Backend;
-use arch::Arch;
+use crate::recipe::{Backend, Recompute};
+use arch::{Arch, Unused};
 
 /// The chosen implementation of a decoder.
 pub fn backend(choice: Backend, arch: &Arch) -> Box<dyn LossAndGradients> {
+    trainer(choice, arch, Recompute::None)
+}
+
+/// The chosen implementation of a decoder that trains; candle keeps everything whatever is asked.
+pub fn trainer(choice: Backend, arch: &Arch, recompute: Recompute) -> Box<dyn LossAndGradients> {
     match choice {
-        Backend::Native => Box::new(decoder::Decoder::new(Device::cpu(), arch)),
+        Backend::Native => Box::new(decoder::Decoder::recomputing(Device::cpu(), arch, recompute)),
         Backend::Candle => Box::new(candle::CandleDecoder::new(arch)),
     }
 }
@@ -80,6 +87,10 @@ pub struct DropoutSeed {
     pub seed: u64,
 }
 
+/// Why a model with norms of queries and keys has no loss.
+pub(crate) const QUERY_KEY_NORMS: &str =
+    "qk_layernorm is set: transformers 4.38.0 fails on such a model, and it is not implemented here";
+
 /// Refuses tokens that the decoder cannot read; both backends call it first.
 pub(crate) fn check_tokens(arch: &Arch, rows: Rows) -> Result<()> {
     let Rows { tokens, num_rows, row_len } = rows;
@@ -88,11 +99,10 @@ pub(crate) fn check_tokens(arch: &Arch, rows: Rows) -> Result<()> {
         "{} tokens are not {num_rows} rows of {row_len}",
         tokens.len()
     );
-    ensure!(
-        row_len <= arch.context,
-        "a row of {row_len} tokens is longer than the {} positions of the model",
-        arch.context
-    );
+    ensure!(arch.unused != Unused::QueryKeyNorms, "{QUERY_KEY_NORMS}");
+    if let Some(longest) = arch.max_row_len() {
+        ensure!(row_len <= longest, "a row of {row_len} tokens is longer than the {longest} positions of the model");
+    }
     match tokens.iter().position(|&token| token as usize >= arch.vocab_size) {
         Some(i) => anyhow::bail!(
             "token id {} (row {}, position {}) lies outside the vocabulary of {}",

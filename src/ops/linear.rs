@@ -1,89 +1,106 @@
-//! The linear layer `y (n, o) = x (n, i) weight (o, i)ᵀ + bias (o)`.
+//! The linear layer `y (n, o) = x (n, i) weight (o, i)ᵀ + bias (o)`; the bias is optional.
 //!
-//! Forward can add to what `y` holds, for a residual branch: then `y += x weightᵀ` after the caller put the residual
-//! there. Backward: `dx = dy weight` (overwritten), `dweight += dyᵀ x`, `dbias += column sums of dy`. Saved: `x`.
+//! Forward can add to a residual or to what `y` holds ([`Start`]). Backward: `dx = dy weight` (overwritten, or added to
+//! where several layers share an input), `dweight += dyᵀ x`, `dbias += column sums of dy`. Saved: `x`.
 
 use rayon::prelude::*;
 
 use super::matmul::{Order, matmul};
 use super::{Device, View, ViewMut, math, rows_per_task};
 
-/// `y = residual + bias + x weightᵀ`; without a residual `y = bias + x weightᵀ`.
+/// What `y` holds before the product is added.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    /// Nothing: `y` is overwritten.
+    Zero,
+    /// `y = residual + …`.
+    Residual(View<'a, f32>),
+    /// What `y` holds already: `y += …`.
+    Kept,
+}
+
+/// `y = start + bias + x weightᵀ`.
 pub fn forward(
     device: &Device,
+    [n, o, i]: [usize; 3],
     mut y_no: ViewMut<f32>,
     x_ni: View<f32>,
     weight_oi: View<f32>,
-    bias_o: View<f32>,
-    residual_no: Option<View<f32>>,
+    bias_o: Option<View<f32>>,
+    start: Start,
 ) {
-    let o = bias_o.len();
-    let (n, i) = (y_no.len() / o, weight_oi.len() / o);
     // The bias is put where the product accumulates: one walk over y less than adding it afterwards.
-    fill_rows(y_no.reborrow(), bias_o, residual_no);
-    matmul(device, [n, o, i], 1.0, (x_ni, Order::N), (weight_oi, Order::T), 1.0, y_no);
+    let beta = if prepare(y_no.reborrow(), bias_o, start) { 1.0 } else { 0.0 };
+    matmul(device, [n, o, i], 1.0, (x_ni, Order::N), (weight_oi, Order::T), beta, y_no);
 }
 
-/// `y = x weightᵀ`, nothing else: for an operation that adds the bias itself.
-pub fn forward_without_bias(
-    device: &Device,
-    [n, o, i]: [usize; 3],
-    y_no: ViewMut<f32>,
-    x_ni: View<f32>,
-    w_oi: View<f32>,
-) {
-    matmul(device, [n, o, i], 1.0, (x_ni, Order::N), (w_oi, Order::T), 0.0, y_no);
-}
-
-/// `dx = dy weight`, `dweight += dyᵀ x`, `dbias += Σ dy`.
+/// `dx = dy weight` (`dx +=` with `add_to_dx`), `dweight += dyᵀ x`, `dbias += Σ dy`.
+#[allow(clippy::too_many_arguments)]
 pub fn backward(
     device: &Device,
+    [n, o, i]: [usize; 3],
     dx_ni: ViewMut<f32>,
+    add_to_dx: bool,
     dweight_oi: ViewMut<f32>,
-    dbias_o: ViewMut<f32>,
+    dbias_o: Option<ViewMut<f32>>,
     dy_no: View<f32>,
     x_ni: View<f32>,
     weight_oi: View<f32>,
 ) {
-    backward_without_bias(device, dbias_o.len(), dx_ni, dweight_oi, dy_no, x_ni, weight_oi);
-    add_column_sums(dbias_o, dy_no);
-}
-
-/// `dx = dy weight`, `dweight += dyᵀ x`, for `o` outputs.
-pub fn backward_without_bias(
-    device: &Device,
-    o: usize,
-    dx_ni: ViewMut<f32>,
-    dweight_oi: ViewMut<f32>,
-    dy_no: View<f32>,
-    x_ni: View<f32>,
-    weight_oi: View<f32>,
-) {
-    let (n, i) = (dy_no.len() / o, weight_oi.len() / o);
-    matmul(device, [n, i, o], 1.0, (dy_no, Order::N), (weight_oi, Order::N), 0.0, dx_ni);
+    let beta = if add_to_dx { 1.0 } else { 0.0 };
+    matmul(device, [n, i, o], 1.0, (dy_no, Order::N), (weight_oi, Order::N), beta, dx_ni);
     matmul(device, [o, i, n], 1.0, (dy_no, Order::T), (x_ni, Order::N), 1.0, dweight_oi);
+    if let Some(dbias_o) = dbias_o {
+        add_column_sums(dbias_o, dy_no);
+    }
 }
 
-fn fill_rows(y_no: ViewMut<f32>, bias_o: View<f32>, residual_no: Option<View<f32>>) {
-    let bias = bias_o.cpu();
-    let o = bias.len();
-    let rows = rows_per_task(o);
-    let y = y_no.cpu().par_chunks_mut(rows * o);
-    match residual_no {
-        None => y.for_each(|y| y.chunks_exact_mut(o).for_each(|row| row.copy_from_slice(bias))),
-        Some(residual) => y.zip(residual.cpu().par_chunks(rows * o)).for_each(|(y, residual)| {
-            math::vectorized(
-                #[inline(always)]
-                || {
-                    for (y, residual) in y.chunks_exact_mut(o).zip(residual.chunks_exact(o)) {
-                        for ((y, &residual), &bias) in y.iter_mut().zip(residual).zip(bias) {
-                            *y = residual + bias;
-                        }
-                    }
-                },
-            );
-        }),
+/// Writes `start + bias` to `y`, unless that is nothing; whether there is something to add to.
+fn prepare(y_no: ViewMut<f32>, bias_o: Option<View<f32>>, start: Start) -> bool {
+    const TASK: usize = 16_384;
+    let y = y_no.cpu();
+    match (bias_o, start) {
+        (None, Start::Zero) => return false,
+        (None, Start::Kept) => {}
+        (None, Start::Residual(residual)) => y
+            .par_chunks_mut(TASK)
+            .zip(residual.cpu().par_chunks(TASK))
+            .for_each(|(y, residual)| y.copy_from_slice(residual)),
+        (Some(bias), start) => {
+            let bias = bias.cpu();
+            let o = bias.len();
+            let rows = rows_per_task(o);
+            let y = y.par_chunks_mut(rows * o);
+            match start {
+                Start::Zero => y.for_each(|y| y.chunks_exact_mut(o).for_each(|row| row.copy_from_slice(bias))),
+                Start::Residual(residual) => y.zip(residual.cpu().par_chunks(rows * o)).for_each(|(y, residual)| {
+                    math::vectorized(
+                        #[inline(always)]
+                        || {
+                            for (y, residual) in y.chunks_exact_mut(o).zip(residual.chunks_exact(o)) {
+                                for ((y, &residual), &bias) in y.iter_mut().zip(residual).zip(bias) {
+                                    *y = residual + bias;
+                                }
+                            }
+                        },
+                    );
+                }),
+                Start::Kept => y.for_each(|y| {
+                    math::vectorized(
+                        #[inline(always)]
+                        || {
+                            for y in y.chunks_exact_mut(o) {
+                                for (y, &bias) in y.iter_mut().zip(bias) {
+                                    *y += bias;
+                                }
+                            }
+                        },
+                    );
+                }),
+            }
+        }
     }
+    true
 }
 
 /// `sums (o) += Σ rows of x (n, o)`, in tasks over bands of columns, each walking the rows in order.
@@ -211,62 +228,84 @@ mod tests {
     }
 
     #[test]
-    fn forward_overwrites_with_the_definition_and_adds_the_residual() {
+    fn forward_adds_the_definition_to_every_start_with_and_without_bias() {
         on_threads(2, |device| {
             for shape in SHAPES {
                 let [n, i, o] = shape;
                 let Case { x, weight, bias, residual, .. } = case(shape);
-                let product = reference::forward(&wide(&x), &wide(&weight), &wide(&bias));
-                let mut y = vec![f32::NAN; n * o];
-                let inputs = || (x.as_slice().into(), weight.as_slice().into());
-                forward(device, y.as_mut_slice().into(), inputs().0, inputs().1, bias.as_slice().into(), None);
-                assert_close(&y, &product, VALUE_TOLERANCE, format!("{shape:?}"));
-
-                let mut y = vec![f32::NAN; n * o];
-                let added = Some(residual.as_slice().into());
-                forward(device, y.as_mut_slice().into(), inputs().0, inputs().1, bias.as_slice().into(), added);
-                assert_close(&y, &sum(&residual, &product), VALUE_TOLERANCE, format!("{shape:?} with residual"));
-
-                let mut y = vec![f32::NAN; n * o];
-                forward_without_bias(device, [n, o, i], y.as_mut_slice().into(), inputs().0, inputs().1);
-                let product = reference::forward(&wide(&x), &wide(&weight), &vec![0.0; o]);
-                assert_close(&y, &product, VALUE_TOLERANCE, format!("{shape:?} without bias"));
+                let kept = values(9, n * o);
+                for with_bias in [true, false] {
+                    let expected_bias = if with_bias { wide(&bias) } else { vec![0.0; o] };
+                    let product = reference::forward(&wide(&x), &wide(&weight), &expected_bias);
+                    let starts = [
+                        (Start::Zero, vec![f32::NAN; n * o], product.clone()),
+                        (Start::Residual(residual.as_slice().into()), vec![f32::NAN; n * o], sum(&residual, &product)),
+                        (Start::Kept, kept.clone(), sum(&kept, &product)),
+                    ];
+                    for (case, (start, mut y, expected)) in starts.into_iter().enumerate() {
+                        let (x, weight) = (x.as_slice().into(), weight.as_slice().into());
+                        let bias = with_bias.then(|| bias.as_slice().into());
+                        forward(device, [n, o, i], y.as_mut_slice().into(), x, weight, bias, start);
+                        let what = format!("{shape:?} start {case}, bias: {with_bias}");
+                        assert_close(&y, &expected, VALUE_TOLERANCE, what);
+                    }
+                }
             }
         });
     }
 
     #[test]
-    fn backward_overwrites_dx_and_adds_to_the_parameters_gradients() {
+    fn backward_overwrites_or_adds_to_dx_and_adds_to_the_parameters_gradients() {
         on_threads(2, |device| {
             for shape in SHAPES {
                 let [n, i, o] = shape;
                 let Case { x, weight, dy, .. } = case(shape);
                 let (dx, dweight, dbias) = reference::backward(&wide(&dy), &wide(&x), &wide(&weight), o);
-                let (old_dweight, old_dbias) = (values(7, o * i), values(8, o));
-                for with_bias in [true, false] {
-                    let mut actual_dx = vec![f32::NAN; n * i];
+                let (old_dx, old_dweight, old_dbias) = (values(6, n * i), values(7, o * i), values(8, o));
+                for (with_bias, add_to_dx) in [(true, true), (true, false), (false, true), (false, false)] {
+                    let what = format!("{shape:?}, bias: {with_bias}, added: {add_to_dx}");
+                    let mut actual_dx = if add_to_dx { old_dx.clone() } else { vec![f32::NAN; n * i] };
                     let (mut actual_dweight, mut actual_dbias) = (old_dweight.clone(), old_dbias.clone());
-                    let dx_window = actual_dx.as_mut_slice().into();
-                    let dweight_window = actual_dweight.as_mut_slice().into();
-                    let (dy, x, weight) = (dy.as_slice().into(), x.as_slice().into(), weight.as_slice().into());
-                    if with_bias {
-                        let dbias_window = actual_dbias.as_mut_slice().into();
-                        backward(device, dx_window, dweight_window, dbias_window, dy, x, weight);
-                        assert_close(
-                            &actual_dbias,
-                            &sum(&old_dbias, &dbias),
-                            GRADIENT_TOLERANCE,
-                            format!("dbias {shape:?}"),
-                        );
-                    } else {
-                        backward_without_bias(device, o, dx_window, dweight_window, dy, x, weight);
-                    }
-                    assert_close(&actual_dx, &dx, VALUE_TOLERANCE, format!("dx {shape:?}"));
+                    let dbias_window = with_bias.then(|| actual_dbias.as_mut_slice().into());
+                    backward(
+                        device,
+                        [n, o, i],
+                        actual_dx.as_mut_slice().into(),
+                        add_to_dx,
+                        actual_dweight.as_mut_slice().into(),
+                        dbias_window,
+                        dy.as_slice().into(),
+                        x.as_slice().into(),
+                        weight.as_slice().into(),
+                    );
+                    let expected = if add_to_dx { sum(&old_dx, &dx) } else { dx.clone() };
+                    assert_close(&actual_dx, &expected, VALUE_TOLERANCE, format!("dx {what}"));
                     let expected = sum(&old_dweight, &dweight);
-                    assert_close(&actual_dweight, &expected, GRADIENT_TOLERANCE, format!("dweight {shape:?}"));
+                    assert_close(&actual_dweight, &expected, GRADIENT_TOLERANCE, format!("dweight {what}"));
+                    let expected = if with_bias { sum(&old_dbias, &dbias) } else { wide(&old_dbias) };
+                    assert_close(&actual_dbias, &expected, GRADIENT_TOLERANCE, format!("dbias {what}"));
                 }
             }
         });
+    }
+
+    #[test]
+    fn not_a_number_stays_in_its_row_and_visible() {
+        let shape = [5, 17, 33];
+        let [n, i, o] = shape;
+        let Case { mut x, weight, bias, mut residual, .. } = case(shape);
+        x[i] = f32::NAN;
+        residual[3 * o] = f32::NAN;
+        for with_bias in [true, false] {
+            let mut y = vec![0.0; n * o];
+            let bias = with_bias.then(|| bias.as_slice().into());
+            let start = Start::Residual(residual.as_slice().into());
+            let (x, weight) = (x.as_slice().into(), weight.as_slice().into());
+            forward(&Device::cpu(), [n, o, i], y.as_mut_slice().into(), x, weight, bias, start);
+            for (index, y) in y.into_iter().enumerate() {
+                assert_eq!(y.is_nan(), index / o == 1 || index == 3 * o, "{index}, bias: {with_bias}");
+            }
+        }
     }
 
     #[test]
@@ -274,16 +313,23 @@ mod tests {
         for shape in [[65, 64, 129], [300, 5, 129], [700, 96, 200]] {
             let [n, i, o] = shape;
             let Case { x, weight, bias, residual, dy } = case(shape);
-            assert_bits_do_not_depend_on_threads(|device| {
-                let mut y = vec![0.0; n * o];
-                let (x, weight) = (x.as_slice().into(), weight.as_slice().into());
-                let (bias, residual) = (bias.as_slice().into(), Some(residual.as_slice().into()));
-                forward(device, y.as_mut_slice().into(), x, weight, bias, residual);
-                let (mut dx, mut dweight, mut dbias) = (vec![0.0; n * i], vec![0.0; o * i], vec![0.0; o]);
-                let (dw, db) = (dweight.as_mut_slice().into(), dbias.as_mut_slice().into());
-                backward(device, dx.as_mut_slice().into(), dw, db, dy.as_slice().into(), x, weight);
-                [y, dx, dweight, dbias].concat()
-            });
+            for with_bias in [true, false] {
+                assert_bits_do_not_depend_on_threads(|device| {
+                    let mut results = Vec::new();
+                    let (x, weight) = (x.as_slice().into(), weight.as_slice().into());
+                    for start in [Start::Zero, Start::Residual(residual.as_slice().into()), Start::Kept] {
+                        let mut y = dy.clone();
+                        let bias = with_bias.then(|| bias.as_slice().into());
+                        forward(device, [n, o, i], y.as_mut_slice().into(), x, weight, bias, start);
+                        results.extend(y);
+                    }
+                    let (mut dx, mut dweight, mut dbias) = (vec![0.5; n * i], vec![0.0; o * i], vec![0.0; o]);
+                    let (dw, db) = (dweight.as_mut_slice().into(), with_bias.then(|| dbias.as_mut_slice().into()));
+                    let dx_window = dx.as_mut_slice().into();
+                    backward(device, [n, o, i], dx_window, with_bias, dw, db, dy.as_slice().into(), x, weight);
+                    [results, dx, dweight, dbias].concat()
+                });
+            }
         }
     }
 }

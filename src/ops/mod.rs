@@ -29,6 +29,7 @@ pub mod matmul;
 pub mod norm;
 pub mod random;
 pub mod real;
+pub mod rotary;
 mod strided;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -17,7 +17,7 @@ const SEGMENT_LEN: usize = 1 << 16;
 
 /// The elements to which weight decay applies: all matrices, embeddings too; not gains and biases.
 pub fn decayed_ranges(layout: &Layout) -> Vec<Range<usize>> {
-    layout.params().iter().filter(|param| param.is_matrix()).map(|Param { range, .. }| range.clone()).collect()
+    layout.params().iter().filter(|param| param.decays()).map(|Param { range, .. }| range.clone()).collect()
 }
 
 /// The optimizer; the moments are the caller's.

@@ -3,40 +3,22 @@
 //! All of it follows from the architecture and a few numbers of the recipe by the formulas below; none of it is
 //! measured. Sums are `u128`, saturating, so that an absurd recipe yields an absurd figure and not a panic.
 
-use super::{Backend, Recipe, Resolved};
+use super::{Backend, Recipe, Recompute, Resolved};
 use crate::model::arch::Arch;
-use crate::ops::{attention, cross_entropy};
+use crate::model::decoder::memory::{self, TrainingBytes};
+use crate::train::meter;
 
 /// Bytes of an `f32`.
 const F32: u128 = 4;
 
-/// Rows of logits that exist at a time: the head, softmax and loss run over chunks of this many tokens.
-const HEAD_CHUNK: u128 = cross_entropy::CHUNK_ROWS as u128;
-
-/// Queries whose attention scores exist at a time, per thread, for rows of at least as many tokens.
-const SCORE_ROWS: u128 = attention::TILE as u128;
-
 /// Assumed speed of writing, hashing and syncing a checkpoint, in bytes per second.
 pub(crate) const SAVE_BYTES_PER_SECOND: f64 = 400e6;
-
-/// Number of parameters, a tied head counted once: `Layout::of(arch).len()` without building it.
-pub fn num_parameters(arch: &Arch) -> u128 {
-    let of = |value: usize| value as u128;
-    let (v, c, m, layers) = (of(arch.vocab_size), of(arch.width), of(arch.mlp_width), of(arch.layers));
-    let times = |a: u128, b: u128| a.saturating_mul(b);
-    // Two norms (4c), qkv (3c² + 3c), out (c² + c), up (cm + m), down (cm + c).
-    let block =
-        times(times(4, c), c).saturating_add(times(9, c)).saturating_add(times(times(2, c), m)).saturating_add(m);
-    let head = if arch.tied_head { 0 } else { times(v, c) };
-    let outside = times(v.saturating_add(of(arch.context)).saturating_add(2), c).saturating_add(head);
-    times(layers, block).saturating_add(outside)
-}
 
 /// Size of the published repository: 4 bytes per parameter, the safetensors header and config.json, rounded up.
 pub(super) fn repo_bytes(arch: &Arch) -> u128 {
     // One entry of the header is about 110 bytes of JSON; config.json and generation_config.json stay below 4 KiB.
-    let header = (12 * arch.layers as u128 + 5) * 160 + 4096;
-    num_parameters(arch).saturating_mul(F32).saturating_add(header)
+    let header = (20 * arch.layers as u128 + 5) * 160 + 4096;
+    arch.num_parameters().saturating_mul(F32).saturating_add(header)
 }
 
 /// Memory while training, in bytes.
@@ -79,33 +61,33 @@ impl Activations {
 
     /// Activations of one micro batch of `rows` × `row_len` tokens in f32 on the CPU.
     ///
-    /// `native` saves, per token and block of width c, hidden width m and h heads: 2c residual stream (after each
-    /// branch), 2c outputs of the norms and 4 of their statistics, 3c queries, keys and values, c attention output,
-    /// 2m the MLP's hidden layer before and after its function, and h log-sum-exps: attention probabilities are never
-    /// stored. Outside the blocks: c embedding, c + 2 final norm, 3 for id, target and loss. Its backward pass works in
-    /// 6c + m more and in two tiles of 64 rows of scores per thread, and logits exist for 512 tokens at a time. It is what
-    /// `model/decoder.rs` allocates, to the byte.
+    /// `native`: what the decoder allocates, to the byte ([`memory`]); attention probabilities are never stored, and logits
+    /// exist for 512 tokens at a time.
     ///
     /// `candle` keeps every intermediate alive until the loss is dropped. Counted roughly: twice the above, four
     /// attention matrices (h · row_len per token), as much again for half of the gradients, and five times the logits.
-    pub fn of(arch: &Arch, backend: Backend, rows: usize, row_len: usize, threads: usize) -> Self {
-        let of = |value: usize| value as u128;
-        let (c, m, h, v) = (of(arch.width), of(arch.mlp_width), of(arch.heads), of(arch.vocab_size));
-        let tokens = of(rows).saturating_mul(of(row_len));
-        let in_bytes = |per_token: u128| per_token.saturating_mul(tokens).saturating_mul(F32);
-        let block = c.saturating_mul(8).saturating_add(m.saturating_mul(2)).saturating_add(h).saturating_add(4);
-        let saved = block.saturating_mul(of(arch.layers)).saturating_add(c.saturating_mul(2)).saturating_add(5);
-        let tiles = of(threads).saturating_mul(2 * SCORE_ROWS).saturating_mul(of(row_len)).saturating_mul(F32);
+    pub fn of(
+        arch: &Arch,
+        backend: Backend,
+        rows: usize,
+        row_len: usize,
+        threads: usize,
+        recompute: Recompute,
+    ) -> Self {
         match backend {
-            Backend::Native => Self {
-                saved: in_bytes(saved),
-                backward: in_bytes(c.saturating_mul(6).saturating_add(m)).saturating_add(tiles),
-                logits: tokens.min(HEAD_CHUNK).saturating_mul(v).saturating_mul(F32),
-            },
+            Backend::Native => {
+                let TrainingBytes { saved, backward, logits } =
+                    memory::training_bytes(arch, rows, row_len, threads, recompute);
+                Self { saved, backward, logits }
+            }
             Backend::Candle => {
-                let attention = h.saturating_mul(of(row_len)).saturating_mul(4).saturating_mul(of(arch.layers));
-                let saved = in_bytes(saved.saturating_mul(2).saturating_add(attention));
-                Self { saved, backward: saved / 2, logits: in_bytes(v.saturating_mul(5)) }
+                let of = |value: usize| value as u128;
+                let native = memory::training_bytes(arch, rows, row_len, threads, Recompute::None);
+                let in_bytes = |per_token: u128| per_token.saturating_mul(of(rows)).saturating_mul(4 * of(row_len));
+                let attention =
+                    of(arch.heads).saturating_mul(of(row_len)).saturating_mul(4).saturating_mul(of(arch.layers));
+                let saved = native.saved.saturating_mul(2).saturating_add(in_bytes(attention));
+                Self { saved, backward: saved / 2, logits: in_bytes(of(arch.vocab_size).saturating_mul(5)) }
             }
         }
     }
@@ -159,7 +141,7 @@ impl Estimate {
     /// The costs of a resolved recipe on one device.
     pub fn of(resolved: &Resolved) -> Self {
         let (arch, recipe) = (&resolved.arch, &resolved.recipe);
-        let parameters = num_parameters(arch);
+        let parameters = arch.num_parameters();
         let per_parameter = |size: u128| parameters.saturating_mul(size);
         let memory = Memory {
             weights: per_parameter(F32),
@@ -171,6 +153,7 @@ impl Estimate {
                 recipe.train.micro_batch,
                 resolved.row_len,
                 resolved.threads,
+                recipe.train.recompute,
             ),
         };
         let disk = Disk {
@@ -181,8 +164,7 @@ impl Estimate {
                 .saturating_add(2),
         };
         let total_tokens = (recipe.train.steps as u128).saturating_mul(recipe.train.tokens_per_step as u128);
-        let attention = 12.0 * arch.layers as f64 * arch.width as f64 * resolved.row_len as f64;
-        let flops_per_token = 6.0 * parameters as f64 + attention;
+        let flops_per_token = meter::train_flops_per_token(arch, resolved.row_len);
         Self {
             num_parameters: parameters,
             memory,
@@ -224,17 +206,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::tests::small;
     use super::*;
-    use crate::model::decoder::training_memory_bytes;
     use crate::model::layout::Layout;
-
-    #[test]
-    fn memory_of_the_native_backend_is_what_it_allocates() {
-        for (rows, row_len, threads) in [(1, 1024, 2), (4, 128, 1), (3, 64, 16)] {
-            let arch = Arch { mlp_width: 100, ..Arch::gpt2(5_000, 1024, 48, 3, 4) };
-            let estimated = Activations::of(&arch, Backend::Native, rows, row_len, threads).total();
-            assert_eq!(estimated, training_memory_bytes(&arch, rows, row_len, threads).into());
-        }
-    }
 
     #[test]
     fn counts_parameters_as_the_layout_does() {
@@ -243,11 +215,11 @@ mod tests {
                 [(768, 12, 12, 3072), (1280, 36, 20, 5056), (6, 3, 2, 7), (1, 1, 1, 1)]
             {
                 let arch = Arch { mlp_width, tied_head, ..Arch::gpt2(50_257, 1024, width, layers, heads) };
-                assert_eq!(num_parameters(&arch), Layout::of(&arch).len() as u128);
+                assert_eq!(arch.num_parameters(), Layout::of(&arch).len() as u128);
             }
         }
         let absurd = Arch { width: usize::MAX, mlp_width: usize::MAX, ..Arch::gpt2(50_257, 1024, 0, usize::MAX, 1) };
-        assert_eq!(num_parameters(&absurd), u128::MAX);
+        assert_eq!(absurd.num_parameters(), u128::MAX);
     }
 
     /// By hand for 2 × 64, 2 heads, 1024 positions, 2 × 1024 tokens per micro batch, 100 steps of 4096 tokens.

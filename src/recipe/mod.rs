@@ -19,9 +19,12 @@ mod warnings;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::model::family::Family;
 
 pub(crate) use estimate::SAVE_BYTES_PER_SECOND;
-pub use estimate::{Activations, Disk, Estimate, Memory, num_parameters};
+pub use estimate::{Activations, Disk, Estimate, Memory};
 pub use parse::{Source, load, load_resolved};
 pub use resolve::{Examined, Finding, Resolved};
 pub use resume::{Difference, differences, to_yaml};
@@ -105,20 +108,42 @@ pub enum Backend {
     Candle,
 }
 
-/// The model's shape: GPT-2 family.
+/// What of the forward pass is computed again in the backward pass instead of being kept: memory for time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Nothing.
+    #[default]
+    None,
+    /// The MLPs' hidden layers.
+    Mlp,
+    /// Whole blocks, but for their inputs.
+    Block,
+}
+
+/// The model's shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
+    /// The family, by its `model_type` in Hugging Face's config.json.
+    #[serde(default)]
+    pub family: Family,
     /// Number of blocks.
     pub layers: usize,
     /// Number of attention heads.
     pub heads: usize,
+    /// Number of heads of keys and values; default the family's: one for Falcon, else as many as heads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_heads: Option<usize>,
     /// Width of the residual stream.
     pub width: usize,
-    /// Width of the MLP's hidden layer; default 4 times the width.
+    /// Width of the MLP's hidden layer; default 4 times the width, or 8/3 times where it is gated.
     pub mlp_width: Option<usize>,
     /// Number of positions; default the rules' sequence length.
     pub context: Option<usize>,
+    /// Further keys of Hugging Face's config.json, such as `rope_theta: 500000.0`.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub config: Map<String, Value>,
     /// Dropout on embeddings, attention probabilities and both residual branches while training.
     #[serde(default)]
     pub dropout: f32,
@@ -202,6 +227,9 @@ pub struct Train {
     pub seed: u64,
     /// CPU threads; default all cores. Part of what determines a run's bits.
     pub threads: Option<usize>,
+    /// What is computed twice to save memory; it changes no bit of the results.
+    #[serde(default)]
+    pub recompute: Recompute,
 }
 
 /// AdamW.
@@ -455,6 +483,9 @@ mod tests {
             name: "small".into(),
             rules: RulesChoice::default(),
             model: Model {
+                family: Family::Gpt2,
+                kv_heads: None,
+                config: Map::new(),
                 layers: 2,
                 heads: 2,
                 width: 64,
@@ -473,6 +504,7 @@ mod tests {
                 max_document_tokens: None,
             },
             train: Train {
+                recompute: Recompute::None,
                 steps: 100,
                 tokens_per_step: 4096,
                 micro_batch: 2,

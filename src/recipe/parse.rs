@@ -233,8 +233,8 @@ train:
     fn unknown_keys_are_refused_with_what_was_meant() {
         assert_eq!(
             refusal("width: 64", "widht: 64"),
-            "r.yaml:5:3: model.widht: unknown key; did you mean `width`? Known here: `layers`, `heads`, `width`, \
-             `mlp_width`, `context`, `dropout` and `backend`"
+            "r.yaml:5:3: model.widht: unknown key; did you mean `width`? Known here: `family`, `layers`, \
+             `heads`, `kv_heads`, `width`, `mlp_width`, `context`, `config`, `dropout` and `backend`"
         );
         assert!(refusal("name: test", "nmae: test").starts_with("r.yaml:1:1: nmae: unknown key; did you mean `name`?"));
         assert!(

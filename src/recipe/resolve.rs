@@ -8,10 +8,11 @@ use std::thread;
 
 use anyhow::Result;
 
-use super::{Network, PublishMode, Recipe, estimate, validate, warnings};
+use super::{Network, PublishMode, Recipe, validate, warnings};
 use crate::error::input;
 use crate::figures::count;
 use crate::model::arch::Arch;
+use crate::model::config::{self, Sizes};
 use crate::rules::{DEFAULT_BLOCK, Rules, Tokenizer};
 
 /// Something to mend or to know about one key.
@@ -67,7 +68,8 @@ impl Recipe {
 
         let scored_len = rules.criteria.sequence_length;
         let context = *self.model.context.get_or_insert(scored_len);
-        let mlp_width = *self.model.mlp_width.get_or_insert(self.model.width.saturating_mul(4));
+        let (family, width) = (self.model.family, self.model.width);
+        let mlp_width = *self.model.mlp_width.get_or_insert(family.mlp_width(width));
         let row_len = *self.train.sequence_length.get_or_insert(scored_len);
         let threads = *self.train.threads.get_or_insert_with(all_cores);
         self.data.max_document_tokens.get_or_insert(scored_len);
@@ -78,16 +80,27 @@ impl Recipe {
         let run_dir = self.checkpoint.dir.get_or_insert_with(|| PathBuf::from("checkpoints").join(&self.name)).clone();
 
         let model = &self.model;
-        // Overwritten, not computed by `Arch::gpt2`: four times an absurd width would overflow there.
-        let arch = Arch {
-            width: model.width,
+        let sizes = Sizes {
+            vocab_size: Tokenizer::Gpt2.vocab_size(),
+            context,
+            width,
+            layers: model.layers,
+            heads: model.heads,
+            kv_heads: model.kv_heads,
             mlp_width,
-            ..Arch::gpt2(Tokenizer::Gpt2.vocab_size(), context, 0, model.layers, model.heads)
         };
-        let num_parameters = u64::try_from(estimate::num_parameters(&arch)).unwrap_or(u64::MAX);
+        let (arch, shape_fault) = match config::new_arch(family, sizes, &model.config) {
+            Ok(arch) => (arch, None),
+            // Of the same sizes, for the figures.
+            Err(sentence) => {
+                let arch = Arch::gpt2(sizes.vocab_size, context, width, model.layers, model.heads);
+                (Arch { mlp_width, ..arch }, Some(sentence))
+            }
+        };
+        let num_parameters = u64::try_from(arch.num_parameters()).unwrap_or(u64::MAX);
         let warnings = Vec::new();
         let mut resolved = Resolved { recipe: self, rules, arch, num_parameters, row_len, run_dir, threads, warnings };
-        let violations = validate::violations(&resolved);
+        let violations = validate::violations(&resolved, shape_fault);
         resolved.warnings = warnings::warnings(&resolved);
         Examined { resolved, violations }
     }

@@ -1,14 +1,13 @@
 //! For a model over the limit: the single change that would bring it under.
 
-use super::estimate::num_parameters;
 use crate::figures::count;
 use crate::model::arch::Arch;
 
 /// Which single change would bring a model under the limit: a narrower MLP, fewer layers, or a smaller width.
 pub(super) fn shrink(arch: &Arch, limit: u128) -> String {
-    let fits = |changed: &Arch| num_parameters(changed) <= limit;
+    let fits = |changed: &Arch| changed.num_parameters() <= limit;
     let written = |key: &str, value: usize, changed: &Arch| {
-        format!("`{key}: {value}` ({} parameters)", count(num_parameters(changed)))
+        format!("`{key}: {value}` ({} parameters)", count(changed.num_parameters()))
     };
     let mut ways = Vec::new();
     let narrowed = |units: usize| Arch { mlp_width: units * 64, ..arch.clone() };
@@ -24,7 +23,12 @@ pub(super) fn shrink(arch: &Arch, limit: u128) -> String {
     }
     if ways.is_empty() {
         let step = if arch.heads == 0 { 1 } else { arch.heads };
-        let slimmed = |units: usize| Arch { width: units * step, mlp_width: 4 * units * step, ..arch.clone() };
+        let slimmed = |units: usize| Arch {
+            width: units * step,
+            head_size: units,
+            mlp_width: arch.family.mlp_width(units * step),
+            ..arch.clone()
+        };
         let units = largest(arch.width / step, |units| units <= usize::MAX / step / 8 && fits(&slimmed(units)));
         match units {
             0 => return "no width would do; the token embedding alone is too large".to_owned(),

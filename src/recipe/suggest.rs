@@ -28,10 +28,13 @@ const OTHER_NAMES: [(&str, &str); 18] = [
 /// The sections of a recipe that have keys of their own, with those keys.
 const SECTIONS: [(&str, &[&str]); 15] = [
     ("rules", &["block", "max_parameters", "max_repo_bytes", "sequence_length"]),
-    ("model", &["layers", "heads", "width", "mlp_width", "context", "dropout", "backend"]),
+    (
+        "model",
+        &["family", "layers", "heads", "kv_heads", "width", "mlp_width", "context", "config", "dropout", "backend"],
+    ),
     ("init", &["scratch", "leader", "dir", "uid", "repo"]),
     ("data", &["source", "paths", "held_out", "held_out_every", "text_key", "max_document_tokens"]),
-    ("train", &["steps", "tokens_per_step", "micro_batch", "sequence_length", "seed", "threads"]),
+    ("train", &["steps", "tokens_per_step", "micro_batch", "sequence_length", "seed", "threads", "recompute"]),
     ("optimizer", &["learning_rate", "beta1", "beta2", "eps", "weight_decay", "clip_norm"]),
     ("schedule", &["kind", "warmup_steps", "decay_steps", "end_factor"]),
     ("eval", &["every", "rows"]),

@@ -107,7 +107,12 @@ impl<'de> Deserializer<'de> for Node<'_> {
         match self.0 {
             Tree::Nothing => visitor.visit_unit(),
             Tree::Bool(value) => visitor.visit_bool(*value),
-            Tree::Whole(value) => visitor.visit_i128(*value),
+            // JSON values know only these two kinds of whole numbers.
+            Tree::Whole(value) => match (u64::try_from(*value), i64::try_from(*value)) {
+                (Ok(value), _) => visitor.visit_u64(value),
+                (_, Ok(value)) => visitor.visit_i64(value),
+                _ => visitor.visit_i128(*value),
+            },
             Tree::Real(value) => visitor.visit_f64(*value),
             Tree::Text(value) => visitor.visit_str(value),
             Tree::List(items) => visitor.visit_seq(Items { items, next: 0 }),

@@ -3,7 +3,7 @@
 //! Every check adds to a list, so that the user sees all there is to mend at once. A sentence says what is wrong, by
 //! how much, and what value would do.
 
-use super::estimate::{num_parameters, repo_bytes};
+use super::estimate::repo_bytes;
 use super::resolve::{Finding, Resolved, micro_steps};
 use super::shrink::shrink;
 use super::{Init, SourceKind};
@@ -14,15 +14,12 @@ use crate::rules::Tokenizer;
 /// Own limits above this are a slip of the keyboard.
 const MAX_OWN_PARAMETERS: u64 = 1_000_000_000_000;
 
-/// The class of `transformers` that assay's models are.
-const ARCHITECTURE: &str = "GPT2LMHeadModel";
-
 /// A growing list of findings.
 #[derive(Default)]
 pub(super) struct Findings(pub(super) Vec<Finding>);
 
 impl Findings {
-    fn add(&mut self, path: &'static str, sentence: impl Into<String>) {
+    pub(super) fn add(&mut self, path: &'static str, sentence: impl Into<String>) {
         self.0.push(Finding { path, sentence: sentence.into() });
     }
 
@@ -42,10 +39,10 @@ impl Findings {
 }
 
 /// All that must be mended.
-pub(super) fn violations(resolved: &Resolved) -> Vec<Finding> {
+pub(super) fn violations(resolved: &Resolved, shape_fault: Option<String>) -> Vec<Finding> {
     let mut findings = Findings::default();
     name_and_folder(&mut findings, resolved);
-    shape(&mut findings, resolved);
+    shape(&mut findings, resolved, shape_fault);
     rules(&mut findings, resolved);
     data(&mut findings, resolved);
     portions(&mut findings, resolved);
@@ -76,8 +73,8 @@ fn name_and_folder(findings: &mut Findings, resolved: &Resolved) {
     }
 }
 
-fn shape(findings: &mut Findings, resolved: &Resolved) {
-    let arch = &resolved.arch;
+fn shape(findings: &mut Findings, resolved: &Resolved, shape_fault: Option<String>) {
+    let (arch, num_before) = (&resolved.arch, findings.0.len());
     findings.at_least(1, "model.layers", arch.layers);
     findings.at_least(1, "model.heads", arch.heads);
     findings.at_least(1, "model.width", arch.width);
@@ -96,12 +93,18 @@ fn shape(findings: &mut Findings, resolved: &Resolved) {
             format!("{} is no multiple of the {} heads; take {nearest}, or other heads", arch.width, arch.heads),
         );
     }
+    if let Some(fault) = shape_fault
+        && findings.0.len() == num_before
+    {
+        findings.add("model", fault);
+    }
     let dropout = f64::from(resolved.recipe.model.dropout);
     findings.in_range((0.0..1.0).contains(&dropout), "model.dropout", dropout, "at least 0 and below 1");
 }
 
 fn rules(findings: &mut Findings, resolved: &Resolved) {
     let (criteria, choice, arch) = (&resolved.rules.criteria, &resolved.recipe.rules, &resolved.arch);
+    let class = arch.family.class();
     let since = format!("in force from block {}", count(criteria.from_block));
     let origin = |own: bool, key: &str| if own { format!("set by rules.{key}") } else { since.clone() };
 
@@ -114,13 +117,12 @@ fn rules(findings: &mut Findings, resolved: &Resolved) {
     findings.at_least(2, "rules.sequence_length", criteria.sequence_length);
 
     findings.add_if(
-        !criteria.architectures.contains(&ARCHITECTURE),
+        !criteria.architectures.contains(&class),
         "rules.block",
         format!(
-            "at block {} the subnet no longer accepts {ARCHITECTURE}, the only class assay trains; \
-             take a block below {}",
+            "at block {} the subnet does not accept {class}; allowed are {}",
             count(resolved.rules.block),
-            count(criteria.from_block)
+            criteria.architectures.join(", ")
         ),
     );
     findings.add_if(
@@ -135,7 +137,7 @@ fn rules(findings: &mut Findings, resolved: &Resolved) {
         ),
     );
     findings.add_if(
-        arch.context < criteria.sequence_length,
+        arch.max_row_len().is_some_and(|longest| longest < criteria.sequence_length),
         "model.context",
         format!(
             "{} positions, but models are scored on rows of {} tokens ({}): every loss would be infinite; set it to {}",
@@ -145,7 +147,7 @@ fn rules(findings: &mut Findings, resolved: &Resolved) {
             criteria.sequence_length
         ),
     );
-    let (have, limit) = (num_parameters(arch), u128::from(criteria.max_parameters));
+    let (have, limit) = (arch.num_parameters(), u128::from(criteria.max_parameters));
     if have > limit {
         findings.add(
             "model",
@@ -202,7 +204,7 @@ fn portions(findings: &mut Findings, resolved: &Resolved) {
         format!("{} threads are out of range: 1 to 4096; leave the key out for all cores", resolved.threads),
     );
     findings.add_if(
-        resolved.row_len > resolved.arch.context,
+        resolved.arch.max_row_len().is_some_and(|longest| resolved.row_len > longest),
         "train.sequence_length",
         format!(
             "rows of {} tokens do not fit the model's {} positions; set it to {} or raise model.context",
@@ -354,7 +356,7 @@ mod tests {
             recipe.train.sequence_length = Some(1024);
         });
         assert_eq!(found.len(), 3, "{found:?}");
-        assert!(found[0].contains("no longer accepts GPT2LMHeadModel") && found[0].contains("below 2,786,061"));
+        assert!(found[0].contains("does not accept GPT2LMHeadModel; allowed are MistralForCausalLM"));
         assert!(found[1].contains("GPT-4 tokenizer; assay trains with the GPT-2 tokenizer"));
         assert!(found[2].starts_with("model.context: 1024 positions, but models are scored on rows of 4096 tokens"));
     }

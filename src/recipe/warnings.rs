@@ -2,7 +2,9 @@
 
 use super::resolve::{Finding, Resolved};
 use super::validate::Findings;
-use super::{Eval, Gate, GateRule, ScheduleKind, Score, SourceKind, default_held_out_every, default_text_key};
+use super::{
+    Backend, Eval, Gate, GateRule, Recompute, ScheduleKind, Score, SourceKind, default_held_out_every, default_text_key,
+};
 
 /// What is allowed but probably not meant.
 pub(super) fn warnings(resolved: &Resolved) -> Vec<Finding> {
@@ -38,6 +40,14 @@ pub(super) fn warnings(resolved: &Resolved) -> Vec<Finding> {
             "rows of {} tokens never reach the positions above, up to {}: they stay untrained",
             resolved.row_len, resolved.arch.context
         ),
+    );
+    if let Some(quirk) = resolved.arch.quirk() {
+        findings.add("model", quirk);
+    }
+    findings.add_if(
+        recipe.train.recompute != Recompute::None && recipe.model.backend == Backend::Candle,
+        "train.recompute",
+        "has no effect with model.backend: candle",
     );
     findings.add_if(
         schedule.decay_steps > 0 && schedule.kind != ScheduleKind::Wsd,

@@ -8,8 +8,8 @@
 use anyhow::Result;
 
 use crate::interrupt;
-use crate::model::arch::Arch;
-use crate::model::{LossAndGradients, Rows};
+use crate::model::arch::{Arch, Unused};
+use crate::model::{LossAndGradients, QUERY_KEY_NORMS, Rows};
 
 /// The loss of each list of tokens.
 pub fn losses(
@@ -37,11 +37,16 @@ pub fn unreadable(arch: &Arch, tokens: &[u32]) -> Option<String> {
     if let Some(id) = tokens.iter().find(|&&id| id as usize >= arch.vocab_size) {
         return Some(format!("token {id} lies outside the model's vocabulary of {}", arch.vocab_size));
     }
+    if arch.unused == Unused::QueryKeyNorms {
+        return Some(QUERY_KEY_NORMS.to_owned());
+    }
     match tokens.len() {
         0 => Some("there is no token".to_owned()),
         1 => Some("a single token leaves nothing to predict".to_owned()),
-        len if len > arch.context => Some(format!("{len} tokens are more than the model's {} positions", arch.context)),
-        _ => None,
+        len => {
+            let longest = arch.max_row_len().filter(|longest| len > *longest);
+            longest.map(|longest| format!("{len} tokens are more than the model's {longest} positions"))
+        }
     }
 }
 

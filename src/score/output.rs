@@ -16,6 +16,9 @@ pub struct OutputRule {
     pub either: bool,
 }
 
+/// Tokens of a row that are continued.
+pub const PROMPT_TOKENS: usize = 100;
+
 /// From 21 March 2024 on.
 pub const MARCH_2024: OutputRule = OutputRule { num_tokens: 30, equal_part: 3, repeated_part: 3, either: true };
 /// In June 2024.

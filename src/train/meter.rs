@@ -9,14 +9,14 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::model::arch::Arch;
-use crate::model::layout::Layout;
 
 /// Steps that "now" means: enough to smooth over a slow one, few enough to see a change.
 const WINDOW_STEPS: usize = 20;
 
 /// Floating-point operations to train on one token in rows of `row_len`.
 pub fn train_flops_per_token(arch: &Arch, row_len: usize) -> f64 {
-    6.0 * Layout::of(arch).len() as f64 + 12.0 * arch.layers as f64 * arch.width as f64 * row_len as f64
+    let attention = 12.0 * arch.layers as f64 * arch.heads as f64 * arch.head_size as f64 * row_len as f64;
+    6.0 * arch.num_parameters() as f64 + attention
 }
 
 /// Floating-point operations to score one token in rows of `row_len`.

@@ -64,7 +64,7 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
         }
         if let Some(contest) = contest.as_mut().filter(|contest| contest.is_due(session.place().step)) {
             session.stage("scoring");
-            let Some(outcome) = contest.ask(&session, stepper.model())? else {
+            let Some(outcome) = contest.ask(&session)? else {
                 return Err(session.end_early()?);
             };
             session.judged(outcome);

@@ -16,7 +16,6 @@ use crate::error::{Failure, failure};
 use crate::field;
 use crate::gate::Verdict;
 use crate::metrics::printer::Printer;
-use crate::model::LossAndGradients;
 use crate::ops::random;
 use crate::publish::journal::Hold;
 use crate::recipe::{PublishMode, Resolved};
@@ -85,10 +84,11 @@ impl<'a> RunContest<'a> {
 
     /// Judges a run's model as it is, which is on disk, keeps the record, and publishes where the gate opens and the recipe
     /// says so. `None` if an orderly end was asked for.
-    pub fn ask(&mut self, session: &Session<'_>, model: &mut dyn LossAndGradients) -> Result<Option<Outcome>> {
+    pub fn ask(&mut self, session: &Session<'_>) -> Result<Option<Outcome>> {
         let step = session.place().step;
         self.last_step = Some(step);
-        let mut score = |rows: &[Vec<u32>]| field::losses(model, session.arch(), session.params(), rows);
+        let backend = self.contest.resolved.recipe.model.backend;
+        let mut score = |rows: &[Vec<u32>]| field::losses(session.arch(), backend, session.params(), rows);
         match self.judge_and_act(step, &session.model_dir(), &mut score) {
             Ok(outcome) => Ok(outcome),
             Err(error) if crate::error::exit_code(&error) == 130 => Err(error),

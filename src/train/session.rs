@@ -418,7 +418,9 @@ fn first_weights(
     match &recipe.init {
         Init::Scratch => {
             init::scratch(&resolved.arch, layout, recipe.train.seed, params);
-            Ok(ModelConfig::new(resolved.arch.clone(), recipe.model.dropout))
+            let mut config = ModelConfig::new(resolved.arch.clone(), recipe.model.dropout);
+            config.add_keys(&recipe.model.config);
+            Ok(config)
         }
         choice => {
             let dir = first_model::folder(choice, resolved)?;

@@ -53,7 +53,7 @@ impl<'a> Stepper<'a> {
         Self {
             recipe,
             collective,
-            model: model::backend(recipe.model.backend, arch),
+            model: model::trainer(recipe.model.backend, arch, recipe.train.recompute),
             gradients: Buffer::zeros(layout.len()),
             optimizer: AdamW::new(&recipe.optimizer, layout.len(), &adamw::decayed_ranges(&layout)),
             micro_steps,

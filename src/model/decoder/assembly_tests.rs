@@ -7,19 +7,43 @@
 
 #![allow(clippy::unwrap_used)]
 
-use crate::model::arch::{Activation, Arch};
+use crate::model::arch::{Activation, Arch, NormKind, Pairing, Position, Residual, RopeScaling, Rotary};
 use crate::model::decoder::Decoder;
 use crate::model::layout::Layout;
 use crate::model::{DropoutSeed, LossAndGradients, Rows};
-use crate::ops::attention::Shape;
 use crate::ops::cross_entropy::NO_TARGET;
+use crate::ops::embedding::Embedding;
 use crate::ops::random::{self, Mask};
 use crate::ops::testing::{assert_bits_do_not_depend_on_threads, dot, numbers_below, on_threads, values, wide};
-use crate::ops::{Device, activation, attention, cross_entropy, embedding, linear, norm};
+use crate::ops::{Device, activation, attention, cross_entropy, embedding, linear, norm, rotary};
 
 /// A tiny architecture, with an MLP that is not four times the width.
 fn tiny() -> Arch {
     Arch { mlp_width: 21, ..Arch::gpt2(29, 9, 12, 2, 3) }
+}
+
+/// Rotary, gated, grouped, without biases, heads that do not make up the width.
+fn llama_like() -> Arch {
+    Arch {
+        heads: 4,
+        kv_heads: 2,
+        head_size: 6,
+        gated: true,
+        activation: Activation::Silu,
+        norm: NormKind::Rms,
+        position: Position::Rotary(Rotary {
+            size: 4,
+            pairing: Pairing::Interleaved,
+            base: 50.0,
+            scaling: RopeScaling::Linear(2.0),
+            bounded: false,
+        }),
+        qkv_bias: false,
+        out_bias: false,
+        mlp_bias: false,
+        tied_head: false,
+        ..tiny()
+    }
 }
 
 /// Architectures and dropout that together go every way through the decoder.
@@ -30,9 +54,20 @@ fn cases() -> Vec<(Arch, Option<DropoutSeed>)> {
         (tiny(), dropout),
         (Arch { activation: Activation::GeluErf, tied_head: false, ..tiny() }, None),
         (Arch { activation: Activation::Relu, scale_by_layer: true, mlp_width: 5, ..tiny() }, None),
-        (Arch { scale_by_head_size: false, heads: 1, layers: 1, norm_eps: 0.1, ..tiny() }, None),
-        (Arch { scale_by_layer: true, layers: 3, heads: 12, tied_head: false, ..tiny() }, dropout),
+        (
+            Arch { scale_by_head_size: false, norm_eps: 0.1, ..Arch { mlp_width: 21, ..Arch::gpt2(29, 9, 12, 1, 1) } },
+            None,
+        ),
+        (Arch { scale_by_layer: true, tied_head: false, mlp_width: 21, ..Arch::gpt2(29, 9, 12, 3, 12) }, dropout),
         (Arch { layers: 0, ..tiny() }, dropout),
+        (llama_like(), None),
+        (Arch { head_bias: true, norm: NormKind::RmsOnePlus, embedding_scale: 3.0, ..llama_like() }, dropout),
+        (Arch { residual: Residual::Parallel, position: Position::Alibi { in_bf16: false }, ..tiny() }, dropout),
+        (Arch { residual: Residual::ParallelOneNorm, qkv_bias: false, out_bias: false, ..tiny() }, dropout),
+        (Arch { residual: Residual::PostNorm, embedding_norm: true, ..tiny() }, dropout),
+        (Arch { residual: Residual::PostNorm, position: Position::Learned { offset: 2 }, ..tiny() }, None),
+        (Arch { causal: false, activation: Activation::Silu, ..tiny() }, None),
+        (Arch { window: Some(3), activation: Activation::Relu2, ..tiny() }, dropout),
     ]
 }
 
@@ -54,41 +89,95 @@ fn reference_losses(
     row_len: usize,
     dropout: Option<DropoutSeed>,
 ) -> Vec<f64> {
-    let of = |name: &str| &params[layout.get(name).unwrap().range.clone()];
+    let find = |name: &str| layout.get(name).map(|param| &params[param.range.clone()]);
+    let of = |name: &str| find(name).unwrap();
     let keep = |site, index: usize| {
         dropout.map_or(1.0, |dropout| Mask::new(dropout.seed, site, dropout.rate).scale_at(index as u64, 0).into())
     };
     let dropped = |x: Vec<f64>, site| -> Vec<f64> { x.iter().enumerate().map(|(i, x)| x * keep(site, i)).collect() };
     let add = |a: &[f64], b: &[f64]| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| a + b).collect() };
-    let eps = f64::from(arch.norm_eps);
-
-    let x = embedding::reference::forward(tokens, of("embed.token"), of("embed.position"), row_len, arch.width);
-    let mut x = dropped(x, random::EMBEDDING_SITE);
-    for block in 0..arch.layers {
-        let of = |name: &str| of(&format!("blocks.{block}.{name}"));
-        let normal = norm::reference::forward(&x, of("norm1.gain"), of("norm1.bias"), eps);
-        let qkv = linear::reference::forward(&normal, of("attention.qkv.weight"), of("attention.qkv.bias"));
-        let shape = Shape {
+    let norm = |x: &[f64], name: &str| {
+        let (gain, bias) = (of(&format!("{name}.gain")), find(&format!("{name}.bias")));
+        norm::reference::forward(arch.norm, x, gain, bias, f64::from(arch.norm_eps))
+    };
+    let linear = |x: &[f64], name: &str| {
+        let weight = layout.get(&format!("{name}.weight")).unwrap();
+        let none = vec![0.0; weight.shape[0]];
+        linear::reference::forward(x, &params[weight.range.clone()], find(&format!("{name}.bias")).unwrap_or(&none))
+    };
+    let attention = |x: &[f64], block: usize| {
+        let mut qkv = linear(x, &format!("blocks.{block}.attention.qkv"));
+        if let Position::Rotary(Rotary { size, pairing, .. }) = arch.position {
+            let (frequencies, divisor) = arch.rotary_frequencies(row_len).unwrap();
+            let angle = |t: usize| frequencies.iter().map(move |f| f64::from(t as f32 / divisor * f));
+            let angles: Vec<f64> = (0..row_len).flat_map(angle).collect();
+            let (cos, sin): (Vec<_>, Vec<_>) = angles.into_iter().map(|angle| (angle.cos(), angle.sin())).unzip();
+            let (heads, d, width) = (arch.heads + arch.kv_heads, arch.head_size, arch.qkv_width());
+            let shape = rotary::Shape { heads, d, row_len: width, size, t: row_len, first_position: 0, pairing };
+            qkv = rotary::reference::forward(shape, &qkv, &cos, &sin);
+        }
+        let shape = attention::Shape {
             b: tokens.len() / row_len,
             t: row_len,
             h: arch.heads,
-            d: arch.width / arch.heads,
+            kv_heads: arch.kv_heads,
+            d: arch.head_size,
             scale: arch.attention_scale(block),
+            causal: arch.causal,
+            window: arch.window,
         };
-        let mixed = attention::reference::forward(shape, &qkv, |i| keep(random::attention_site(block), i));
-        let branch = linear::reference::forward(&mixed, of("attention.out.weight"), of("attention.out.bias"));
-        x = add(&x, &dropped(branch, random::attention_branch_site(block)));
-        let normal = norm::reference::forward(&x, of("norm2.gain"), of("norm2.bias"), eps);
-        let hidden = linear::reference::forward(&normal, of("mlp.up.weight"), &vec![0.0; arch.mlp_width]);
-        let hidden = activation::reference::forward(arch.activation, &hidden, of("mlp.up.bias"));
-        let branch = linear::reference::forward(&hidden, of("mlp.down.weight"), of("mlp.down.bias"));
-        x = add(&x, &dropped(branch, random::mlp_branch_site(block)));
+        let key_bias = arch.key_bias(row_len).map(|bias| wide(&bias));
+        let site = random::attention_site(block);
+        let mixed = attention::reference::forward(shape, &qkv, key_bias.as_deref(), |i| keep(site, i));
+        let branch = linear(&mixed, &format!("blocks.{block}.attention.out"));
+        dropped(branch, random::attention_branch_site(block))
+    };
+    let mlp = |x: &[f64], block: usize| {
+        let hidden = linear(x, &format!("blocks.{block}.mlp.up"));
+        let hidden = match arch.gated {
+            true => activation::reference::gated_forward(arch.activation, &hidden, arch.mlp_width),
+            false => activation::reference::forward(arch.activation, &hidden, &[0.0]),
+        };
+        dropped(linear(&hidden, &format!("blocks.{block}.mlp.down")), random::mlp_branch_site(block))
+    };
+
+    let shape = Embedding {
+        t: row_len,
+        c: arch.width,
+        scale: arch.embedding_scale,
+        first_position: if let Position::Learned { offset } = arch.position { offset } else { 0 },
+        frozen_id: None,
+    };
+    let mut x = embedding::reference::forward(shape, tokens, of("embed.token"), find("embed.position"));
+    if arch.embedding_norm {
+        x = norm(&x, "embed.norm");
     }
-    let x = norm::reference::forward(&x, of("norm.gain"), of("norm.bias"), eps);
+    let mut x = dropped(x, random::EMBEDDING_SITE);
+    for block in 0..arch.layers {
+        let [norm1, norm2] = [1, 2].map(|i| format!("blocks.{block}.norm{i}"));
+        x = match arch.residual {
+            Residual::Serial => {
+                let middle = add(&x, &attention(&norm(&x, &norm1), block));
+                add(&middle, &mlp(&norm(&middle, &norm2), block))
+            }
+            Residual::Parallel => add(&add(&x, &attention(&norm(&x, &norm1), block)), &mlp(&norm(&x, &norm2), block)),
+            Residual::ParallelOneNorm => {
+                add(&add(&x, &attention(&norm(&x, &norm1), block)), &mlp(&norm(&x, &norm1), block))
+            }
+            Residual::PostNorm => {
+                let middle = norm(&add(&x, &attention(&x, block)), &norm1);
+                norm(&add(&middle, &mlp(&middle, block)), &norm2)
+            }
+        };
+    }
+    if arch.final_norm() {
+        x = norm(&x, "norm");
+    }
     let head = of(if arch.tied_head { "embed.token" } else { "head.weight" });
     let targets: Vec<u32> =
         tokens.chunks(row_len).flat_map(|row| row[1..].iter().copied().chain([NO_TARGET])).collect();
-    let (losses, ..) = cross_entropy::reference::forward_backward(&x, head, &targets, arch.width, 1.0);
+    let bias = find("head.bias");
+    let (losses, ..) = cross_entropy::reference::forward_backward(&x, head, bias, &targets, arch.width, 1.0);
     losses.chunks(row_len).map(|row| row.iter().sum::<f64>() / (row_len - 1) as f64).collect()
 }
 

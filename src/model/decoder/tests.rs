@@ -2,59 +2,74 @@
 
 #![allow(clippy::unwrap_used)]
 
+use super::memory::{BlockMemory, MlpMemory, TrainingBytes, TrainingMemory, training_bytes};
 use super::*;
+use crate::model::arch::{NormKind, Residual, Rotary};
 use crate::model::candle::CandleDecoder;
 use crate::model::candle::tests::DoubleDecoder;
 use crate::model::golden_tests::{check_backend, check_equal};
 use crate::model::golden_training::{check_adamw, check_reference_miner};
+use crate::ops::Buffer;
+use crate::ops::random;
 
 /// Bytes of all buffers, each named, so that a new one cannot be forgotten.
-fn bytes_of(memory: &Memory) -> usize {
+fn bytes_of(memory: &Memory) -> TrainingBytes {
+    fn with_stats((buffer, stats): &(Buffer<f32>, NormStats)) -> usize {
+        buffer.len() + 2 * stats.len()
+    }
     let Memory {
         tokens: _,
         row_len: _,
         ids,
         targets,
         losses,
+        embedded,
         residual,
         blocks,
+        mlps,
         norm,
-        norm_stats,
         logits,
         scratch,
         training,
     } = memory;
-    let TrainingMemory { dx, dbranch, dinput, dqkv, dhidden } = training.as_ref().unwrap();
-    let mut numbers = ids.len() + targets.len() + losses.len() + logits.len() + scratch.len();
-    numbers += norm.len() + 2 * norm_stats.len() + residual.iter().map(Buffer::len).sum::<usize>();
-    numbers += [dx, dbranch, dinput, dqkv, dhidden].map(Buffer::len).iter().sum::<usize>();
-    for block in blocks {
-        let BlockMemory {
-            norm1,
-            norm1_stats,
-            qkv,
-            attention,
-            log_sum_exp,
-            middle,
-            norm2,
-            norm2_stats,
-            hidden,
-            activated,
-        } = block;
-        let buffers = [norm1, qkv, attention, log_sum_exp, middle, norm2, hidden, activated];
-        numbers += 2 * (norm1_stats.len() + norm2_stats.len());
-        numbers += buffers.map(Buffer::len).iter().sum::<usize>();
+    let mut saved = ids.len() + targets.len() + losses.len() + residual.iter().map(Buffer::len).sum::<usize>();
+    saved += embedded.as_ref().map_or(0, with_stats) + norm.as_ref().map_or(0, with_stats);
+    for BlockMemory { norm1, norm1_stats, qkv, attention, log_sum_exp, middle, norm2 } in blocks {
+        saved += [norm1, qkv, attention, log_sum_exp].map(Buffer::len).iter().sum::<usize>() + 2 * norm1_stats.len();
+        saved += middle.as_ref().map_or(0, Buffer::len) + norm2.as_ref().map_or(0, with_stats);
     }
-    4 * numbers
+    for MlpMemory { hidden, activated } in mlps {
+        saved += hidden.len() + activated.len();
+    }
+    let TrainingMemory { dx, dbranch, dinput, dside, dqkv, dhidden, dactivated } = training.as_ref().unwrap();
+    let mut backward = [dx, dbranch, dinput, dqkv, dhidden].map(Buffer::len).iter().sum::<usize>() + scratch.len();
+    backward += [dside, dactivated].map(|buffer| buffer.as_ref().map_or(0, Buffer::len)).iter().sum::<usize>();
+    let bytes = |numbers: usize| 4 * numbers as u128;
+    TrainingBytes { saved: bytes(saved), backward: bytes(backward), logits: bytes(logits.len()) }
+}
+
+/// Architectures that together need every buffer.
+fn varied() -> Vec<Arch> {
+    let small = Arch { mlp_width: 21, ..Arch::gpt2(29, 300, 12, 3, 3) };
+    let gated = Arch { gated: true, norm: NormKind::Rms, heads: 4, kv_heads: 2, head_size: 5, ..small.clone() };
+    vec![
+        Arch { layers: 0, ..small.clone() },
+        Arch { residual: Residual::Parallel, ..gated.clone() },
+        Arch { residual: Residual::ParallelOneNorm, ..small.clone() },
+        Arch { residual: Residual::PostNorm, embedding_norm: true, ..small.clone() },
+        Arch { embedding_norm: true, ..gated },
+        small,
+    ]
 }
 
 #[test]
 fn training_takes_the_memory_that_is_foretold() {
-    let small = Arch { mlp_width: 21, ..Arch::gpt2(29, 300, 12, 3, 3) };
-    for arch in [Arch { layers: 0, ..small.clone() }, small] {
+    for arch in varied() {
         for (rows, row_len, threads) in [(1, 2, 1), (3, 63, 2), (2, 65, 3), (3, 300, 4)] {
-            let memory = Memory::new(&Device::Cpu { threads }, &arch, rows * row_len, row_len, true);
-            assert_eq!(bytes_of(&memory) as u64, training_memory_bytes(&arch, rows, row_len, threads));
+            for recompute in [Recompute::None, Recompute::Mlp, Recompute::Block] {
+                let memory = Memory::new(&Device::Cpu { threads }, &arch, rows * row_len, row_len, recompute, true);
+                assert_eq!(bytes_of(&memory), training_bytes(&arch, rows, row_len, threads, recompute), "{arch:?}");
+            }
         }
     }
 }
@@ -69,6 +84,60 @@ fn memory_grows_to_serve_every_pass_so_far() {
         decoder.prepare(num_params, Rows::new(&vec![0; rows * row_len], rows, row_len), training).unwrap();
         let memory = decoder.memory.as_ref().unwrap();
         assert_eq!((memory.tokens, memory.row_len, memory.training.is_some()), expected);
+    }
+}
+
+#[test]
+fn what_is_computed_again_has_the_same_bits() {
+    for arch in varied() {
+        let layout = Layout::of(&arch);
+        let params: Vec<f32> = (0..layout.len() as u64).map(|i| random::uniform(1, 0, i) - 0.5).collect();
+        let tokens: Vec<u32> = (0..3 * 40).map(|i| i * 7 % 29).collect();
+        for dropout in [None, Some(DropoutSeed { rate: 0.2, seed: 3 })] {
+            let run = |recompute| {
+                let mut decoder = Decoder::recomputing(Device::cpu(), &arch, recompute);
+                let mut gradients = vec![0.0; layout.len()];
+                let rows = Rows::new(&tokens, 3, 40);
+                let loss = decoder.loss_and_gradients(&params, &mut gradients, rows, 1.0, dropout).unwrap();
+                let row_losses = decoder.row_losses(&params, rows).unwrap();
+                [vec![loss], gradients, row_losses].concat().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let kept = run(Recompute::None);
+            assert!(run(Recompute::Mlp) == kept && run(Recompute::Block) == kept, "{arch:?}");
+        }
+    }
+}
+
+/// Rows of other lengths before it leave no trace, but for dynamic frequencies that are meant to stay.
+#[test]
+fn positions_do_not_depend_on_earlier_rows() {
+    let rotary = |scaling| {
+        Position::Rotary(Rotary {
+            size: 4,
+            pairing: crate::model::arch::Pairing::Halves,
+            base: 100.0,
+            scaling,
+            bounded: false,
+        })
+    };
+    use crate::model::arch::RopeScaling::{Dynamic, Linear};
+    let dynamic = |sticky| rotary(Dynamic { factor: 2.0, sticky });
+    let positions = [rotary(Linear(2.0)), dynamic(false), dynamic(true), Position::Alibi { in_bf16: true }];
+    for position in positions {
+        let arch = Arch { position, ..Arch::gpt2(29, 10, 12, 2, 3) };
+        let layout = Layout::of(&arch);
+        let params: Vec<f32> = (0..layout.len() as u64).map(|i| 4.0 * random::uniform(1, 0, i) - 2.0).collect();
+        let tokens: Vec<u32> = (0..40).map(|i| i * 7 % 29).collect();
+        let loss = |decoder: &mut Decoder, len: usize| {
+            decoder.row_losses(&params, Rows::new(&tokens[..len], 1, len)).unwrap()[0]
+        };
+        let fresh = |len| loss(&mut Decoder::new(Device::cpu(), &arch), len);
+        let mut used = Decoder::new(Device::cpu(), &arch);
+        for len in [5, 30, 12, 40, 7] {
+            let found = loss(&mut used, len);
+            let is_sticky = len == 7 && position == dynamic(true);
+            assert_eq!(found != fresh(len), is_sticky, "{position:?}, {len}: {found} {}", fresh(len));
+        }
     }
 }
 

@@ -61,5 +61,30 @@ pub fn read_into(dir: &Path, arch: &Arch, layout: &Layout, params: &mut [f32]) -
     Ok(files.notes)
 }
 
+/// How Hugging Face names and arranges what one of our parameters holds, for tests.
+#[cfg(test)]
+pub(crate) struct StoredRows {
+    pub(crate) name: String,
+    /// Index into [`Layout::params`].
+    pub(crate) param: usize,
+    /// Our rows in its order.
+    pub(crate) rows: Vec<std::ops::Range<usize>>,
+    pub(crate) is_transposed: bool,
+}
+
+/// The tensors that hold a model.
+#[cfg(test)]
+pub(crate) fn stored_rows(arch: &Arch, layout: &Layout) -> Vec<StoredRows> {
+    let stored = names::stored(arch, layout).into_iter();
+    stored
+        .map(|names::Stored { name, param, rows, transposed, .. }| StoredRows {
+            name,
+            param,
+            rows,
+            is_transposed: transposed,
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value};
 
 use super::WEIGHTS_FILE;
-use super::names::{self, HEAD, PREFIX};
+use super::names;
 use super::stream::{FileSum, HashedReader};
 use crate::error::input;
 use crate::model::arch::Arch;
@@ -55,6 +55,8 @@ struct Wanted {
     dtype: Dtype,
     transposed: bool,
     param: usize,
+    /// Our rows in the order of the file.
+    rows: Vec<Range<usize>>,
 }
 
 impl ModelFiles {
@@ -76,10 +78,11 @@ impl ModelFiles {
                 return Err(input(format!("{}: {shard} does not hold {name}, as {INDEX_FILE} says.", dir.display())));
             }
         }
-        let prefixed = found.keys().any(|name| name.starts_with(PREFIX));
-        if !prefixed && found.contains_key(HEAD) {
+        let (prefix, head) = (names::prefix(arch), names::head(arch));
+        let prefixed = found.keys().any(|name| name.starts_with(prefix));
+        if !prefixed && found.contains_key(&head) {
             return Err(input(format!(
-                "{}: the names of the tensors lack `{PREFIX}` although {HEAD} is there; transformers refuses this.",
+                "{}: the names of the tensors lack `{prefix}` although {head} is there; transformers refuses this.",
                 dir.display()
             )));
         }
@@ -106,13 +109,13 @@ impl ModelFiles {
             }
             Ok(Some((shard, info)))
         };
-        for stored in names::stored(layout) {
+        for stored in names::stored(arch, layout) {
             let name =
-                if prefixed { stored.name.as_str() } else { stored.name.strip_prefix(PREFIX).unwrap_or(&stored.name) };
+                if prefixed { stored.name.as_str() } else { stored.name.strip_prefix(prefix).unwrap_or(&stored.name) };
             let mut tensor = take(name, &stored.shape)?;
             if arch.tied_head && layout.params()[stored.param].name == "embed.token" {
                 // A file may hold both; the head is loaded last, so it wins for both.
-                tensor = take(HEAD, &stored.shape)?.or(tensor);
+                tensor = take(&head, &stored.shape)?.or(tensor);
             }
             let Some((shard, info)) = tensor else {
                 return Err(input(format!(
@@ -127,12 +130,13 @@ impl ModelFiles {
                 dtype: info.dtype,
                 transposed: stored.transposed,
                 param: stored.param,
+                rows: stored.rows,
             });
         }
         for shard in &mut shards {
             shard.tensors.sort_by_key(|tensor| tensor.bytes.start);
         }
-        let ignored = found.keys().filter(|name| !used.contains(*name) && !names::is_legacy_mask(name));
+        let ignored = found.keys().filter(|name| !used.contains(*name) && !names::is_legacy(arch, name));
         let notes =
             ignored.map(|name| format!("{}: the tensor {name} is no part of the model; it is ignored.", dir.display()));
         Ok(Self { notes: notes.collect(), is_sharded: !weight_map.is_empty(), shards })
@@ -197,9 +201,9 @@ impl Shard {
             let values = &mut params[param.range.clone()];
             reader.read(tensor.bytes.start - reader.position(), 1, |_| ())?;
             let element_bytes = tensor.dtype.bitsize() / 8;
-            let len = tensor.bytes.end - tensor.bytes.start;
-            let mut done = 0;
             if tensor.transposed {
+                let len = tensor.bytes.end - tensor.bytes.start;
+                let mut done = 0;
                 let [num_outputs, num_inputs] = param.shape[..] else { unreachable!("only matrices are transposed") };
                 let mut rows = Vec::new();
                 reader.read(len, num_outputs * element_bytes, |bytes| {
@@ -215,11 +219,16 @@ impl Shard {
                     done += num_rows;
                 })?;
             } else {
-                reader.read(len, element_bytes, |bytes| {
-                    let num_elements = bytes.len() / element_bytes;
-                    convert(tensor.dtype, bytes, &mut values[done..done + num_elements]);
-                    done += num_elements;
-                })?;
+                let row_len: usize = param.shape[1..].iter().product();
+                for rows in &tensor.rows {
+                    let values = &mut values[rows.start * row_len..rows.end * row_len];
+                    let mut done = 0;
+                    reader.read((values.len() * element_bytes) as u64, element_bytes, |bytes| {
+                        let num_elements = bytes.len() / element_bytes;
+                        convert(tensor.dtype, bytes, &mut values[done..done + num_elements]);
+                        done += num_elements;
+                    })?;
+                }
             }
         }
         reader.finish()

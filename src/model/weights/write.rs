@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::WEIGHTS_FILE;
 use super::names::{self, Stored};
 use super::stream::{BLOCK_ELEMENTS, FileSum, HashedWriter};
+use crate::model::arch::Arch;
 use crate::model::config::{CONFIG_FILE, GENERATION_FILE, ModelConfig};
 use crate::model::layout::Layout;
 
@@ -28,21 +29,22 @@ pub fn save(dir: &Path, config: &ModelConfig, layout: &Layout, params: &[f32]) -
     Ok(vec![
         text(CONFIG_FILE, config.config_text())?,
         text(GENERATION_FILE, config.generation_text())?,
-        (WEIGHTS_FILE, write_weights(&dir.join(WEIGHTS_FILE), layout, params)?),
+        (WEIGHTS_FILE, write_weights(&dir.join(WEIGHTS_FILE), &config.arch, layout, params)?),
     ])
 }
 
 /// Bytes that [`save`] needs on disk, to within a few KiB.
-pub fn save_bytes(layout: &Layout) -> u64 {
-    4 * layout.len() as u64 + header(&sorted(layout)).len() as u64 + 4096
+pub fn save_bytes(arch: &Arch, layout: &Layout) -> u64 {
+    4 * layout.len() as u64 + header(&sorted(arch, layout)).len() as u64 + 4096
 }
 
-fn write_weights(path: &Path, layout: &Layout, params: &[f32]) -> Result<FileSum> {
-    let tensors = sorted(layout);
+fn write_weights(path: &Path, arch: &Arch, layout: &Layout, params: &[f32]) -> Result<FileSum> {
+    let tensors = sorted(arch, layout);
     let mut writer = HashedWriter::create(path)?;
     writer.write_bytes(&header(&tensors))?;
     for tensor in &tensors {
-        let values = &params[layout.params()[tensor.param].range.clone()];
+        let param = &layout.params()[tensor.param];
+        let values = &params[param.range.clone()];
         if tensor.transposed {
             let [num_inputs, num_outputs] = tensor.shape[..] else { unreachable!("only matrices are transposed") };
             let rows_per_block = (BLOCK_ELEMENTS / num_outputs).clamp(1, num_inputs);
@@ -51,7 +53,10 @@ fn write_weights(path: &Path, layout: &Layout, params: &[f32]) -> Result<FileSum
                 writer.write_filled(num_rows * num_outputs, |block| gather(block, values, first, num_inputs))?;
             }
         } else {
-            writer.write_floats(values)?;
+            let row_len: usize = param.shape[1..].iter().product();
+            for rows in &tensor.rows {
+                writer.write_floats(&values[rows.start * row_len..rows.end * row_len])?;
+            }
         }
     }
     writer.finish()
@@ -71,8 +76,8 @@ fn gather(block: &mut [f32], values: &[f32], first: usize, num_inputs: usize) {
     });
 }
 
-fn sorted(layout: &Layout) -> Vec<Stored> {
-    let mut tensors = names::stored(layout);
+fn sorted(arch: &Arch, layout: &Layout) -> Vec<Stored> {
+    let mut tensors = names::stored(arch, layout);
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     tensors
 }

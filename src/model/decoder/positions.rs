@@ -1,0 +1,57 @@
+//! What a decoder knows of positions beside its parameters: angles of a rotary embedding, slopes of ALiBi.
+
+use super::Pass;
+use crate::model::arch::{Arch, Position, Rotary};
+use crate::ops::{View, rotary};
+
+/// Tables for rows of up to some length, made when a longer one comes.
+#[derive(Default)]
+pub(super) struct Positions {
+    /// Positions that the tables have.
+    capacity: usize,
+    /// Row length whose frequencies the angles have.
+    rotary_len: usize,
+    table: Option<rotary::Table>,
+    /// (heads, capacity).
+    key_bias: Option<Vec<f32>>,
+}
+
+impl Positions {
+    /// Makes sure that the tables serve rows of `row_len`. Only with dynamic scaling do they depend on more than that.
+    pub(super) fn prepare(&mut self, arch: &Arch, row_len: usize) {
+        let rotary_len = arch.rotary_len(row_len, self.rotary_len);
+        let has_other_frequencies = rotary_len.max(arch.context) != self.rotary_len.max(arch.context);
+        let is_dynamic = arch.rotary_frequencies(rotary_len) != arch.rotary_frequencies(self.rotary_len);
+        self.rotary_len = rotary_len;
+        if self.capacity >= row_len && !(has_other_frequencies && is_dynamic) {
+            return;
+        }
+        self.capacity = self.capacity.max(row_len);
+        self.table = arch
+            .rotary_frequencies(rotary_len)
+            .map(|(frequencies, divisor)| rotary::Table::new(&frequencies, self.capacity, divisor));
+        self.key_bias = arch.key_bias(self.capacity);
+    }
+
+    /// How queries and keys are turned, if they are.
+    pub(super) fn rotary(&self, arch: &Arch, pass: Pass) -> Option<(rotary::Shape, &rotary::Table)> {
+        let (Position::Rotary(Rotary { size, pairing, .. }), Some(table)) = (arch.position, &self.table) else {
+            return None;
+        };
+        let shape = rotary::Shape {
+            heads: arch.heads + arch.kv_heads,
+            d: arch.head_size,
+            row_len: arch.qkv_width(),
+            size,
+            t: pass.row_len,
+            first_position: pass.first_position,
+            pairing,
+        };
+        Some((shape, table))
+    }
+
+    /// What is added to the scores of each head's keys, if anything is.
+    pub(super) fn key_bias(&self) -> Option<View<'_, f32>> {
+        self.key_bias.as_deref().map(View::from)
+    }
+}

@@ -146,7 +146,7 @@ pub struct CompareArgs {
     #[arg(long, value_delimiter = ',', conflicts_with = "top")]
     pub uids: Vec<u16>,
     /// Only the models of so many miners, those with the highest incentives.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_size)]
     pub top: Option<usize>,
     /// Pages to draw; default what a validator draws for a step.
     #[arg(long, value_parser = parse_size)]

@@ -137,6 +137,7 @@ fn score_all(entries: &mut [Entry], backend: Backend, rows: &[Vec<u32>], printer
                 }
             }
         };
+        printer.note(&format!("{} of {}: {}", place + 1, order.len(), entry.name()));
         match result {
             Ok(losses) => entry.losses = losses,
             Err(reason) => {

@@ -13,11 +13,11 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::cli::InspectArgs;
-use crate::error::input;
+use crate::error::{Failure, input};
 use crate::figures::count;
 use crate::hub::fetch::publishable_files;
 use crate::hub::hash::{directory_bytes, directory_hash};
-use crate::hub::judge::{Judgement, judge};
+use crate::hub::judge::{Judgement, Verdict, judge};
 use crate::metrics::printer::Printer;
 use crate::rules::{Criteria, Rules};
 
@@ -39,6 +39,30 @@ pub struct Report {
     /// What is worth knowing but no reason, a sentence each.
     #[serde(skip)]
     pub notes: Vec<String>,
+    /// The same as `ok`, but for what cannot be told.
+    #[serde(skip)]
+    pub verdict: Accepted,
+}
+
+/// Whether the subnet would accept a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// It would.
+    Yes,
+    /// It would not, or would find infinite losses.
+    No,
+    /// It may: nothing speaks against it but that this program cannot read such models.
+    Unknown,
+}
+
+impl Accepted {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Yes => "yes",
+            Self::No => "no",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// Runs the command.
@@ -46,10 +70,16 @@ pub fn run(args: &InspectArgs, printer: &Printer) -> Result<()> {
     let mut criteria = args.block.map_or_else(Rules::default, Rules::at_block).criteria;
     criteria.sequence_length = args.sequence_length.unwrap_or(criteria.sequence_length);
     let report = inspect(&args.model, &criteria)?;
-    if args.json {
-        return printer.result(&serde_json::to_string(&report)?);
+    printer.result(&if args.json { serde_json::to_string(&report)? } else { report.text() })?;
+    match report.verdict {
+        Accepted::Yes => Ok(()),
+        Accepted::No => {
+            Err(Failure::No("validators would not take this model, or every loss is infinite".into()).into())
+        }
+        Accepted::Unknown => {
+            Err(Failure::No("whether validators would take this model is not known here".into()).into())
+        }
     }
-    printer.result(&report.text())
 }
 
 /// Looks at a model folder.
@@ -59,16 +89,24 @@ pub fn inspect(dir: &Path, limits: &Criteria) -> Result<Report> {
     }
     let (bytes, hash) = (directory_bytes(dir)?, directory_hash(dir)?);
     let Judgement { class, parameters, reasons, mut notes } = judge(dir, limits);
+    let can_be_told = reasons.iter().any(|reason| reason.verdict != Verdict::NotImplemented);
     let mut reasons: Vec<String> = reasons.into_iter().map(|reason| reason.sentence).collect();
+    let mut is_unknown = !reasons.is_empty() && !can_be_told;
     if parameters.is_some() {
         notes.extend(not_downloaded(dir));
     }
     if bytes > limits.max_repo_bytes {
         let (actual, limit) = (count(bytes), count(limits.max_repo_bytes));
         reasons.push(format!("The folder has {actual} bytes; a repository may have {limit}."));
+        is_unknown = false;
     }
     let architecture = class.map(str::to_owned);
-    Ok(Report { architecture, parameters, bytes, hash, ok: reasons.is_empty(), reasons, notes })
+    let verdict = match (is_unknown, reasons.is_empty()) {
+        (true, _) => Accepted::Unknown,
+        (false, true) => Accepted::Yes,
+        (false, false) => Accepted::No,
+    };
+    Ok(Report { architecture, parameters, bytes, hash, ok: reasons.is_empty(), reasons, notes, verdict })
 }
 
 impl Report {
@@ -82,7 +120,7 @@ impl Report {
         row("parameters", &self.parameters.map_or_else(|| "unknown".to_owned(), count));
         row("bytes", &count(self.bytes));
         row("hash", &self.hash);
-        row("accepted", if self.ok { "yes" } else { "no" });
+        row("accepted", self.verdict.word());
         self.reasons.iter().for_each(|reason| row("", reason));
         self.notes.iter().for_each(|note| row("note", note));
         text
@@ -213,6 +251,8 @@ mod tests {
         let report = inspect(damaged.path(), &limits()).unwrap();
         assert_eq!(report.architecture.as_deref(), Some("MistralForCausalLM"));
         assert!(!report.ok && report.reasons[0].contains("not implemented"), "{:?}", report.reasons);
+        assert_eq!(report.verdict, Accepted::Unknown);
+        assert!(report.text().contains("accepted     unknown\n"), "{}", report.text());
     }
 
     #[test]

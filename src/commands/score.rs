@@ -64,49 +64,56 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
     let mut model = model::backend(args.backend.into(), arch);
     let mut losses = loss::losses(model.as_mut(), arch, &loaded.params, &rows)?
         .ok_or_else(|| Failure::Interrupted("interrupted while scoring: nothing was written".to_owned()))?;
-    let is_reasonable = args.outputs.then(|| outputs_are_reasonable(args, &loaded, &rows, printer)).transpose()?;
-    if is_reasonable == Some(false) {
+    let outputs = args.outputs.then(|| Outputs::of(args, &loaded, &rows)).transpose()?;
+    if let Some(outputs) = outputs.as_ref().filter(|outputs| !outputs.are_reasonable) {
         losses.fill(f32::INFINITY);
+        printer.note(&format!(
+            "The continuations of the first two rows are alike or repetitive, so that validators from 21 March 2024 on count \
+             every loss as infinite: {:?}",
+            outputs.tokens
+        ));
     }
     for (row, tokens) in rows.iter().enumerate() {
         if let Some(reason) = loss::unreadable(arch, tokens) {
             printer.note(&format!("list {row}: {reason}"));
         }
     }
+    for (row, _) in losses.iter().zip(&rows).enumerate().filter(|(_, (loss, tokens))| loss.is_nan() && tokens.len() > 1)
+    {
+        printer
+            .note(&format!("list {row}: the loss is not a number: some weight is none, or the activations overflow"));
+    }
     if args.json {
         let losses: Vec<Value> = losses.iter().map(|&loss| jsonl::number(f64::from(loss))).collect();
-        let answer = match is_reasonable {
-            None => json!({ "losses": losses }),
-            Some(is_reasonable) => json!({ "losses": losses, "reasonable_output": is_reasonable }),
-        };
+        let mut answer = json!({ "losses": losses });
+        if let Some(Outputs { tokens, are_reasonable }) = outputs {
+            answer["outputs"] = json!(tokens);
+            answer["reasonable_output"] = json!(are_reasonable);
+        }
         return printer.result(&answer.to_string());
     }
     printer.result(&text(&losses, held_out.as_ref()))
 }
 
-/// Whether the model's continuations of the first two rows pass for text, as validators see it.
-fn outputs_are_reasonable(
-    args: &ScoreArgs,
-    loaded: &LoadedModel,
-    rows: &[Vec<u32>],
-    printer: &Printer,
-) -> Result<bool> {
-    let [first, second, ..] = rows else { return Err(input("--outputs needs two rows at least")) };
-    let settings = Settings::read(&args.model)?;
-    let continuation = |row: &[u32], seed: u64| {
-        let prompt = &row[..row.len().min(output::PROMPT_TOKENS)];
-        let num_tokens = output::MARCH_2024.num_tokens;
-        generate::continuation(&loaded.config.arch, &loaded.params, &settings, prompt, num_tokens, seed)
-    };
-    let (one, other) = (continuation(first, 1)?, continuation(second, 2)?);
-    let is_reasonable = output::MARCH_2024.is_reasonable(&one, &other);
-    if !is_reasonable {
-        printer.note(&format!(
-            "The continuations of the first two rows are alike or repetitive, so that validators from 21 March 2024 on count \
-             every loss as infinite: {one:?} and {other:?}"
-        ));
+/// The model's continuations of the first two rows, and whether validators take them for text.
+struct Outputs {
+    tokens: [Vec<u32>; 2],
+    are_reasonable: bool,
+}
+
+impl Outputs {
+    fn of(args: &ScoreArgs, loaded: &LoadedModel, rows: &[Vec<u32>]) -> Result<Self> {
+        let [first, second, ..] = rows else { return Err(input("--outputs needs two rows at least")) };
+        let settings = Settings::read(&args.model)?;
+        let continuation = |row: &[u32], seed: u64| {
+            let prompt = &row[..row.len().min(output::PROMPT_TOKENS)];
+            let num_tokens = output::MARCH_2024.num_tokens;
+            generate::continuation(&loaded.config.arch, &loaded.params, &settings, prompt, num_tokens, seed)
+        };
+        let tokens = [continuation(first, 1)?, continuation(second, 2)?];
+        let are_reasonable = output::MARCH_2024.is_reasonable(&tokens[0], &tokens[1]);
+        Ok(Self { tokens, are_reasonable })
     }
-    Ok(is_reasonable)
 }
 
 fn text(losses: &[f32], held_out: Option<&HeldOut>) -> String {

@@ -17,6 +17,7 @@ use crate::metrics::printer::Printer;
 use crate::model::config::ModelConfig;
 use crate::model::layout::Layout;
 use crate::model::weights::ModelFiles;
+use crate::network;
 use crate::recipe::{Estimate, Examined, Init, Recipe, Resolved, Source};
 use crate::train::{self, Start, first_model, run_folder};
 
@@ -100,8 +101,11 @@ fn dry_run(resolved: &Resolved, start: Start, printer: &Printer) -> Result<Strin
         }
         false => format!("Would start a run in {dir}."),
     });
-    if recipe.init != Init::Scratch {
-        let dir = first_model::folder(&recipe.init, resolved)?;
+    let is_published = matches!(recipe.init, Init::Leader | Init::Uid(_) | Init::Repo(_));
+    if is_published && network::needs_making(&recipe.chain) {
+        lines.push("First weights from the embedded network, which would be made first.".to_owned());
+    } else if recipe.init != Init::Scratch {
+        let dir = first_model::folder(&recipe.init, resolved, printer)?;
         let config = ModelConfig::read(&dir)?;
         if config.arch != resolved.arch {
             return Err(config.arch.mismatch(&resolved.arch, &dir));

@@ -261,6 +261,14 @@ impl Decision {
             1 => String::new(),
             nth => format!(", as candidate number {nth} since the last publish"),
         };
+        if best.gains.iter().all(|gain| *gain == 0.0) {
+            return format!(
+                "Over {} {steps} ({} batches) {rivals}, publishing under `{hotkey}` (uid {uid}) changes nothing in any of \
+                 them: our share of the miners' incentive stays {stay:.4}{nth}.",
+                self.num_steps,
+                count(self.num_batches as u64),
+            );
+        }
         format!(
             "Over {} {steps} ({} batches) {rivals}, publishing under `{hotkey}` (uid {uid}) changes our share of the \
              miners' incentive from {stay:.4} to {publish:.4}: δ is {gain:+.4}, and by Student's t more than \

@@ -59,7 +59,10 @@ impl FolderHub {
     /// Opens a hub that is there.
     pub fn open(dir: &Path) -> Result<Self> {
         if !dir.is_dir() {
-            return Err(input(format!("There is no hub at {}: `assay local init` makes one.", dir.display())));
+            return Err(input(format!(
+                "There is no hub at {}: `assay local init --local DIR` makes one, with its ledger.",
+                dir.display()
+            )));
         }
         Ok(Self { dir: dir.to_owned(), disk: Disk::default(), patience: PATIENCE })
     }

@@ -246,7 +246,10 @@ fn what_is_not_there_is_said_so() {
         assert_eq!(exit_code(&hub.download(repo_id, &absent, &["config.json"], dir.path()).unwrap_err()), 4);
     }
     let error = FolderHub::open(&dir.path().join("absent")).unwrap_err();
-    assert!(exit_code(&error) == 2 && error.to_string().contains("`assay local init` makes one"), "{error}");
+    assert!(
+        exit_code(&error) == 2 && error.to_string().contains("`assay local init --local DIR` makes one"),
+        "{error}"
+    );
 }
 
 #[test]

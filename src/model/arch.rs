@@ -390,10 +390,10 @@ impl Arch {
         let lines: Vec<String> =
             pairs.map(|((name, here), (_, there))| format!("  {name}: {there} there, {here} in the recipe")).collect();
         crate::error::input(format!(
-            "init: {} holds a model of another shape than the recipe's:\n{}\nMake the recipe the same, or start from \
-             another model.",
+            "init: {} holds a model of another shape than the recipe's:\n{}\nThe recipe for it: {}",
             dir.display(),
-            lines.join("\n")
+            lines.join("\n"),
+            super::config::recipe_section(self)
         ))
     }
 }

@@ -151,13 +151,41 @@ pub struct Sizes {
 /// The architecture of a new model of a family, with `own` keys of config.json beside its sizes; the error is a sentence.
 pub fn new_arch(family: Family, sizes: Sizes, own: &Map<String, Value>) -> Result<Arch, String> {
     let mut json = families::with_sizes(family, sizes)?;
-    if let Some(key) = own.keys().find(|key| json.contains_key(*key)) {
+    if let Some(key) = own.keys().find(|key| families::SIZE_KEYS.contains(&key.as_str())) {
         return Err(format!("config: {key} is set by another key of the recipe already"));
     }
     json.extend(own.clone());
     arch_of(&json).map_err(|refusal| match refusal {
         Refusal::NotImplemented(sentence) | Refusal::Invalid(sentence) => sentence,
     })
+}
+
+/// The `model` section of a recipe that makes an architecture, in one line of YAML; the vocabulary is not the recipe's
+/// matter.
+pub fn recipe_section(arch: &Arch) -> String {
+    let Arch { family, layers, heads, kv_heads, width, mlp_width, context, .. } = arch;
+    let kv_heads = (kv_heads != heads).then_some(*kv_heads);
+    let sizes = Sizes {
+        vocab_size: arch.vocab_size,
+        context: *context,
+        width: *width,
+        layers: *layers,
+        heads: *heads,
+        kv_heads,
+        mlp_width: *mlp_width,
+    };
+    let usual = new_arch(*family, sizes, &Map::new()).map(|usual| families::write(&usual)).unwrap_or_default();
+    let own = families::write(arch).into_iter().filter(|(key, value)| {
+        usual.get(key) != Some(value) && !families::SIZE_KEYS.contains(&key.as_str()) && key != "model_type"
+    });
+    let own: Vec<String> = own.map(|(key, value)| format!("{key}: {value}")).collect();
+    let kv_heads = kv_heads.map_or_else(String::new, |kv_heads| format!("kv_heads: {kv_heads}, "));
+    let config = if own.is_empty() { String::new() } else { format!(", config: {{{}}}", own.join(", ")) };
+    format!(
+        "model: {{family: {}, layers: {layers}, heads: {heads}, {kv_heads}width: {width}, mlp_width: {mlp_width}, context: \
+         {context}{config}}}",
+        family.model_type()
+    )
 }
 
 /// Whether a file says by a general name what `key` says.

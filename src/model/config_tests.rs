@@ -103,6 +103,34 @@ fn golden_architectures_survive_being_written_from_scratch() {
     }
 }
 
+/// What a user is told to write into his recipe to go on with a model makes that model.
+#[test]
+fn golden_architectures_can_be_asked_for_in_a_recipe() {
+    let dirs = fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    for dir in dirs {
+        let arch = ModelConfig::read(&dir).unwrap().arch;
+        let text = format!(
+            "name: x\n{}\ndata: {{source: sample}}\nrules: {{sequence_length: 32}}\n\
+             train: {{steps: 1, tokens_per_step: 32, micro_batch: 1}}\n",
+            recipe_section(&arch)
+        );
+        let path = tempfile::NamedTempFile::new().unwrap();
+        fs::write(path.path(), &text).unwrap();
+        let recipe = crate::recipe::load(path.path(), &[]).unwrap();
+        let model = recipe.model;
+        let sizes = Sizes {
+            vocab_size: arch.vocab_size,
+            context: model.context.unwrap(),
+            width: model.width,
+            layers: model.layers,
+            heads: model.heads,
+            kv_heads: model.kv_heads,
+            mlp_width: model.mlp_width.unwrap(),
+        };
+        assert_eq!(new_arch(model.family, sizes, &model.config).unwrap(), arch, "{}: {text}", dir.display());
+    }
+}
+
 #[test]
 fn a_new_model_of_every_family_has_the_sizes_that_were_asked_for() {
     for family in Family::ALL {

@@ -2,10 +2,10 @@
 //!
 //! Matrices and embeddings are normal with deviation 0.02; the two projections of each block that write into the
 //! residual stream are divided by `sqrt(2 layers)`, so that its variance does not grow with depth; biases are 0, gains
-//! are 1. Each parameter has a random stream of its own, named after it: its numbers depend on the seed and its name
-//! only, not on the other parameters, nor on the number of threads.
+//! are 1 (or 0 where they are counted from 1). Each parameter has a random stream of its own, named after it: its numbers
+//! depend on the seed and its name only, not on the other parameters, nor on the number of threads.
 
-use super::arch::Arch;
+use super::arch::{Arch, NormKind};
 use super::layout::{Layout, Param};
 use crate::ops::random;
 
@@ -35,7 +35,8 @@ enum Start {
 
 fn start_of(param: &Param, arch: &Arch) -> Start {
     if param.name.ends_with(".gain") {
-        Start::Constant(1.0)
+        // Gemma's gains are counted from 1.
+        Start::Constant(if arch.norm == NormKind::RmsOnePlus && param.is_used() { 0.0 } else { 1.0 })
     } else if !param.is_matrix() {
         Start::Constant(0.0)
     } else if param.name.ends_with(".attention.out.weight") || param.name.ends_with(".mlp.down.weight") {

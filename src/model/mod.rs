@@ -14,6 +14,8 @@ pub(crate) mod parts;
 pub mod weights;
 
 #[cfg(test)]
+mod family_tests;
+#[cfg(test)]
 pub(crate) mod golden_tests;
 #[cfg(test)]
 pub(crate) mod golden_training;

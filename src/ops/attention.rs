@@ -1,5 +1,5 @@
-//! Self-attention: `y_i = Σ_j softmax_j(scale q_i · k_j + key_bias_j) v_j` for each query head, over the keys that query
-//! `i` sees: `j ≤ i`, of these only the last `window` if there is one, or all if the shape is not causal.
+//! Self-attention: `y_i = Σ_j softmax_j(scale q_i · k_j + key_bias_j) v_j` for each query head, over the keys that
+//! query `i` sees: `j ≤ i`, of these only the last `window` if there is one, or all if the shape is not causal.
 //!
 //! `qkv` is (b, t, (h + 2 kv_heads) d): queries, keys and values side by side, head `i` at channels `i d .. (i+1) d` of
 //! each; query head `i` reads key and value head `i / (h / kv_heads)`. `y` is (b, t, h d). The optional `key_bias` is
@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use super::matmul::gemm_strided;
 use super::random::Mask;
 use super::strided::Strided;
-use super::{Buffer, Device, View, ViewMut, math, rows_per_task};
+use super::{Buffer, Device, View, ViewMut, math};
 
 /// Queries whose scores exist at a time: with 1,024 keys a tile of scores is 256 KiB and stays in the L2 cache.
 pub const TILE: usize = 64;
@@ -378,17 +378,9 @@ pub fn backward(
                 let (p, ds) = (probabilities.as_ptr(), dscores.as_ptr());
                 // SAFETY: the elements of this task's heads in `dqkv` are written by this task alone.
                 unsafe {
-                    let dq = dqkv.at(q_start + first_query);
-                    gemm_strided(
-                        [num_queries, d, num_keys],
-                        1.0,
-                        rows(ds, num_keys),
-                        rows(k, width),
-                        0.0,
-                        dq,
-                        width,
-                        1,
-                    );
+                    let (dq, k) = (dqkv.at(q_start + first_query), rows(k, width));
+                    let sizes = [num_queries, d, num_keys];
+                    gemm_strided(sizes, 1.0, rows(ds, num_keys), k, 0.0, dq, width, 1);
                     let (dk, dv) = (dqkv.at(k_start + first_key), dqkv.at(v_start + first_key));
                     let sizes = [num_keys, d, num_queries];
                     gemm_strided(sizes, 1.0, transposed(ds, num_keys), q, beta, dk, width, 1);
@@ -402,8 +394,8 @@ pub fn backward(
 
 /// `y` of the newest token of each sequence against the `shape.t` keys and values of a cache, its own among them.
 ///
-/// `qkv_b` is (b, (h + 2 kv_heads) d), of which the queries are read; `kv_cache` is (b, capacity, 2 kv_heads d), keys then
-/// values of one token after the other; `y_bc` is (b, h d).
+/// `qkv_b` is (b, (h + 2 kv_heads) d), of which the queries are read; `kv_cache` is (b, capacity, 2 kv_heads d), each
+/// token's keys, then its values; `y_bc` is (b, h d).
 pub fn forward_cached(
     shape: Shape,
     capacity: usize,
@@ -422,33 +414,41 @@ pub fn forward_cached(
     let (qkv, cache, key_bias) = (qkv_b.cpu(), kv_cache.cpu(), key_bias_ht.map(View::cpu));
     let seen = shape.seen_by(t - 1);
     let num_keys = seen.len();
-    // A task takes a key head with the query heads that read it, so that each key and value is read once.
-    let tasks = y_bc.cpu().par_chunks_mut(group * d).enumerate().with_min_len(rows_per_task(num_keys * d));
-    tasks.for_each_init(Vec::new, |scores, (task, y)| {
-        let (row, kv_head) = (task / kv_heads, task % kv_heads);
-        let q = &qkv[row * width + kv_head * group * d..][..group * d];
+    // A task takes key heads of one sequence with the query heads that read them, few enough for all threads to have
+    // some: it reads keys and values once and in the order of memory. No head depends on which others its task has.
+    let tasks_per_row = rayon::current_num_threads().div_ceil(b.max(1));
+    let task_kv_heads = kv_heads.div_ceil(tasks_per_row);
+    let tasks = y_bc.cpu().par_chunks_mut(h * d).enumerate().flat_map(|(row, y)| {
+        y.par_chunks_mut(task_kv_heads * group * d).enumerate().map(move |(i, y)| (row, i * task_kv_heads, y))
+    });
+    tasks.for_each_init(Vec::new, |scores, (row, first_kv_head, y)| {
+        let q = &qkv[row * width + first_kv_head * group * d..][..y.len()];
         let tokens = &cache[(row * capacity + seen.start) * cache_width..][..num_keys * cache_width];
-        scores.resize(group * num_keys, 0.0f32);
+        scores.resize(y.len() / d * num_keys, 0.0f32);
         math::vectorized(
             #[inline(always)]
             || {
                 for (j, token) in tokens.chunks_exact(cache_width).enumerate() {
-                    let k = &token[kv_head * d..][..d];
-                    for (i, q) in q.chunks_exact(d).enumerate() {
-                        scores[i * num_keys + j] = scale * math::sum_pairs(q, k, |q, k| q * k);
+                    let keys = token[first_kv_head * d..].chunks_exact(d);
+                    for (g, (q, k)) in q.chunks_exact(group * d).zip(keys).enumerate() {
+                        for (i, q) in q.chunks_exact(d).enumerate() {
+                            scores[(g * group + i) * num_keys + j] = scale * math::sum_pairs(q, k, |q, k| q * k);
+                        }
                     }
                 }
                 for (i, scores) in scores.chunks_exact_mut(num_keys).enumerate() {
-                    add_bias(scores, of_head(key_bias, h, kv_head * group + i), &seen);
+                    add_bias(scores, of_head(key_bias, h, first_kv_head * group + i), &seen);
                     softmax(scores);
                 }
                 y.fill(0.0);
                 for (j, token) in tokens.chunks_exact(cache_width).enumerate() {
-                    let v = &token[(kv_heads + kv_head) * d..][..d];
-                    for (i, y) in y.chunks_exact_mut(d).enumerate() {
-                        let p = scores[i * num_keys + j];
-                        for (y, v) in y.iter_mut().zip(v) {
-                            *y += p * v;
+                    let values = token[(kv_heads + first_kv_head) * d..].chunks_exact(d);
+                    for (g, (y, v)) in y.chunks_exact_mut(group * d).zip(values).enumerate() {
+                        for (i, y) in y.chunks_exact_mut(d).enumerate() {
+                            let p = scores[(g * group + i) * num_keys + j];
+                            for (y, v) in y.iter_mut().zip(v) {
+                                *y += p * v;
+                            }
                         }
                     }
                 }

@@ -1,9 +1,9 @@
-//! Rotary position embedding: in each head, pairs of the first `size` dimensions are rotated, in place, by an angle that
-//! grows with the token's position: `(x, y) → (x cos - y sin, y cos + x sin)`.
+//! Rotary position embedding: in each head, pairs of the first `size` dimensions are rotated, in place, by an angle
+//! that grows with the token's position: `(x, y) → (x cos - y sin, y cos + x sin)`.
 //!
 //! The buffer holds `row_len` elements per token, of which the first `heads · d` are the heads to rotate: queries and
-//! keys of an attention's `qkv`, whose values stay as they are. Token `r` has position `first_position + r % t`. Nothing
-//! is saved: backward rotates the gradient back, in place.
+//! keys of an attention's `qkv`, whose values stay as they are. Token `r` has position `first_position + r % t`.
+//! Nothing is saved: backward rotates the gradient back, in place.
 
 use rayon::prelude::*;
 

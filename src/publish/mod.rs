@@ -229,7 +229,7 @@ impl Parcel {
         }
         let config = ModelConfig::read(dir)?;
         let layout = Layout::of(&config.arch);
-        ModelFiles::open(dir, &config.arch, &layout)?.check_finite(&layout)?;
+        ModelFiles::open(dir, &config.arch, &layout)?.check_finite()?;
         let mut bytes = 0;
         for path in &paths {
             bytes += fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
@@ -332,7 +332,7 @@ pub fn unregistered(chain: &dyn Chain, hotkey: &str) -> anyhow::Error {
     input(format!(
         "the hotkey {hotkey} is not registered on {}: {}",
         chain.describe(),
-        if chain.is_real() { "register it first" } else { "`assay local register` does that" }
+        if chain.is_real() { "register it first" } else { "`assay local register NAME --local DIR` does that" }
     ))
 }
 

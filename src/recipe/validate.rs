@@ -3,6 +3,8 @@
 //! Every check adds to a list, so that the user sees all there is to mend at once. A sentence says what is wrong, by
 //! how much, and what value would do.
 
+use std::path::PathBuf;
+
 use super::estimate::repo_bytes;
 use super::resolve::{Finding, Resolved, micro_steps};
 use super::shrink::shrink;
@@ -67,6 +69,16 @@ fn name_and_folder(findings: &mut Findings, resolved: &Resolved) {
         resolved.run_dir.as_os_str().is_empty(),
         "checkpoint.dir",
         "is empty; leave the key out for checkpoints/NAME",
+    );
+    let network_dir = resolved.recipe.chain.ledger.parent();
+    findings.add_if(
+        network_dir.is_some_and(|dir| dir == resolved.run_dir) || resolved.run_dir == resolved.recipe.hub.dir,
+        if resolved.recipe.checkpoint.dir.is_some() && resolved.run_dir != PathBuf::from("checkpoints").join(name) {
+            "checkpoint.dir"
+        } else {
+            "name"
+        },
+        format!("the run would lie in {}, the folder of hub and ledger; choose another", resolved.run_dir.display()),
     );
     if let Init::Dir(dir) = &resolved.recipe.init {
         findings.add_if(dir.as_os_str().is_empty(), "init.dir", "is empty; give a folder with config.json in it");

@@ -8,16 +8,17 @@ use crate::chain::Snapshot;
 use crate::error::input;
 use crate::field::Competitor;
 use crate::hub::fetch::download_revision;
+use crate::metrics::printer::Printer;
 use crate::network::Network;
 use crate::recipe::{Init, Resolved};
 
-/// The folder that `init` names.
+/// The folder that `init` names. An embedded network that is missing is made.
 ///
 /// # Panics
 ///
 /// If it names none, because the first weights are random.
-pub fn folder(init: &Init, resolved: &Resolved) -> Result<PathBuf> {
-    let open = || Network::open(&resolved.recipe.hub, &resolved.recipe.chain);
+pub fn folder(init: &Init, resolved: &Resolved, printer: &Printer) -> Result<PathBuf> {
+    let open = || Network::open_or_make(&resolved.recipe.hub, &resolved.recipe.chain, printer);
     match init {
         Init::Scratch => unreachable!("random weights have no folder"),
         Init::Dir(dir) => Ok(dir.clone()),

@@ -423,7 +423,7 @@ fn first_weights(
             Ok(config)
         }
         choice => {
-            let dir = first_model::folder(choice, resolved)?;
+            let dir = first_model::folder(choice, resolved, printer)?;
             let mut config = ModelConfig::read(&dir)?;
             if config.arch != resolved.arch {
                 return Err(config.arch.mismatch(&resolved.arch, &dir));

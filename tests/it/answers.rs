@@ -32,7 +32,8 @@ fn inspect_answers_with_one_object() {
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
     let dir = trained();
-    let outcome = dir.assay(&["inspect", "run/latest"]).run_with_closed_stdout().assert_exit(0);
+    let args = ["inspect", "run/latest", "--sequence-length", "64"];
+    let outcome = dir.assay(&args).run_with_closed_stdout().assert_exit(0);
     assert!(!outcome.stderr.contains("error"), "{outcome:?}");
 }
 

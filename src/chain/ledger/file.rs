@@ -76,7 +76,7 @@ impl LedgerFile {
     pub(super) fn open(path: &Path, patience: Duration) -> Result<(Self, PathBuf)> {
         let canonical = path.canonicalize().map_err(|error| match error.kind() {
             ErrorKind::NotFound => {
-                input(format!("there is no ledger at {}: `assay local init` makes one", path.display()))
+                input(format!("there is no ledger at {}: `assay local init --local DIR` makes one", path.display()))
             }
             _ => Error::new(error).context(format!("cannot open the ledger {}", path.display())),
         })?;

@@ -264,7 +264,7 @@ fn what_is_no_ledger_is_refused_and_left_alone() {
     let path = dir.path().join("ledger.sqlite");
     let refused = |sentence: &str| assert_says(Ledger::open(&path), 2, sentence);
     refused("there is no ledger at ");
-    refused("ledger.sqlite: `assay local init` makes one");
+    refused("ledger.sqlite: `assay local init --local DIR` makes one");
     assert!(!path.exists(), "opening must not make a file");
     fs::write(&path, "not a database, but long enough to be looked at as if it were one: ".repeat(40)).unwrap();
     refused("is not an SQLite file");

@@ -26,6 +26,26 @@ const ACTIVATIONS: [(&str, Activation); 9] = [
     ("swish", Activation::Silu),
 ];
 
+/// Keys that a recipe's own sizes set.
+pub(super) const SIZE_KEYS: [&str; 16] = [
+    "vocab_size",
+    "hidden_size",
+    "n_embd",
+    "d_model",
+    "num_hidden_layers",
+    "n_layer",
+    "decoder_layers",
+    "num_attention_heads",
+    "n_head",
+    "decoder_attention_heads",
+    "num_key_value_heads",
+    "num_kv_heads",
+    "intermediate_size",
+    "n_inner",
+    "decoder_ffn_dim",
+    "max_position_embeddings",
+];
+
 /// Why a configuration gives no architecture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {

@@ -51,6 +51,7 @@ struct Shard {
 
 #[derive(Debug)]
 struct Wanted {
+    name: String,
     bytes: Range<u64>,
     dtype: Dtype,
     transposed: bool,
@@ -126,6 +127,7 @@ impl ModelFiles {
             let start = headers[shard].data_start;
             let (from, to) = info.data_offsets;
             shards[shard].tensors.push(Wanted {
+                name: stored.name,
                 bytes: start + from as u64..start + to as u64,
                 dtype: info.dtype,
                 transposed: stored.transposed,
@@ -163,8 +165,8 @@ impl ModelFiles {
 
 impl ModelFiles {
     /// Reads all weights once and refuses those of which one is infinite or not a number: no loss of such a model is
-    /// finite. `layout` is that given to [`Self::open`].
-    pub fn check_finite(&self, layout: &Layout) -> Result<()> {
+    /// finite.
+    pub fn check_finite(&self) -> Result<()> {
         let mut values = Vec::new();
         for shard in &self.shards {
             let mut reader = HashedReader::open(&shard.path)?;
@@ -181,7 +183,7 @@ impl ModelFiles {
                     return Err(input(format!(
                         "{}: the weights {} hold numbers that are not finite: every loss of this model would be worthless.",
                         shard.path.display(),
-                        layout.params()[tensor.param].name
+                        tensor.name
                     )));
                 }
             }

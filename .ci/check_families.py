@@ -3,7 +3,7 @@
 
     check_families.py [--assay PATH] [--one-step PATH] [--current SITE_PACKAGES]
 
-A step of AdamW that assay takes with each family's golden model is the step that PyTorch takes, within 1e-3 of its length.
+A step of AdamW that assay takes with each family's golden model is the step that PyTorch takes, within 1e-4 of its length.
 Then 50 steps by a recipe on the embedded text must lower the held-out loss; for Phi and Gemma, whose rules have another
 tokenizer, the model of the single step stands in. What was saved loads in transformers with no tensor missing or left over,
 and, saved again by it, has the same tensors; losses agree within 1e-5 relative; greedy continuations are the same 30 tokens.
@@ -25,7 +25,7 @@ FAMILIES = ["gpt2", "mistral", "llama", "bart", "falcon", "gpt_neox", "gptj", "p
 ROW_LEN = 160
 PROMPT_LEN = 100
 LOSS_TOLERANCE = 1e-5
-STEP_TOLERANCE = 1e-3
+STEP_TOLERANCE = 1e-4
 RECIPE = """
 name: {family}
 model: {{family: {family}, layers: 2, heads: 4, width: 64}}
@@ -34,15 +34,15 @@ data: {{source: sample}}
 train: {{steps: 50, tokens_per_step: 1280, micro_batch: 8}}
 optimizer: {{learning_rate: 3e-3}}
 schedule: {{kind: constant, warmup_steps: 5}}
-eval: {{every: 5, rows: 16}}
+eval: {{every: 10, rows: 8}}
 checkpoint: {{dir: {dir}}}
 """
 
 
-def run(*command):
-    finished = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True)
+def run(*command, env=None):
+    finished = subprocess.run([str(part) for part in command], env=env, capture_output=True, text=True)
     if finished.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))} failed with exit code {finished.returncode}")
+        sys.exit(f"{' '.join(map(str, command))} failed with exit code {finished.returncode}: {finished.stderr}")
     return finished.stdout
 
 
@@ -104,7 +104,9 @@ def check_saved(assay, family, model_dir, folder):
     if not answer["reasonable_output"]:
         answer["losses"] = json.loads(run(assay, "score", model_dir, "--tokens", folder / "rows.json", "--json"))["losses"]
     worst = compare(family, "losses", expected, answer["losses"])
-    for row, found in zip(rows, answer["outputs"]):
+    # Gemma of transformers 4.38.0 fails when text grows beyond its context.
+    can_grow = family != "gemma" or PROMPT_LEN + 30 <= model.config.max_position_embeddings
+    for row, found in zip(rows if can_grow else [], answer["outputs"]):
         prompt = torch.tensor([row[:PROMPT_LEN]])
         end = model.config.eos_token_id
         output = model.generate(prompt, min_new_tokens=30, max_new_tokens=30, pad_token_id=end)
@@ -123,7 +125,8 @@ def check_step(one_step, family, folder):
     import torch
     from safetensors.torch import load_file
 
-    golden, out = ROOT / "tests/golden/models" / family, folder / f"{family}-step"
+    name = "falcon_7b_style" if family == "falcon" else family
+    golden, out = ROOT / "tests/golden/models" / name, folder / f"{family}-step"
     expected = json.loads((golden / "expected.json").read_text())
     rows = expected["batches"][:2]
     (folder / "step.json").write_text(json.dumps(rows))
@@ -178,7 +181,7 @@ def main():
             if options.current:
                 environment = os.environ | {"PYTHONPATH": str(options.current)}
                 command = [sys.executable, __file__, "--losses-of", model_dir, folder / "rows.json"]
-                answer = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
+                answer = run(*command, env=environment)
                 expected = reference_losses(load(model_dir), json.loads((folder / "rows.json").read_text()))
                 line += f", by the current transformers {compare(family, 'current', expected, json.loads(answer)):.1e}"
             print(line, flush=True)

@@ -65,6 +65,10 @@ impl ModelConfig {
         let mut json = families::write(&arch);
         json.insert("bos_token_id".to_owned(), end_of_text.clone());
         json.insert("eos_token_id".to_owned(), end_of_text);
+        for (key, _) in families::forced_ids(arch.family) {
+            // The family's own are words of GPT-2's vocabulary.
+            json.insert((*key).to_owned(), Value::Null);
+        }
         let mut config = Self { json, arch, generation: None };
         config.set_dropout(dropout);
         config
@@ -106,22 +110,30 @@ impl ModelConfig {
         to_python_text(&Value::Object(self.generation()))
     }
 
+    /// The keys that steer generation where no file of their own does: those of `config.json`, with the family's ids where
+    /// it has none.
+    pub fn generation_keys(&self) -> Map<String, Value> {
+        let mut json = self.json.clone();
+        json.extend(self.special_ids());
+        json
+    }
+
+    /// Ids that begin, end, or pad a text, or stand where they must.
+    fn special_ids(&self) -> impl Iterator<Item = (String, Value)> {
+        let keys = ["bos_token_id", "eos_token_id", "pad_token_id"];
+        let special = std::iter::zip(keys, families::special_ids(self.arch.family));
+        let forced = families::forced_ids(self.arch.family).iter().map(|(key, id)| (*key, Some(*id)));
+        special.chain(forced).map(|(key, default)| {
+            let id = self.json.get(key).cloned().unwrap_or_else(|| json!(default));
+            (key.to_owned(), id)
+        })
+    }
+
     /// The same as an object.
-    pub fn generation(&self) -> Map<String, Value> {
+    fn generation(&self) -> Map<String, Value> {
         self.generation.clone().unwrap_or_else(|| {
             let mut json = Map::from_iter([("_from_model_config".to_owned(), json!(true))]);
-            for key in ["decoder_start_token_id", "forced_eos_token_id"] {
-                if let Some(id) = self.json.get(key).filter(|id| !id.is_null()) {
-                    json.insert(key.to_owned(), id.clone());
-                }
-            }
-            let keys = ["bos_token_id", "eos_token_id", "pad_token_id"];
-            for (key, default) in std::iter::zip(keys, families::special_ids(self.arch.family)) {
-                let id = self.json.get(key).cloned().or_else(|| default.map(|id| json!(id)));
-                if let Some(id) = id.filter(|id| !id.is_null()) {
-                    json.insert(key.to_owned(), id);
-                }
-            }
+            json.extend(self.special_ids().filter(|(_, id)| !id.is_null()));
             json.insert("transformers_version".to_owned(), json!(TRANSFORMERS_VERSION));
             json.sort_keys();
             json

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Map, Value};
 
 use super::arch::{Arch, Reference};
-use super::config::{GENERATION_FILE, ModelConfig, read_object};
+use super::config::{CONFIG_FILE, GENERATION_FILE, ModelConfig, read_object};
 use super::decoder::Decoder;
 use super::decoder::cache::Cache;
 use crate::error::input;
@@ -65,12 +65,14 @@ const NOT_IMPLEMENTED_LISTS: [&str; 6] = [
 ];
 
 impl Settings {
-    /// The settings of a model folder; without a file, those that follow from its configuration.
+    /// The settings of a model folder; without a file, or where the file says that it was derived from the configuration,
+    /// those that follow from the latter, as transformers has it.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(GENERATION_FILE);
-        let json = match read_object(&path)? {
-            Some(json) => json,
-            None => ModelConfig::read(dir)?.generation(),
+        let file = read_object(&path)?.filter(|json| json.get("_from_model_config") != Some(&Value::Bool(true)));
+        let (path, json) = match file {
+            Some(json) => (path, json),
+            None => (dir.join(CONFIG_FILE), ModelConfig::read(dir)?.generation_keys()),
         };
         Self::from_json(&json).map_err(|sentence| input(format!("{}: {sentence}", path.display())))
     }

@@ -538,6 +538,14 @@ pub(super) fn special_ids(family: Family) -> [Option<u64>; 3] {
     [Some(begin), Some(end), padding]
 }
 
+/// Ids that a family puts into generated text by itself, and their keys.
+pub(super) fn forced_ids(family: Family) -> &'static [(&'static str, u64)] {
+    match family {
+        Family::Bart => &[("decoder_start_token_id", 2), ("forced_eos_token_id", 2)],
+        _ => &[],
+    }
+}
+
 fn merged<const N: usize>(parts: [Value; N]) -> Map<String, Value> {
     parts
         .into_iter()

@@ -1,7 +1,7 @@
 //! The native backend: the decoder on our own operations, with the backward pass written out.
 //!
 //! Blocks run forward in order and backward in reverse over named buffers that are sized once ([`memory`]); what a block
-//! does is in [`block`]. The loss is a mean, so its gradient is known before the loss: head, softmax and loss run forward
+//! does is in `block.rs`. The loss is a mean, so its gradient is known before the loss: head, softmax and loss run forward
 //! and backward together, chunk by chunk (`ops/cross_entropy.rs`). What is not kept for the backward pass is computed again
 //! there, with the same bits.
 

@@ -49,7 +49,7 @@ impl Layout {
     /// `blocks.I.norm1.{gain,bias}`, `blocks.I.attention.qkv.{weight,bias}` ((h + 2 kv) d, c),
     /// `blocks.I.attention.out.{weight,bias}` (c, h d), `blocks.I.norm2.{gain,bias}`, `blocks.I.mlp.up.{weight,bias}` (m, c;
     /// gate then up, 2m, if gated), `blocks.I.mlp.down.{weight,bias}` (c, m), then `norm.{gain,bias}` and, unless tied,
-    /// `head.weight` (v, c) and its bias; each as far as the architecture has it ([`Parts::build`]).
+    /// `head.weight` (v, c) and its bias; each as far as the architecture has it (`Parts::build`).
     pub fn of(arch: &Arch) -> Self {
         let mut layout = Self { params: Vec::new(), len: 0 };
         Parts::build(arch, &mut |name, shape| layout.push(name, shape));

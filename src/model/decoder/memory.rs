@@ -144,7 +144,7 @@ pub struct TrainingBytes {
     pub logits: u128,
 }
 
-/// The bytes of training on `rows` rows of `row_len` tokens, as [`Memory::new`] takes them; saturating.
+/// The bytes of training on `rows` rows of `row_len` tokens, as `Memory::new` takes them; saturating.
 pub fn training_bytes(arch: &Arch, rows: usize, row_len: usize, threads: usize, recompute: Recompute) -> TrainingBytes {
     let of = |value: usize| value as u128;
     let sum = |parts: &[u128]| parts.iter().fold(0_u128, |sum, &part| sum.saturating_add(part));

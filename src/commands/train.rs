@@ -14,7 +14,7 @@ use crate::error::{Failure, input};
 use crate::figures::{bytes, count};
 use crate::interrupt;
 use crate::metrics::printer::Printer;
-use crate::model::config::ModelConfig;
+use crate::model::config::{self, ModelConfig};
 use crate::model::layout::Layout;
 use crate::model::weights::ModelFiles;
 use crate::network;
@@ -108,7 +108,7 @@ fn dry_run(resolved: &Resolved, start: Start, printer: &Printer) -> Result<Strin
         let dir = first_model::folder(&recipe.init, resolved, printer)?;
         let config = ModelConfig::read(&dir)?;
         if config.arch != resolved.arch {
-            return Err(config.arch.mismatch(&resolved.arch, &dir));
+            return Err(config::mismatch(&config.arch, &resolved.arch, &dir));
         }
         ModelFiles::open(&dir, &resolved.arch, &Layout::of(&resolved.arch))?;
         lines.push(format!("First weights from {}.", dir.display()));

@@ -352,50 +352,6 @@ impl Arch {
         let frequency = |i: usize| 1.0 / base.powf((2 * i) as f32 / size as f32);
         Some(((0..size / 2).map(frequency).collect(), divisor))
     }
-
-    /// The error of a model folder whose model is not of the `wanted` architecture: each choice in which they differ.
-    pub fn mismatch(&self, wanted: &Self, dir: &std::path::Path) -> anyhow::Error {
-        let described = |arch: &Self| {
-            vec![
-                ("model.family", arch.family.model_type().to_owned()),
-                ("vocabulary", arch.vocab_size.to_string()),
-                ("model.context", arch.context.to_string()),
-                ("model.width", arch.width.to_string()),
-                ("model.layers", arch.layers.to_string()),
-                ("model.heads", arch.heads.to_string()),
-                ("model.kv_heads", arch.kv_heads.to_string()),
-                ("head size", arch.head_size.to_string()),
-                ("model.mlp_width", arch.mlp_width.to_string()),
-                ("activation", format!("{:?}", arch.activation)),
-                ("gated MLP", arch.gated.to_string()),
-                ("norm", format!("{:?}", arch.norm)),
-                ("epsilon of norms", arch.norm_eps.to_string()),
-                ("residual", format!("{:?}", arch.residual)),
-                ("positions", format!("{:?}", arch.position)),
-                ("attention window", format!("{:?}", arch.window)),
-                ("scores divided by root of head size", arch.scale_by_head_size.to_string()),
-                ("scores divided by layer", arch.scale_by_layer.to_string()),
-                (
-                    "biases of qkv, out, MLP, head",
-                    format!("{:?}", [arch.qkv_bias, arch.out_bias, arch.mlp_bias, arch.head_bias]),
-                ),
-                ("embedding scale", arch.embedding_scale.to_string()),
-                ("padding id", format!("{:?}", arch.frozen_id)),
-                ("tied head", arch.tied_head.to_string()),
-                ("unused parameters", format!("{:?}", arch.unused)),
-            ]
-        };
-        let (here, there) = (described(wanted), described(self));
-        let pairs = here.iter().zip(&there).filter(|(here, there)| here != there);
-        let lines: Vec<String> =
-            pairs.map(|((name, here), (_, there))| format!("  {name}: {there} there, {here} in the recipe")).collect();
-        crate::error::input(format!(
-            "init: {} holds a model of another shape than the recipe's:\n{}\nThe recipe for it: {}",
-            dir.display(),
-            lines.join("\n"),
-            super::config::recipe_section(self)
-        ))
-    }
 }
 
 /// The slopes of ALiBi: powers of `2^(-8 / n)` for `n` heads where `n` is a power of two; otherwise those of the power

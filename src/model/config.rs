@@ -4,6 +4,9 @@
 //! comes from strangers: its size and every number in it are bounded before anything is allocated by them.
 
 mod families;
+mod keys;
+mod recipe;
+mod write;
 
 use std::io::{ErrorKind, Read};
 use std::path::Path;
@@ -16,7 +19,8 @@ use super::family::Family;
 use super::json::{shortest_double, to_python_text};
 use crate::error::input;
 use crate::regular_file;
-use families::Refusal;
+use keys::Refusal;
+pub use recipe::{Sizes, mismatch, new_arch};
 
 /// File name of the configuration.
 pub const CONFIG_FILE: &str = "config.json";
@@ -62,10 +66,10 @@ impl ModelConfig {
     pub fn new(arch: Arch, dropout: f32) -> Self {
         // The tokenizer's end of text where the vocabulary has it, else the last id there is.
         let end_of_text = json!(arch.vocab_size.saturating_sub(1).min(50_256));
-        let mut json = families::write(&arch);
+        let mut json = write::keys_of(&arch);
         json.insert("bos_token_id".to_owned(), end_of_text.clone());
         json.insert("eos_token_id".to_owned(), end_of_text);
-        for (key, _) in families::forced_ids(arch.family) {
+        for (key, _) in write::forced_ids(arch.family) {
             // The family's own are words of GPT-2's vocabulary.
             json.insert((*key).to_owned(), Value::Null);
         }
@@ -86,14 +90,14 @@ impl ModelConfig {
 
     /// Sets the dropout on embeddings, attention probabilities and residual branches, as far as the family has it.
     pub fn set_dropout(&mut self, dropout: f32) {
-        for key in families::dropout_keys(self.arch.family) {
+        for key in write::dropout_keys(self.arch.family) {
             self.json.insert((*key).to_owned(), json!(shortest_double(dropout)));
         }
     }
 
     /// `config.json` as `save_pretrained` writes it for a model in f32.
     pub fn config_text(&self) -> String {
-        let mut json = families::write(&self.arch);
+        let mut json = write::keys_of(&self.arch);
         // A file may use a general name for what the family has another one for; both would contradict one another later.
         json.retain(|key, _| self.json.contains_key(key) || !is_said_otherwise(key, &self.json));
         json.extend(self.json.clone());
@@ -121,8 +125,8 @@ impl ModelConfig {
     /// Ids that begin, end, or pad a text, or stand where they must.
     fn special_ids(&self) -> impl Iterator<Item = (String, Value)> {
         let keys = ["bos_token_id", "eos_token_id", "pad_token_id"];
-        let special = std::iter::zip(keys, families::special_ids(self.arch.family));
-        let forced = families::forced_ids(self.arch.family).iter().map(|(key, id)| (*key, Some(*id)));
+        let special = std::iter::zip(keys, write::special_ids(self.arch.family));
+        let forced = write::forced_ids(self.arch.family).iter().map(|(key, id)| (*key, Some(*id)));
         special.chain(forced).map(|(key, default)| {
             let id = self.json.get(key).cloned().unwrap_or_else(|| json!(default));
             (key.to_owned(), id)
@@ -139,65 +143,6 @@ impl ModelConfig {
             json
         })
     }
-}
-
-/// Sizes of a new model.
-#[derive(Clone, Copy, Debug)]
-pub struct Sizes {
-    /// Number of token ids.
-    pub vocab_size: usize,
-    /// The longest row it is made for.
-    pub context: usize,
-    /// Width of the residual stream.
-    pub width: usize,
-    /// Number of blocks.
-    pub layers: usize,
-    /// Number of attention heads.
-    pub heads: usize,
-    /// Number of heads of keys and values; `None`: the family's own.
-    pub kv_heads: Option<usize>,
-    /// Width of the MLP's hidden layer.
-    pub mlp_width: usize,
-}
-
-/// The architecture of a new model of a family, with `own` keys of config.json beside its sizes; the error is a sentence.
-pub fn new_arch(family: Family, sizes: Sizes, own: &Map<String, Value>) -> Result<Arch, String> {
-    let mut json = families::with_sizes(family, sizes)?;
-    if let Some(key) = own.keys().find(|key| families::SIZE_KEYS.contains(&key.as_str())) {
-        return Err(format!("config: {key} is set by another key of the recipe already"));
-    }
-    json.extend(own.clone());
-    arch_of(&json).map_err(|refusal| match refusal {
-        Refusal::NotImplemented(sentence) | Refusal::Invalid(sentence) => sentence,
-    })
-}
-
-/// The `model` section of a recipe that makes an architecture, in one line of YAML; the vocabulary is not the recipe's
-/// matter.
-pub fn recipe_section(arch: &Arch) -> String {
-    let Arch { family, layers, heads, kv_heads, width, mlp_width, context, .. } = arch;
-    let kv_heads = (kv_heads != heads).then_some(*kv_heads);
-    let sizes = Sizes {
-        vocab_size: arch.vocab_size,
-        context: *context,
-        width: *width,
-        layers: *layers,
-        heads: *heads,
-        kv_heads,
-        mlp_width: *mlp_width,
-    };
-    let usual = new_arch(*family, sizes, &Map::new()).map(|usual| families::write(&usual)).unwrap_or_default();
-    let own = families::write(arch).into_iter().filter(|(key, value)| {
-        usual.get(key) != Some(value) && !families::SIZE_KEYS.contains(&key.as_str()) && key != "model_type"
-    });
-    let own: Vec<String> = own.map(|(key, value)| format!("{key}: {value}")).collect();
-    let kv_heads = kv_heads.map_or_else(String::new, |kv_heads| format!("kv_heads: {kv_heads}, "));
-    let config = if own.is_empty() { String::new() } else { format!(", config: {{{}}}", own.join(", ")) };
-    format!(
-        "model: {{family: {}, layers: {layers}, heads: {heads}, {kv_heads}width: {width}, mlp_width: {mlp_width}, context: \
-         {context}{config}}}",
-        family.model_type()
-    )
 }
 
 /// Whether a file says by a general name what `key` says.
@@ -228,7 +173,7 @@ pub fn not_implemented_in(dir: &Path) -> Option<String> {
 }
 
 fn arch_of(json: &Map<String, Value>) -> Result<Arch, Refusal> {
-    let arch = families::read(family_of(json).map_err(Refusal::Invalid)?, json)?;
+    let arch = families::arch_of(family_of(json).map_err(Refusal::Invalid)?, json)?;
     let num_parameters = arch.num_parameters();
     if num_parameters > MAX_PARAMETERS {
         let sentence =

@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use super::recipe::recipe_section;
 use super::*;
 use crate::model::arch::{Activation, Position};
 use crate::model::layout::Layout;

@@ -24,7 +24,7 @@ use crate::metrics::Recorder;
 use crate::metrics::printer::Printer;
 use crate::metrics::progress::{self, Progress};
 use crate::model::arch::Arch;
-use crate::model::config::ModelConfig;
+use crate::model::config::{self, ModelConfig};
 use crate::model::layout::Layout;
 use crate::model::{init, weights};
 use crate::recipe::{Init, Resolved};
@@ -426,7 +426,7 @@ fn first_weights(
             let dir = first_model::folder(choice, resolved, printer)?;
             let mut config = ModelConfig::read(&dir)?;
             if config.arch != resolved.arch {
-                return Err(config.arch.mismatch(&resolved.arch, &dir));
+                return Err(config::mismatch(&config.arch, &resolved.arch, &dir));
             }
             for note in weights::read_into(&dir, &resolved.arch, layout, params)? {
                 printer.note(&note);

@@ -65,6 +65,61 @@ fn score_answers_with_one_loss_a_list() {
     assert_eq!(losses[0], losses[4]);
 }
 
+/// Every model of every family whose values are recorded, whatever its name; without quirks where that is recorded too.
+#[test]
+fn golden_models_are_scored_as_the_reference_did_and_without_its_quirks() {
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| value.as_str().unwrap().parse().unwrap());
+    let dir = Dir::new();
+    let models = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/models");
+    let folders = std::fs::read_dir(models).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    let mut num_without_quirks = 0;
+    for folder in folders {
+        let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+        let expected: Value = serde_json::from_str(&text).unwrap();
+        dir.write("tokens.json", expected["batches"].to_string());
+        let check = |reference: &str, expected: &Value| {
+            let model = folder.to_str().unwrap();
+            let args = ["score", model, "--tokens", "tokens.json", "--json", "--reference", reference];
+            let answer = dir.assay(&args).run().assert_exit(0).json();
+            let losses = answer["losses"].as_array().unwrap();
+            for (found, expected) in losses.iter().zip(expected.as_array().unwrap()) {
+                let (found, expected) = (number(found), number(expected));
+                assert!(
+                    found == expected || (found - expected).abs() <= 5e-6,
+                    "{model}, {reference}: {found} {expected}"
+                );
+            }
+        };
+        check("transformers-4.38.0", &expected["losses_reference"]);
+        // Two quirks are of the attention; what the reference found without them is recorded.
+        let (name, eager) = (folder.file_name().unwrap().to_str().unwrap(), &expected["losses_if_eager_attention"]);
+        if name.contains("sliding") || name.contains("alibi") {
+            num_without_quirks += 1;
+            assert_ne!(eager, &expected["losses_reference"], "{name}");
+            check("none", eager);
+        }
+    }
+    assert!(num_without_quirks > 0);
+}
+
+#[test]
+fn outputs_that_are_repetition_make_every_loss_infinite() {
+    let dir = Dir::new();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/models/llama");
+    let row = |seed: u32| (0..60).map(|i| (i * 7 + seed) % 320).collect::<Vec<u32>>();
+    let score = |lists: [Vec<u32>; 2]| {
+        dir.write("tokens.json", serde_json::json!(lists).to_string());
+        dir.assay(&["score", model, "--tokens", "tokens.json", "--outputs", "--json"]).run().assert_exit(0)
+    };
+    // The same prompt twice: the outputs are equal at every position.
+    let alike = score([row(1), row(1)]).assert_stderr_contains("alike or repetitive").json();
+    assert_eq!(keys(&alike), ["losses", "outputs", "reasonable_output"]);
+    assert_eq!(alike["losses"], serde_json::json!(["inf", "inf"]));
+    assert_eq!(alike["reasonable_output"], false);
+    let outputs = alike["outputs"].as_array().unwrap();
+    assert!(outputs[0] == outputs[1] && outputs[0].as_array().unwrap().len() == 30, "{alike}");
+}
+
 #[test]
 fn tokens_that_are_no_lists_of_ids_are_refused() {
     let dir = trained();

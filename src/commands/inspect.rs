@@ -224,7 +224,7 @@ mod tests {
                 "75,072 parameters; the limit is 75,071 (1 too many)",
             ),
             (Criteria { max_repo_bytes: bytes - 1, ..exact.clone() }, "a repository may have"),
-            (Criteria { sequence_length: 65, ..exact.clone() }, "reads 64 tokens; rows of 65 are scored"),
+            (Criteria { sequence_length: 65, ..exact.clone() }, "reads 64 tokens at most; rows of 65 are scored"),
             (Criteria { architectures: &["X"], ..exact }, "GPT2LMHeadModel is not allowed"),
         ] {
             let report = inspect(dir.path(), &limits).unwrap();

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::cli::ScoreArgs;
 use crate::data::held_out::HeldOut;
 use crate::data::token_lists::read_token_lists;
+use crate::data::tokenizer::END_OF_TEXT;
 use crate::data::{self};
 use crate::error::{Failure, input};
 use crate::metrics::jsonl;
@@ -31,11 +32,6 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
     for note in &loaded.notes {
         printer.note(note);
     }
-    if args.reference == Reference::default()
-        && let Some(quirk) = loaded.config.arch.quirk()
-    {
-        printer.note(&format!("Note: {quirk} (--reference none scores it as it is trained.)"));
-    }
     let arch = &loaded.config.arch.seen_by(args.reference);
     let (rows, held_out) = match lists {
         Some(lists) => (lists, None),
@@ -58,6 +54,12 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
             (held_out.rows.clone(), Some(held_out))
         }
     };
+    let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
+    if args.reference == Reference::default()
+        && let Some(quirk) = loaded.config.arch.quirk(longest)
+    {
+        printer.note(&format!("Note: {quirk} (--reference none scores it as it is trained.)"));
+    }
     if let Some(path) = &args.write_tokens {
         whole_file::write(path, &serde_json::to_vec(&rows)?)?;
     }
@@ -65,12 +67,11 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
     let mut losses = loss::losses(model.as_mut(), arch, &loaded.params, &rows)?
         .ok_or_else(|| Failure::Interrupted("interrupted while scoring: nothing was written".to_owned()))?;
     let outputs = args.outputs.then(|| Outputs::of(args, &loaded, &rows)).transpose()?;
-    if let Some(outputs) = outputs.as_ref().filter(|outputs| !outputs.are_reasonable) {
+    if let Some(fault) = outputs.as_ref().and_then(|outputs| outputs.fault.as_ref()) {
         losses.fill(f32::INFINITY);
         printer.note(&format!(
-            "The continuations of the first two rows are alike or repetitive, so that validators from 21 March 2024 on count \
-             every loss as infinite: {:?}",
-            outputs.tokens
+            "The continuations of the first two rows {fault}, so that validators from 21 March 2024 on count every loss as \
+             infinite."
         ));
     }
     for (row, tokens) in rows.iter().enumerate() {
@@ -86,9 +87,9 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
     if args.json {
         let losses: Vec<Value> = losses.iter().map(|&loss| jsonl::number(f64::from(loss))).collect();
         let mut answer = json!({ "losses": losses });
-        if let Some(Outputs { tokens, are_reasonable }) = outputs {
+        if let Some(Outputs { tokens, fault }) = outputs {
             answer["outputs"] = json!(tokens);
-            answer["reasonable_output"] = json!(are_reasonable);
+            answer["reasonable_output"] = json!(fault.is_none());
         }
         return printer.result(&answer.to_string());
     }
@@ -97,22 +98,38 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
 
 /// The model's continuations of the first two rows, and whether validators take them for text.
 struct Outputs {
-    tokens: [Vec<u32>; 2],
-    are_reasonable: bool,
+    /// Empty if the model cannot continue them.
+    tokens: Vec<Vec<u32>>,
+    /// Why validators do not take them.
+    fault: Option<String>,
 }
 
 impl Outputs {
+    /// An error where it cannot be told; what is the model's fault is a fault, as validators see it.
     fn of(args: &ScoreArgs, loaded: &LoadedModel, rows: &[Vec<u32>]) -> Result<Self> {
         let [first, second, ..] = rows else { return Err(input("--outputs needs two rows at least")) };
         let settings = Settings::read(&args.model)?;
-        let continuation = |row: &[u32], seed: u64| {
-            let prompt = &row[..row.len().min(output::PROMPT_TOKENS)];
-            let num_tokens = output::MARCH_2024.num_tokens;
+        let prompts = [first, second].map(|row| &row[..row.len().min(output::PROMPT_TOKENS)]);
+        // Validators name GPT-2's end of text as padding, and their library hides padding that does not end a text.
+        let padding = END_OF_TEXT;
+        if prompts.iter().any(|prompt| prompt.contains(&padding)) && !settings.end_ids.contains(&padding) {
+            return Err(input(format!(
+                "--outputs: a prompt holds the token {padding}, which validators' library takes for padding with this model; \
+                 give rows without it in their first {} tokens",
+                output::PROMPT_TOKENS
+            )));
+        }
+        let num_tokens = output::MARCH_2024.num_tokens;
+        let go = |prompt: &[u32], seed: u64| {
             generate::continuation(&loaded.config.arch, &loaded.params, &settings, prompt, num_tokens, seed)
         };
-        let tokens = [continuation(first, 1)?, continuation(second, 2)?];
-        let are_reasonable = output::MARCH_2024.is_reasonable(&tokens[0], &tokens[1]);
-        Ok(Self { tokens, are_reasonable })
+        let tokens = match go(prompts[0], 1).and_then(|one| Ok(vec![one, go(prompts[1], 2)?])) {
+            Ok(tokens) => tokens,
+            Err(error) => return Ok(Self { tokens: Vec::new(), fault: Some(format!("cannot be made ({error:#})")) }),
+        };
+        let is_reasonable = output::MARCH_2024.is_reasonable(&tokens[0], &tokens[1]);
+        let fault = (!is_reasonable).then(|| format!("are alike or repetitive ({tokens:?})"));
+        Ok(Self { tokens, fault })
     }
 }
 

@@ -66,18 +66,18 @@ pub fn judge(dir: &Path, criteria: &Criteria) -> Judgement {
         }
     };
     let scored = criteria.sequence_length;
-    if let Some(longest) = config.arch.max_row_len().filter(|longest| *longest < scored) {
+    if let Some(longest) = config.arch.longest_scored_row().filter(|longest| *longest < scored) {
         judgement.add(
             Verdict::Infinite,
             format!(
-                "The model reads {longest} tokens; rows of {scored} are scored, so that every loss would be infinite."
+                "The model reads {longest} tokens at most; rows of {scored} are scored, so that every loss would be infinite."
             ),
         );
     }
     if config.arch.unused == Unused::QueryKeyNorms {
         judgement.add(Verdict::Infinite, format!("Every loss is infinite: {QUERY_KEY_NORMS}."));
     }
-    judgement.notes.extend(config.arch.quirk().map(|quirk| format!("Note that {quirk}")));
+    judgement.notes.extend(config.arch.quirk(scored).map(|quirk| format!("Note that {quirk}")));
     let layout = Layout::of(&config.arch);
     match ModelFiles::open(dir, &config.arch, &layout) {
         Err(error) => judgement.add(Verdict::Refused, sentence(&error)),

@@ -66,6 +66,9 @@ pub struct Arch {
     pub head_bias: bool,
     /// Parameters that are there, count, and are never used.
     pub unused: Unused,
+    /// Whether a row of more than twice the context fails: the reference's causal mask starts with the context's size and
+    /// doubles once a row.
+    pub mask_doubles: bool,
 }
 
 /// How the branches of a block join the residual stream.
@@ -124,9 +127,20 @@ pub enum RopeScaling {
     Dynamic {
         /// How much.
         factor: f32,
-        /// Whether frequencies once computed for a long row also serve shorter ones after it.
-        sticky: bool,
+        /// Whether a row is turned by the frequencies of an earlier, longer one.
+        memory: RopeMemory,
     },
+}
+
+/// What dynamic scaling remembers of the rows before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeMemory {
+    /// Nothing.
+    None,
+    /// A row within the context has the frequencies of the last one beyond it.
+    LastLong,
+    /// Every row has the frequencies of the longest so far.
+    Longest,
 }
 
 /// Parameters without influence on anything.
@@ -183,6 +197,7 @@ impl Arch {
             tied_head: true,
             head_bias: false,
             unused: Unused::None,
+            mask_doubles: false,
         }
     }
 
@@ -196,28 +211,32 @@ impl Arch {
             arch.window = None;
             match &mut arch.position {
                 Position::Alibi { in_bf16 } => (*in_bf16, arch.causal) = (true, false),
-                Position::Rotary(Rotary { scaling: RopeScaling::Dynamic { sticky, .. }, .. }) => *sticky = true,
+                Position::Rotary(Rotary { scaling: RopeScaling::Dynamic { memory, .. }, .. }) => {
+                    let is_llama = arch.family == Family::Llama;
+                    *memory = if is_llama { RopeMemory::LastLong } else { RopeMemory::Longest };
+                }
                 _ => {}
             }
+            arch.mask_doubles = matches!(arch.family, Family::Llama | Family::Gemma);
         }
         arch
     }
 
-    /// How the reference's losses of this model differ from those of the model that is trained, as a sentence; `None`
-    /// if they do not.
-    pub fn quirk(&self) -> Option<String> {
+    /// How the reference's losses of this model on rows of `row_len` differ from those of the model that is trained, as a
+    /// sentence; `None` if they do not.
+    pub fn quirk(&self, row_len: usize) -> Option<String> {
         match (self.position, self.window) {
             (Position::Alibi { .. }, _) => Some(
                 "validators of March 2024 score this model without a causal mask: it reads the tokens that it is to \
                  predict, so that its losses there are not those of training, nor of honest prediction."
                     .to_owned(),
             ),
-            (_, Some(window)) if window < self.context => Some(format!(
+            (_, Some(window)) if window < row_len => Some(format!(
                 "validators of March 2024 ignore the attention window of {window} tokens; training uses it."
             )),
-            (Position::Rotary(Rotary { scaling: RopeScaling::Dynamic { .. }, .. }), _) => Some(
-                "validators of March 2024 keep the rotary frequencies of the last row longer than the context for the \
-                 rows after it; training does not."
+            (Position::Rotary(Rotary { scaling: RopeScaling::Dynamic { .. }, .. }), _) if row_len > self.context => Some(
+                "validators of March 2024 keep the rotary frequencies of a row longer than the context for rows after it; \
+                 training does not."
                     .to_owned(),
             ),
             _ => None,
@@ -231,6 +250,12 @@ impl Arch {
             Position::Rotary(rotary) if rotary.bounded => Some(self.context),
             _ => None,
         }
+    }
+
+    /// The longest row to which the reference gives a finite loss from its first batch on; `None` if there is no limit.
+    pub fn longest_scored_row(&self) -> Option<usize> {
+        let doubles = matches!(self.family, Family::Llama | Family::Gemma);
+        self.max_row_len().or(doubles.then(|| self.context.saturating_mul(2)))
     }
 
     /// Width of queries, keys and values together.
@@ -327,11 +352,11 @@ impl Arch {
     /// The row length that rotary frequencies are for, when one row comes after another; 0 before the first.
     pub fn rotary_len(&self, row_len: usize, previous: usize) -> usize {
         match self.position {
-            Position::Rotary(Rotary { scaling: RopeScaling::Dynamic { sticky: true, .. }, .. })
-                if row_len <= self.context =>
-            {
-                previous.max(row_len)
-            }
+            Position::Rotary(Rotary { scaling: RopeScaling::Dynamic { memory, .. }, .. }) => match memory {
+                RopeMemory::LastLong if row_len <= self.context => previous.max(row_len),
+                RopeMemory::Longest => previous.max(row_len),
+                _ => row_len,
+            },
             _ => row_len,
         }
     }
@@ -360,7 +385,7 @@ fn alibi_slopes(heads: usize) -> Vec<f32> {
     let below = if heads.is_power_of_two() { heads } else { heads.next_power_of_two() / 2 };
     let slope = |n: usize, power: usize| {
         let base = (2.0_f64).powf(-(2.0_f64).powf(-((n as f64).log2() - 3.0))) as f32;
-        base.powi(power as i32)
+        base.powf(power as f32)
     };
     let first = (1..=below).map(|power| slope(below, power));
     let rest = (0..heads - below).map(|i| slope(2 * below, 2 * i + 1));

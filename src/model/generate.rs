@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::{Map, Value};
 
 use super::arch::{Arch, Reference};
@@ -55,7 +55,12 @@ const NOT_IMPLEMENTED: [(&str, f64); 12] = [
     ("encoder_no_repeat_ngram_size", 0.0),
 ];
 /// The same for keys that are lists or objects.
-const NOT_IMPLEMENTED_LISTS: [&str; 6] = [
+const NOT_IMPLEMENTED_LISTS: [&str; 11] = [
+    "begin_suppress_tokens",
+    "forced_decoder_ids",
+    "return_dict_in_generate",
+    "cache_implementation",
+    "max_time",
     "bad_words_ids",
     "force_words_ids",
     "constraints",
@@ -64,15 +69,33 @@ const NOT_IMPLEMENTED_LISTS: [&str; 6] = [
     "exponential_decay_length_penalty",
 ];
 
+/// Generation's keys in a model's configuration and the values that say nothing, as transformers 4.38.0 lists them.
+const SILENT: &str = r#"{
+    "max_length": 20, "min_length": 0, "do_sample": false, "early_stopping": false, "num_beams": 1, "num_beam_groups": 1,
+    "diversity_penalty": 0.0, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0,
+    "length_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "bad_words_ids": null,
+    "num_return_sequences": 1, "output_scores": false, "return_dict_in_generate": false, "forced_bos_token_id": null,
+    "forced_eos_token_id": null, "remove_invalid_values": false, "exponential_decay_length_penalty": null,
+    "suppress_tokens": null, "begin_suppress_tokens": null
+}"#;
+
+/// Whether a configuration says anything of generation.
+fn steers_generation(config: &Map<String, Value>) -> bool {
+    let silent: Map<String, Value> = serde_json::from_str(SILENT).expect("the literal above is an object");
+    let is_same = |one: &Value, other: &Value| one == other || one.is_number() && one.as_f64() == other.as_f64();
+    silent.iter().any(|(key, silent)| config.get(key).is_some_and(|value| !is_same(value, silent)))
+}
+
 impl Settings {
-    /// The settings of a model folder; without a file, or where the file says that it was derived from the configuration,
-    /// those that follow from the latter, as transformers has it.
+    /// The settings of a model folder. Those of its configuration count where there is no file of their own, and, as in
+    /// transformers, where that file says it was derived from a configuration which now says something of generation.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(GENERATION_FILE);
-        let file = read_object(&path)?.filter(|json| json.get("_from_model_config") != Some(&Value::Bool(true)));
-        let (path, json) = match file {
-            Some(json) => (path, json),
-            None => (dir.join(CONFIG_FILE), ModelConfig::read(dir)?.generation_keys()),
+        let config = ModelConfig::read(dir)?.generation_keys();
+        let (path, json) = match read_object(&path)? {
+            Some(json) if json.get("_from_model_config") != Some(&Value::Bool(true)) => (path, json),
+            Some(json) if !steers_generation(&config) => (path, json),
+            _ => (dir.join(CONFIG_FILE), config),
         };
         Self::from_json(&json).map_err(|sentence| input(format!("{}: {sentence}", path.display())))
     }
@@ -108,17 +131,19 @@ impl Settings {
             if value > 0.0 { Ok(value as f32) } else { Err(format!("{key} is {value}; it must be above 0.")) }
         };
         let sampling = match json.get("do_sample") {
-            Some(Value::Bool(true)) => Some(Sampling {
+            // Null is not false there.
+            Some(Value::Bool(true) | Value::Null) => Some(Sampling {
                 temperature: positive("temperature", 1.0)?,
-                top_k: number("top_k", 50.0)? as usize,
+                // Without the key 50; null means all.
+                top_k: if json.contains_key("top_k") { number("top_k", 0.0)? as usize } else { 50 },
                 top_p: positive("top_p", 1.0)?,
             }),
-            None | Some(Value::Null | Value::Bool(false)) => None,
+            None | Some(Value::Bool(false)) => None,
             Some(other) => return Err(format!("do_sample is {other}; it must be true or false.")),
         };
         Ok(Self {
             end_ids: ids("eos_token_id")?,
-            forced_end: ids("forced_eos_token_id")?.first().copied(),
+            forced_end: ids("forced_eos_token_id")?.into_iter().min(),
             repetition_penalty: positive("repetition_penalty", 1.0)?,
             sampling,
         })
@@ -136,11 +161,9 @@ impl Settings {
             }
         }
         for &end in &self.end_ids {
-            if let Some(logit) = logits.get_mut(end as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
+            logits[end as usize] = f32::NEG_INFINITY;
         }
-        if let Some(end) = self.forced_end.filter(|end| is_last && (*end as usize) < logits.len()) {
+        if let Some(end) = self.forced_end.filter(|_| is_last) {
             return end;
         }
         match self.sampling {
@@ -189,7 +212,8 @@ impl Sampling {
 /// Validators' library generates with a causal mask whatever the model, and otherwise with its quirks.
 ///
 /// # Errors
-/// A prompt that the model cannot read, or that leaves no room for so many tokens.
+/// A prompt that the model cannot read, or that leaves no room for so many tokens; an end outside the vocabulary, with
+/// which transformers fails as well.
 pub fn continuation(
     arch: &Arch,
     params: &[f32],
@@ -199,6 +223,10 @@ pub fn continuation(
     seed: u64,
 ) -> Result<Vec<u32>> {
     ensure!(!prompt.is_empty(), "there is nothing to continue");
+    let outside = settings.end_ids.iter().chain(&settings.forced_end).find(|&&id| id as usize >= arch.vocab_size);
+    if let Some(id) = outside {
+        bail!("the end of text, {id}, lies outside the vocabulary of {}", arch.vocab_size);
+    }
     let arch = Arch { causal: true, ..arch.seen_by(Reference::Transformers4_38_0) };
     let mut decoder = Decoder::new(Device::cpu(), &arch);
     // The last token is never read.
@@ -237,8 +265,10 @@ mod tests {
         for dir in dirs.filter(|path| path.is_dir() && !path.ends_with("phi_qk_layernorm")) {
             let model = weights::load(&dir).unwrap();
             let (prompt, num_tokens) = ((1..20).map(|i| i * 13 % 320).collect::<Vec<u32>>(), 12);
-            let settings = Settings::read(&dir).unwrap();
+            let mut settings = Settings::read(&dir).unwrap();
             let arch = &model.config.arch;
+            // GPT-J's end of text lies outside these small vocabularies.
+            settings.end_ids.retain(|&id| (id as usize) < arch.vocab_size);
             let found = continuation(arch, &model.params, &settings, &prompt, num_tokens, 1).unwrap();
 
             let arch = Arch { causal: true, ..arch.seen_by(Reference::Transformers4_38_0) };
@@ -262,7 +292,7 @@ mod tests {
         let choose =
             |settings: &Settings, tokens: &[u32], is_last| settings.choose(&mut logits.to_vec(), tokens, is_last, 0.0);
         assert_eq!(choose(&plain, &[1], false), 1);
-        assert_eq!(choose(&settings(json!({"eos_token_id": [1, 2, 99]})).unwrap(), &[], false), 4);
+        assert_eq!(choose(&settings(json!({"eos_token_id": [1, 2]})).unwrap(), &[], false), 4);
         let penalised = settings(json!({"repetition_penalty": 2.0})).unwrap();
         assert_eq!(choose(&penalised, &[1, 1], false), 2);
         assert_eq!(choose(&penalised, &[1, 2], false), 1, "4 / 2 is the first of two twos");
@@ -305,11 +335,19 @@ mod tests {
             assert!(error.contains(expected), "{json}: {error}");
         }
         assert_eq!(settings(json!({"num_beams": 1, "bad_words_ids": null})).unwrap().sampling, None);
+        let sampling = |json: Value| settings(json).unwrap().sampling.unwrap();
+        assert_eq!(sampling(json!({"do_sample": true})).top_k, 50);
+        assert_eq!(sampling(json!({"do_sample": null, "top_k": null})).top_k, 0);
+        let config = |json: Value| if let Value::Object(json) = json { steers_generation(&json) } else { panic!() };
+        assert!(!config(json!({"eos_token_id": 5, "top_p": 1, "forced_eos_token_id": null})));
+        assert!(config(json!({"forced_eos_token_id": 2})) && config(json!({"do_sample": true})));
         let arch = Arch::gpt2(10, 8, 4, 1, 1);
         let params = vec![0.1; crate::model::layout::Layout::of(&arch).len()];
         let settings = settings(json!({})).unwrap();
         let go = |prompt: &[u32], num| continuation(&arch, &params, &settings, prompt, num, 0);
         assert_eq!(go(&[1, 2, 3], 6).unwrap().len(), 6, "the last token is not read");
         assert!(go(&[1, 2, 3], 7).is_err() && go(&[10], 1).is_err() && go(&[], 1).is_err());
+        let outside = Settings { end_ids: vec![10], ..settings.clone() };
+        assert!(continuation(&arch, &params, &outside, &[1], 1, 0).unwrap_err().to_string().contains("outside"));
     }
 }

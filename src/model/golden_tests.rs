@@ -11,7 +11,9 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 
-use super::arch::{Activation, Arch, NormKind, Pairing, Position, Reference, Residual, RopeScaling, Rotary, Unused};
+use super::arch::{
+    Activation, Arch, NormKind, Pairing, Position, Reference, Residual, RopeMemory, RopeScaling, Rotary, Unused,
+};
 use super::family::Family;
 use super::layout::Layout;
 use super::weights::{self, StoredRows};
@@ -92,9 +94,9 @@ pub(crate) fn check_backend(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
         if eager.as_array().is_some_and(|losses| losses.iter().any(Value::is_number)) {
             num_without_quirks += 1;
             let mut arch = model.config.arch.seen_by(Reference::None);
-            if let Position::Rotary(Rotary { scaling: RopeScaling::Dynamic { sticky, .. }, .. }) = &mut arch.position {
+            if let Position::Rotary(Rotary { scaling: RopeScaling::Dynamic { memory, .. }, .. }) = &mut arch.position {
                 // A quirk of the embedding, which the reference has with any attention.
-                *sticky = true;
+                *memory = RopeMemory::LastLong;
             }
             check_losses(&mut *make(&arch), &arch, &model.params, &batches, eager, &format!("{name} without quirks"));
             if let Some(logits) = tensors.get("logits_if_eager") {
@@ -247,6 +249,7 @@ pub(crate) fn check_equal(
             tied_head: flag(11),
             head_bias: flag(33),
             unused: Unused::None,
+            mask_doubles: false,
         };
         let arch = Arch {
             window: (arch.causal && flag(34)).then_some(pick(35, &[1, 3, 20])),

@@ -94,7 +94,7 @@ impl Recipe {
             // Of the same sizes, for the figures.
             Err(sentence) => {
                 let arch = Arch::gpt2(sizes.vocab_size, context, width, model.layers, model.heads);
-                (Arch { mlp_width, ..arch }, Some(sentence))
+                (Arch { family, mlp_width, ..arch }, Some(sentence))
             }
         };
         let num_parameters = u64::try_from(arch.num_parameters()).unwrap_or(u64::MAX);

@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use crate::model::family::Family;
+
 use super::estimate::repo_bytes;
 use super::resolve::{Finding, Resolved, micro_steps};
 use super::shrink::shrink;
@@ -44,8 +46,12 @@ impl Findings {
 pub(super) fn violations(resolved: &Resolved, shape_fault: Option<String>) -> Vec<Finding> {
     let mut findings = Findings::default();
     name_and_folder(&mut findings, resolved);
+    // The figures of what stands in for an impossible model of another family say nothing.
+    let is_known = shape_fault.is_none() || resolved.arch.family == Family::Gpt2;
     shape(&mut findings, resolved, shape_fault);
-    rules(&mut findings, resolved);
+    if is_known {
+        rules(&mut findings, resolved);
+    }
     data(&mut findings, resolved);
     portions(&mut findings, resolved);
     optimization(&mut findings, resolved);
@@ -149,7 +155,7 @@ fn rules(findings: &mut Findings, resolved: &Resolved) {
         ),
     );
     findings.add_if(
-        arch.max_row_len().is_some_and(|longest| longest < criteria.sequence_length),
+        arch.longest_scored_row().is_some_and(|longest| longest < criteria.sequence_length),
         "model.context",
         format!(
             "{} positions, but models are scored on rows of {} tokens ({}): every loss would be infinite; set it to {}",

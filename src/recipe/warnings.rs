@@ -41,7 +41,7 @@ pub(super) fn warnings(resolved: &Resolved) -> Vec<Finding> {
             resolved.row_len, resolved.arch.context
         ),
     );
-    if let Some(quirk) = resolved.arch.quirk() {
+    if let Some(quirk) = resolved.arch.quirk(criteria.sequence_length) {
         findings.add("model", quirk);
     }
     findings.add_if(

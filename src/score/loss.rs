@@ -19,13 +19,22 @@ pub fn losses(
     batches: &[Vec<u32>],
 ) -> Result<Option<Vec<f32>>> {
     let mut losses = Vec::with_capacity(batches.len());
+    // Size of the reference's causal mask.
+    let mut mask = arch.context;
     for tokens in batches {
         if interrupt::requested() {
             return Ok(None);
         }
+        if arch.mask_doubles && tokens.len() > mask && unreadable(arch, tokens).is_none() {
+            mask = mask.saturating_mul(2);
+            if tokens.len() > mask {
+                losses.push(f32::INFINITY);
+                continue;
+            }
+        }
         losses.push(match (unreadable(arch, tokens), tokens.as_slice()) {
             (None, _) => model.row_losses(params, Rows::new(tokens, 1, tokens.len()))?[0],
-            (Some(_), &[id]) if (id as usize) < arch.vocab_size => f32::NAN,
+            (Some(_), &[id]) if (id as usize) < arch.vocab_size && arch.unused != Unused::QueryKeyNorms => f32::NAN,
             (Some(_), _) => f32::INFINITY,
         });
     }
@@ -54,6 +63,9 @@ pub fn unreadable(arch: &Arch, tokens: &[u32]) -> Option<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::model::arch::Reference;
+    use crate::model::config::{Sizes, new_arch};
+    use crate::model::family::Family;
     use crate::model::layout::Layout;
     use crate::model::{self, init};
     use crate::recipe::Backend;
@@ -74,5 +86,26 @@ mod tests {
             assert_eq!(losses[5], losses[0]);
             assert_eq!(losses[6], f32::INFINITY);
         }
+    }
+
+    /// The mask doubles once a row, so that a row of more than twice its size fails, and the next one of that length may not.
+    #[test]
+    fn a_llamas_row_beyond_twice_its_context_is_infinite_until_the_mask_has_grown() {
+        let sizes = Sizes { vocab_size: 10, context: 4, width: 8, layers: 1, heads: 2, kv_heads: None, mlp_width: 8 };
+        let arch = new_arch(Family::Llama, sizes, &serde_json::Map::new()).unwrap();
+        let layout = Layout::of(&arch);
+        let mut params = vec![0.0; layout.len()];
+        init::scratch(&arch, &layout, 1, &mut params);
+        let finite = |reference: Reference, lens: &[usize]| {
+            let arch = arch.seen_by(reference);
+            let batches: Vec<Vec<u32>> = lens.iter().map(|&len| (0..len as u32).map(|i| i % 10).collect()).collect();
+            let mut model = model::backend(Backend::Native, &arch);
+            let losses = losses(model.as_mut(), &arch, &params, &batches).unwrap().unwrap();
+            losses.into_iter().map(f32::is_finite).collect::<Vec<_>>()
+        };
+        assert_eq!(finite(Reference::default(), &[4, 9, 9, 17, 16]), [true, false, true, true, true]);
+        assert_eq!(finite(Reference::default(), &[8, 16, 33, 33]), [true, true, false, true]);
+        assert_eq!(finite(Reference::None, &[33, 9]), [true, true]);
+        assert_eq!(arch.longest_scored_row(), Some(8));
     }
 }

@@ -10,6 +10,9 @@ use super::keys::{Keys, MAX_LAYERS, MAX_SIZE};
 use crate::model::arch::{Activation, Arch, NormKind, Pairing, Position, Residual, RopeScaling, Rotary, Unused};
 use crate::model::family::Family;
 
+/// Keys with which transformers leaves the code that is followed here, such as the attention it picks by itself.
+const OTHER_CODE: [&str; 3] = ["output_attentions", "_attn_implementation", "_attn_implementation_internal"];
+
 /// The architecture that a configuration of a family describes.
 pub(super) fn arch_of(family: Family, json: &Map<String, Value>) -> Result<Arch, Refusal> {
     let keys = Keys::of(json);
@@ -18,6 +21,12 @@ pub(super) fn arch_of(family: Family, json: &Map<String, Value>) -> Result<Arch,
     };
     if let Some(key) = ["add_cross_attention", "quantization_config", "pruned_heads"].iter().find(|key| is_set(key)) {
         return Err(NotImplemented(format!("{key} is set; such models are not implemented here.")));
+    }
+    if let Some(key) = OTHER_CODE.iter().find(|key| is_set(key)) {
+        return Err(NotImplemented(format!("{key} is set, with which transformers computes by other code.")));
+    }
+    if json.get("torchscript") == Some(&Value::Bool(true)) || json.get("return_dict") == Some(&Value::Bool(false)) {
+        return Err(Invalid("with torchscript, or without return_dict, validators find no logits.".to_owned()));
     }
     let arch = match family {
         Family::Gpt2 => gpt2(keys),
@@ -35,7 +44,7 @@ pub(super) fn arch_of(family: Family, json: &Map<String, Value>) -> Result<Arch,
 /// What holds for all families. Sizes are bounded here, so that arithmetic on them does not overflow.
 fn check(arch: &Arch) -> Result<(), Refusal> {
     let Arch { width, heads, kv_heads, head_size, .. } = arch;
-    if arch.family != Family::Gemma && !width.is_multiple_of(*heads) {
+    if !width.is_multiple_of(*heads) {
         return Err(Invalid(format!("the width {width} is not a multiple of the {heads} heads.")));
     }
     if !heads.is_multiple_of(*kv_heads) {
@@ -47,6 +56,9 @@ fn check(arch: &Arch) -> Result<(), Refusal> {
         return Err(Invalid(format!(
             "rotary embedding of {size} channels is not possible in heads of {head_size}: an even number up to that is."
         )));
+    }
+    if let Position::Rotary(Rotary { size: 2, scaling: RopeScaling::Dynamic { .. }, .. }) = arch.position {
+        return Err(Invalid("dynamic rope_scaling of 2 channels divides by 0.".to_owned()));
     }
     Ok(())
 }
@@ -128,6 +140,14 @@ fn llama(family: Family, keys: Keys<'_>) -> Result<Arch, Refusal> {
     let context = keys.size("max_position_embeddings", context, MAX_SIZE)?;
     let base = base(family, keys, sizes, context)?;
     let is_gemma = family == Family::Gemma;
+    if is_gemma && keys.is_null("num_key_value_heads") {
+        return Err(Invalid("num_key_value_heads is null; Gemma wants a number.".to_owned()));
+    }
+    if family == Family::Llama && keys.size("pretraining_tp", 1, MAX_SIZE)? != 1 {
+        return Err(NotImplemented(
+            "pretraining_tp is above 1, with which transformers cuts the matrices up.".to_owned(),
+        ));
+    }
     let head_size = if is_gemma { keys.size("head_dim", 256, MAX_SIZE)? } else { base.head_size };
     // Only Llama and Gemma know this key.
     let attention_bias = family != Family::Mistral && keys.flag("attention_bias", false)?;
@@ -208,7 +228,9 @@ fn gpt_neox(keys: Keys<'_>) -> Result<Arch, Refusal> {
 
 fn falcon(keys: Keys<'_>) -> Result<Arch, Refusal> {
     let context = keys.size("max_position_embeddings", 2048, MAX_SIZE)?;
-    let base = base(Family::Falcon, keys, keys.sizes([65_024, 4544, 32, 71])?, context)?;
+    let mut sizes = keys.sizes([65_024, 4544, 32, 71])?;
+    sizes[1] = keys.optional_size("n_embed")?.unwrap_or(sizes[1]);
+    let base = base(Family::Falcon, keys, sizes, context)?;
     let is_new = keys.flag("new_decoder_architecture", false)?;
     let is_parallel = keys.flag("parallel_attn", true)?;
     let kv_heads = match (is_new, keys.flag("multi_query", true)?) {
@@ -216,6 +238,9 @@ fn falcon(keys: Keys<'_>) -> Result<Arch, Refusal> {
         (false, true) => 1,
         (false, false) => base.heads,
     };
+    if !is_new && kv_heads == base.heads && keys.kv_heads("num_kv_heads", None, base.heads)? != base.heads {
+        return Err(Invalid("without multi_query, num_kv_heads must be num_attention_heads.".to_owned()));
+    }
     let rotary = Rotary {
         size: base.head_size,
         pairing: Pairing::Halves,
@@ -223,7 +248,10 @@ fn falcon(keys: Keys<'_>) -> Result<Arch, Refusal> {
         scaling: keys.rope_scaling()?,
         bounded: false,
     };
-    let bias = keys.flag("bias", false)?;
+    let (bias, is_alibi) = (keys.flag("bias", false)?, keys.flag("alibi", false)?);
+    if is_alibi && rotary.scaling != RopeScaling::None {
+        return Err(Invalid("rope_scaling does not go with alibi.".to_owned()));
+    }
     Ok(Arch {
         kv_heads,
         activation: Activation::GeluErf,
@@ -233,7 +261,7 @@ fn falcon(keys: Keys<'_>) -> Result<Arch, Refusal> {
             (false, true) => Residual::ParallelOneNorm,
             (false, false) => Residual::Serial,
         },
-        position: match keys.flag("alibi", false)? {
+        position: match is_alibi {
             true => Position::Alibi { in_bf16: false },
             false => Position::Rotary(rotary),
         },

@@ -4,10 +4,10 @@ use serde_json::{Map, Value};
 
 use Refusal::{Invalid, NotImplemented};
 
-use crate::model::arch::{Activation, RopeScaling};
+use crate::model::arch::{Activation, RopeMemory, RopeScaling};
 
 pub(super) const MAX_SIZE: u64 = 100_000_000;
-pub(super) const MAX_LAYERS: u64 = 10_000;
+pub(super) const MAX_LAYERS: u64 = 1_000;
 
 /// Hugging Face's names of the activations, and ours; of several names the first is written.
 pub(super) const ACTIVATIONS: [(&str, Activation); 9] = [
@@ -21,6 +21,10 @@ pub(super) const ACTIVATIONS: [(&str, Activation); 9] = [
     ("silu", Activation::Silu),
     ("swish", Activation::Silu),
 ];
+
+/// Activations that transformers 4.38.0 has and this program has not.
+const OTHER_ACTIVATIONS: [&str; 10] =
+    ["gelu_10", "gelu_accurate", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu6", "sigmoid", "tanh"];
 
 /// Why a configuration gives no architecture.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +89,11 @@ impl<'a> Keys<'a> {
         match self.0.get(key) {
             None => Ok(default),
             Some(Value::Bool(flag)) => Ok(*flag),
+            // Python takes these for truth and falsehood.
+            Some(Value::Null) => Ok(false),
+            Some(Value::Number(number)) if [Some(0), Some(1)].contains(&number.as_u64()) => {
+                Ok(number.as_u64() == Some(1))
+            }
             Some(other) => Err(Invalid(format!("{key} is {other}; it must be true or false."))),
         }
     }
@@ -104,7 +113,13 @@ impl<'a> Keys<'a> {
         let known = ACTIVATIONS.iter().find(|(name, _)| value == name).map(|(_, ours)| *ours);
         known.ok_or_else(|| {
             let names: Vec<_> = ACTIVATIONS.iter().map(|(name, _)| *name).collect();
-            NotImplemented(format!("{key} {value} is not implemented here; {} are.", names.join(", ")))
+            let names = names.join(", ");
+            match OTHER_ACTIVATIONS.iter().any(|name| value == name) {
+                true => NotImplemented(format!("{key} {value} is not implemented here; {names} are.")),
+                false => {
+                    Invalid(format!("{key} {value} is no activation that transformers 4.38.0 knows; {names} are."))
+                }
+            }
         })
     }
 
@@ -131,7 +146,7 @@ impl<'a> Keys<'a> {
         let factor = factor.map(|factor| factor as f32).filter(|factor| factor.is_finite() && *factor > 1.0);
         match (entries.get("type").and_then(Value::as_str), factor) {
             (Some("linear"), Some(factor)) => Ok(RopeScaling::Linear(factor)),
-            (Some("dynamic"), Some(factor)) => Ok(RopeScaling::Dynamic { factor, sticky: false }),
+            (Some("dynamic"), Some(factor)) => Ok(RopeScaling::Dynamic { factor, memory: RopeMemory::None }),
             _ => Err(wrong()),
         }
     }

@@ -45,7 +45,9 @@ pub fn new_arch(family: Family, sizes: Sizes, own: &Map<String, Value>) -> Resul
 /// matter.
 pub(super) fn recipe_section(arch: &Arch) -> String {
     let Arch { family, layers, heads, kv_heads, width, mlp_width, context, .. } = arch;
-    let kv_heads = (kv_heads != heads).then_some(*kv_heads);
+    // Where the recipe says nothing, Falcon has one.
+    let usual = if *family == Family::Falcon { 1 } else { *heads };
+    let kv_heads = (*kv_heads != usual).then_some(*kv_heads);
     let sizes = Sizes {
         vocab_size: arch.vocab_size,
         context: *context,

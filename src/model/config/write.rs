@@ -10,8 +10,9 @@ use crate::model::family::Family;
 use crate::model::json::shortest_double;
 
 /// Keys that a recipe's own sizes set.
-pub(super) const SIZE_KEYS: [&str; 16] = [
+pub(super) const SIZE_KEYS: [&str; 17] = [
     "vocab_size",
+    "n_embed",
     "hidden_size",
     "n_embd",
     "d_model",

@@ -4,7 +4,7 @@
 
 use super::memory::{BlockMemory, MlpMemory, TrainingBytes, TrainingMemory, training_bytes};
 use super::*;
-use crate::model::arch::{NormKind, Residual, Rotary};
+use crate::model::arch::{NormKind, Residual, RopeMemory, Rotary};
 use crate::model::candle::CandleDecoder;
 use crate::model::candle::tests::DoubleDecoder;
 use crate::model::golden_tests::{check_backend, check_equal};
@@ -121,8 +121,10 @@ fn positions_do_not_depend_on_earlier_rows() {
         })
     };
     use crate::model::arch::RopeScaling::{Dynamic, Linear};
-    let dynamic = |sticky| rotary(Dynamic { factor: 2.0, sticky });
-    let positions = [rotary(Linear(2.0)), dynamic(false), dynamic(true), Position::Alibi { in_bf16: true }];
+    let dynamic = |memory| rotary(Dynamic { factor: 2.0, memory });
+    let (forgets, last, longest) =
+        (dynamic(RopeMemory::None), dynamic(RopeMemory::LastLong), dynamic(RopeMemory::Longest));
+    let positions = [rotary(Linear(2.0)), forgets, last, longest, Position::Alibi { in_bf16: true }];
     for position in positions {
         let arch = Arch { position, ..Arch::gpt2(29, 10, 12, 2, 3) };
         let layout = Layout::of(&arch);
@@ -135,7 +137,7 @@ fn positions_do_not_depend_on_earlier_rows() {
         let mut used = Decoder::new(Device::cpu(), &arch);
         for len in [5, 30, 12, 40, 7] {
             let found = loss(&mut used, len);
-            let is_sticky = len == 7 && position == dynamic(true);
+            let is_sticky = len == 7 && position == last || [7, 12].contains(&len) && position == longest;
             assert_eq!(found != fresh(len), is_sticky, "{position:?}, {len}: {found} {}", fresh(len));
         }
     }

@@ -115,8 +115,10 @@ impl ModelFiles {
                 if prefixed { stored.name.as_str() } else { stored.name.strip_prefix(prefix).unwrap_or(&stored.name) };
             let mut tensor = take(name, &stored.shape)?;
             if arch.tied_head && layout.params()[stored.param].name == "embed.token" {
-                // A file may hold both; the head is loaded last, so it wins for both.
-                tensor = take(&head, &stored.shape)?.or(tensor);
+                // A folder may hold both: files are loaded one after another, and within one the head last.
+                let head = take(&head, &stored.shape)?;
+                let is_replaced = matches!((&head, &tensor), (Some((head, _)), Some((shard, _))) if head < shard);
+                tensor = if is_replaced { tensor } else { head.or(tensor) };
             }
             let Some((shard, info)) = tensor else {
                 return Err(input(format!(

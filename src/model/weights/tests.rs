@@ -279,6 +279,35 @@ fn a_tied_model_without_the_embedding_but_with_a_head_loads() {
     assert!(load(dir.path()).unwrap().params == whole.params);
 }
 
+/// As the reference loads one file after another into the one matrix that both share.
+#[test]
+fn of_an_embedding_and_a_head_in_two_shards_the_later_one_counts() {
+    let dir = copy_of("gpt2_conflicting_lm_head");
+    let path = dir.path().join(WEIGHTS_FILE);
+    let bytes = fs::read(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    let all = SafeTensors::deserialize(&bytes).unwrap();
+    let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    for head_shard in [0, 1] {
+        let shard_of = |name: &str| if name == "lm_head.weight" { head_shard } else { 1 - head_shard };
+        for (i, shard) in shards.iter().enumerate() {
+            let tensors = all.tensors().into_iter().filter(|(name, _)| shard_of(name) == i);
+            let metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
+            fs::write(dir.path().join(shard), safetensors::serialize(tensors, Some(metadata)).unwrap()).unwrap();
+        }
+        let map: serde_json::Map<String, Value> =
+            all.names().into_iter().map(|name| (name.to_owned(), shards[shard_of(name)].into())).collect();
+        fs::write(dir.path().join(INDEX_FILE), serde_json::json!({"metadata": {}, "weight_map": map}).to_string())
+            .unwrap();
+        let model = load(dir.path()).unwrap();
+        let winner = ["transformer.wte.weight", "lm_head.weight"][head_shard];
+        let expected: Vec<f32> =
+            all.tensor(winner).unwrap().data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let range = model.layout.get("embed.token").unwrap().range.clone();
+        assert!(model.params[range] == expected, "{winner}");
+    }
+}
+
 #[test]
 fn hostile_headers_are_refused_before_memory_is_taken() {
     let dir = copy_of("gpt2");

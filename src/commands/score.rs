@@ -58,7 +58,7 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
     if args.reference == Reference::default()
         && let Some(quirk) = loaded.config.arch.quirk(longest)
     {
-        printer.note(&format!("Note: {quirk} (--reference none scores it as it is trained.)"));
+        printer.note(&format!("{quirk} (--reference none scores it as it is trained.)"));
     }
     if let Some(path) = &args.write_tokens {
         whole_file::write(path, &serde_json::to_vec(&rows)?)?;

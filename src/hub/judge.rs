@@ -77,7 +77,7 @@ pub fn judge(dir: &Path, criteria: &Criteria) -> Judgement {
     if config.arch.unused == Unused::QueryKeyNorms {
         judgement.add(Verdict::Infinite, format!("Every loss is infinite: {QUERY_KEY_NORMS}."));
     }
-    judgement.notes.extend(config.arch.quirk(scored).map(|quirk| format!("Note that {quirk}")));
+    judgement.notes.extend(config.arch.quirk(scored));
     let layout = Layout::of(&config.arch);
     match ModelFiles::open(dir, &config.arch, &layout) {
         Err(error) => judgement.add(Verdict::Refused, sentence(&error)),

@@ -227,15 +227,15 @@ impl Arch {
     pub fn quirk(&self, row_len: usize) -> Option<String> {
         match (self.position, self.window) {
             (Position::Alibi { .. }, _) => Some(
-                "validators of March 2024 score this model without a causal mask: it reads the tokens that it is to \
+                "Validators of March 2024 score this model without a causal mask: it reads the tokens that it is to \
                  predict, so that its losses there are not those of training, nor of honest prediction."
                     .to_owned(),
             ),
             (_, Some(window)) if window < row_len => Some(format!(
-                "validators of March 2024 ignore the attention window of {window} tokens; training uses it."
+                "Validators of March 2024 ignore the attention window of {window} tokens; training uses it."
             )),
             (Position::Rotary(Rotary { scaling: RopeScaling::Dynamic { .. }, .. }), _) if row_len > self.context => Some(
-                "validators of March 2024 keep the rotary frequencies of a row longer than the context for rows after it; \
+                "Validators of March 2024 keep the rotary frequencies of a row longer than the context for rows after it; \
                  training does not."
                     .to_owned(),
             ),

@@ -23,7 +23,7 @@ use crate::ops::embedding::{self, Embedding};
 use crate::ops::linear::{self, Start};
 use crate::ops::norm::{self, NormStats};
 use crate::ops::random::{EMBEDDING_SITE, Mask};
-use crate::ops::{Device, View, ViewMut, dropout};
+use crate::ops::{Buffer, Device, View, ViewMut, dropout};
 use crate::recipe::Recompute;
 use block::{Block, Tools};
 use cache::Cache;
@@ -141,10 +141,7 @@ impl Decoder {
         let memory = memory.as_mut().expect("made by prepare");
         let (n, c) = (pass.n, arch.width);
         let work = memory.training.as_mut().expect("prepared for training");
-        let head_input = match &memory.norm {
-            Some((y, _)) => part(y, n, c),
-            None => part(&memory.residual[arch.layers], n, c),
-        };
+        let head_input = head_input(arch, &memory.norm, &memory.residual, n);
         let dhead = if memory.norm.is_some() { &mut work.dinput } else { &mut work.dx };
         cross_entropy::forward_backward(
             device,
@@ -226,10 +223,7 @@ impl Decoder {
     /// What the head reads, after a forward pass.
     fn head_input(&self, n: usize) -> View<'_, f32> {
         let memory = self.memory.as_ref().expect("made by prepare");
-        match &memory.norm {
-            Some((y, _)) => part(y, n, self.arch.width),
-            None => part(&memory.residual[self.arch.layers % memory.residual.len()], n, self.arch.width),
-        }
+        head_input(&self.arch, &memory.norm, &memory.residual, n)
     }
 
     fn head(&self, params: &Parts<View<f32>>, n: usize, x: View<f32>, logits: ViewMut<f32>) {
@@ -251,6 +245,17 @@ fn forward_block(block: &Block<'_>, memory: &mut Memory, cache: Option<&mut cach
     let mut tools = Tools { branch, scratch, cache };
     let (kept, mlp) = (&mut blocks[layer % num_blocks], &mut mlps[layer % num_mlps]);
     block.forward(kept, mlp, part(x, n, c), part_mut(y, n, c), &mut tools);
+}
+
+/// The last block's output, behind the final norm if there is one.
+fn head_input<'a>(
+    arch: &Arch,
+    norm: &'a Option<(Buffer<f32>, NormStats)>,
+    residual: &'a [Buffer<f32>],
+    n: usize,
+) -> View<'a, f32> {
+    let last = &residual[arch.layers % residual.len()];
+    part(norm.as_ref().map_or(last, |(y, _)| y), n, arch.width)
 }
 
 fn normalise(
@@ -306,10 +311,7 @@ impl LossAndGradients for Decoder {
         let Self { device, arch, memory, .. } = self;
         let Memory { norm, residual, losses, targets, logits, .. } = memory.as_mut().expect("made by prepare");
         let (n, c) = (pass.n, arch.width);
-        let x = match norm {
-            Some((y, _)) => part(y, n, c),
-            None => part(&residual[arch.layers % residual.len()], n, c),
-        };
+        let x = head_input(arch, norm, residual, n);
         let weight = params.head.unwrap_or(params.token);
         let (into, targets) = (part_mut(losses, n, 1), part(targets, n, 1));
         cross_entropy::forward(device, into, x, weight, params.head_bias, targets, c, logits);

@@ -1,7 +1,7 @@
 //! What a decoder knows of positions beside its parameters: angles of a rotary embedding, slopes of ALiBi.
 
 use super::Pass;
-use crate::model::arch::{Arch, Position, Rotary};
+use crate::model::arch::{Arch, Position, RopeScaling, Rotary};
 use crate::ops::{View, rotary};
 
 /// Tables for rows of up to some length, made when a longer one comes.
@@ -20,10 +20,11 @@ impl Positions {
     /// Makes sure that the tables serve rows of `row_len`. Only with dynamic scaling do they depend on more than that.
     pub(super) fn prepare(&mut self, arch: &Arch, row_len: usize) {
         let rotary_len = arch.rotary_len(row_len, self.rotary_len);
-        let has_other_frequencies = rotary_len.max(arch.context) != self.rotary_len.max(arch.context);
-        let is_dynamic = arch.rotary_frequencies(rotary_len) != arch.rotary_frequencies(self.rotary_len);
+        let scaling = if let Position::Rotary(rotary) = arch.position { rotary.scaling } else { RopeScaling::None };
+        let is_dynamic = matches!(scaling, RopeScaling::Dynamic { .. });
+        let has_other_frequencies = is_dynamic && rotary_len.max(arch.context) != self.rotary_len.max(arch.context);
         self.rotary_len = rotary_len;
-        if self.capacity >= row_len && !(has_other_frequencies && is_dynamic) {
+        if self.capacity >= row_len && !has_other_frequencies {
             return;
         }
         self.capacity = self.capacity.max(row_len);

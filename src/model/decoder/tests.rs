@@ -9,7 +9,6 @@ use crate::model::candle::CandleDecoder;
 use crate::model::candle::tests::DoubleDecoder;
 use crate::model::golden_tests::{check_backend, check_equal};
 use crate::model::golden_training::{check_adamw, check_reference_miner};
-use crate::ops::Buffer;
 use crate::ops::random;
 
 /// Bytes of all buffers, each named, so that a new one cannot be forgotten.

@@ -16,6 +16,7 @@ pub mod figures;
 pub mod gate;
 #[cfg(test)]
 pub(crate) mod golden;
+pub mod gpu;
 pub mod hub;
 pub mod interrupt;
 pub mod local;

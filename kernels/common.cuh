@@ -1,0 +1,485 @@
+// What all kernels share: bfloat16, 16-byte accesses, warp operations, asynchronous copies, tensor cores.
+//
+// Every piece of inline assembly is here, and each has a twin that does the same on a CPU (emulator.h); `wrappers.cu` compares
+// the two on a GPU. Kernels include nothing else and need no header of CUDA's.
+//
+// Conventions of all kernels: matrices are row-major; sizes are `int`, offsets `size_t`; gradients of parameters are
+// added to, those of activations overwritten, unless a kernel says otherwise; sums run in an order that depends on sizes alone,
+// so that two runs give the same bits.
+#pragma once
+
+#ifdef EMULATED
+#include "emulator.h"
+
+#include <cmath>
+#else
+#include <cstddef>
+#include <cstdint>
+#define EXPORT(kernel)
+#endif
+
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+// ---- Shared memory ----
+
+#ifdef EMULATED
+inline char* shared_memory() { return emulator::current->shared; }
+#else
+extern __shared__ __align__(128) char shared_bytes[];
+__device__ __forceinline__ char* shared_memory() { return shared_bytes; }
+#endif
+
+// A part of the launch's shared memory whose indices are checked in tests.
+template <class T>
+struct Shared {
+    T* data;
+    int len;
+    __device__ __forceinline__ T& operator[](int i) const {
+#ifdef EMULATED
+        if (i < 0 || i >= len) emulator::fail("index " + std::to_string(i) + " of " + std::to_string(len) + " in shared memory");
+        emulator::require_shared(data + i, sizeof(T));
+#endif
+        return data[i];
+    }
+};
+
+// `len` elements of shared memory, `offset` bytes from its start.
+template <class T>
+__device__ __forceinline__ Shared<T> shared(size_t offset, int len) {
+    return {reinterpret_cast<T*>(shared_memory() + offset), len};
+}
+
+// ---- Numbers ----
+
+// bfloat16: the upper half of a float.
+struct bf16 {
+    unsigned short bits;
+};
+
+__device__ __forceinline__ float bits_to_float(unsigned bits) {
+#ifdef EMULATED
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+#else
+    return __uint_as_float(bits);
+#endif
+}
+
+__device__ __forceinline__ unsigned float_to_bits(float x) {
+#ifdef EMULATED
+    unsigned bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+#else
+    return __float_as_uint(x);
+#endif
+}
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(bf16 x) { return bits_to_float(static_cast<unsigned>(x.bits) << 16); }
+
+#ifdef EMULATED
+// To nearest, ties to even; not a number stays one.
+inline unsigned round_to_bf16(float x) {
+    unsigned bits = float_to_bits(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffu;
+    return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+#endif
+
+template <class T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+    return x;
+}
+template <>
+__device__ __forceinline__ bf16 from_float<bf16>(float x) {
+#ifdef EMULATED
+    return {static_cast<unsigned short>(round_to_bf16(x))};
+#else
+    bf16 y;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+#endif
+}
+
+// Two bfloat16 in one register, `low` in its lower half.
+__device__ __forceinline__ unsigned pack_bf16(float low, float high) {
+#ifdef EMULATED
+    return round_to_bf16(low) | round_to_bf16(high) << 16;
+#else
+    unsigned packed;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+#endif
+}
+
+__device__ __forceinline__ float low_of(unsigned packed) { return bits_to_float(packed << 16); }
+__device__ __forceinline__ float high_of(unsigned packed) { return bits_to_float(packed & 0xffff0000u); }
+
+// 2 to the power of x, to about 2 units in the last place.
+__device__ __forceinline__ float exp2_fast(float x) {
+#ifdef EMULATED
+    return std::exp2(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
+constexpr float LOG2_E = 1.4426950408889634f;
+constexpr float LN_2 = 0.6931471805599453f;
+#define MINUS_INFINITY bits_to_float(0xff800000u)
+
+// ---- Sixteen bytes at a time ----
+
+// Eight numbers in registers.
+struct Eight {
+    float x[8];
+};
+
+struct alignas(16) Sixteen {
+    unsigned word[4];
+};
+
+__device__ __forceinline__ Sixteen load16(const void* from) {
+#ifdef EMULATED
+    emulator::require_aligned(from, 16);
+#endif
+    return *static_cast<const Sixteen*>(from);
+}
+
+__device__ __forceinline__ void store16(void* to, Sixteen bytes) {
+#ifdef EMULATED
+    emulator::require_aligned(to, 16);
+#endif
+    *static_cast<Sixteen*>(to) = bytes;
+}
+
+__device__ __forceinline__ bool is_aligned(const void* pointer) {
+    return (reinterpret_cast<uintptr_t>(pointer) & 15) == 0;
+}
+
+__device__ __forceinline__ Eight load8_aligned(const float* from) {
+    Sixteen a = load16(from), b = load16(from + 4);
+    Eight eight;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        eight.x[i] = bits_to_float(a.word[i]);
+        eight.x[4 + i] = bits_to_float(b.word[i]);
+    }
+    return eight;
+}
+
+__device__ __forceinline__ Eight load8_aligned(const bf16* from) {
+    Sixteen a = load16(from);
+    Eight eight;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        eight.x[2 * i] = low_of(a.word[i]);
+        eight.x[2 * i + 1] = high_of(a.word[i]);
+    }
+    return eight;
+}
+
+__device__ __forceinline__ void store8_aligned(float* to, const Eight& eight) {
+    Sixteen a, b;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        a.word[i] = float_to_bits(eight.x[i]);
+        b.word[i] = float_to_bits(eight.x[4 + i]);
+    }
+    store16(to, a);
+    store16(to + 4, b);
+}
+
+__device__ __forceinline__ void store8_aligned(bf16* to, const Eight& eight) {
+    Sixteen a;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a.word[i] = pack_bf16(eight.x[2 * i], eight.x[2 * i + 1]);
+    store16(to, a);
+}
+
+// The next eight elements of which `left` exist (all, if more); the others are 0.
+template <class T>
+__device__ __forceinline__ Eight load8(const T* from, int left) {
+    if (left >= 8 && is_aligned(from)) return load8_aligned(from);
+    Eight eight;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) eight.x[i] = i < left ? to_float(from[i]) : 0.0f;
+    return eight;
+}
+
+template <class T>
+__device__ __forceinline__ void store8(T* to, const Eight& eight, int left) {
+    if (left >= 8 && is_aligned(to)) return store8_aligned(to, eight);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        if (i < left) to[i] = from_float<T>(eight.x[i]);
+    }
+}
+
+// ---- Warps and blocks ----
+
+__device__ __forceinline__ int lane_index() { return threadIdx.x % 32; }
+__device__ __forceinline__ int warp_index() { return threadIdx.x / 32; }
+
+// The value of the lane whose index differs by `bits`.
+__device__ __forceinline__ float shuffle_xor(float x, int bits) {
+#ifdef EMULATED
+    struct Payload {
+        float in, out;
+        int bits;
+    } payload{x, 0.0f, bits};
+    emulator::collective("shuffle_xor", ALL_LANES, payload, [](Payload** lanes) {
+        for (unsigned i = 0; i < 32; ++i) lanes[i]->out = lanes[i ^ lanes[i]->bits]->in;
+    });
+    return payload.out;
+#else
+    return __shfl_xor_sync(ALL_LANES, x, bits);
+#endif
+}
+
+// The value of one lane.
+__device__ __forceinline__ float shuffle(float x, int lane) {
+#ifdef EMULATED
+    struct Payload {
+        float in, out;
+        int lane;
+    } payload{x, 0.0f, lane};
+    emulator::collective("shuffle", ALL_LANES, payload, [](Payload** lanes) {
+        for (unsigned i = 0; i < 32; ++i) lanes[i]->out = lanes[lanes[i]->lane % 32]->in;
+    });
+    return payload.out;
+#else
+    return __shfl_sync(ALL_LANES, x, lane);
+#endif
+}
+
+// The lanes for which it is true, as bits.
+__device__ __forceinline__ unsigned ballot(bool is_true) {
+#ifdef EMULATED
+    struct Payload {
+        bool in;
+        unsigned out;
+    } payload{is_true, 0};
+    emulator::collective("ballot", ALL_LANES, payload, [](Payload** lanes) {
+        unsigned bits = 0;
+        for (unsigned i = 0; i < 32; ++i) bits |= static_cast<unsigned>(lanes[i]->in) << i;
+        for (unsigned i = 0; i < 32; ++i) lanes[i]->out = bits;
+    });
+    return payload.out;
+#else
+    return __ballot_sync(ALL_LANES, is_true);
+#endif
+}
+
+// Orders what the lanes of a warp write to shared memory before with what they read after.
+__device__ __forceinline__ void warp_barrier() {
+#ifdef EMULATED
+    struct Payload {
+    } payload;
+    emulator::collective("warp_barrier", ALL_LANES, payload, [](Payload**) {});
+#else
+    __syncwarp();
+#endif
+}
+
+__device__ __forceinline__ float max_of(float a, float b) {
+    // Not a number wins, unlike fmaxf's.
+    return a > b || a != a ? a : b;
+}
+
+// The sum over a warp, the same in every lane.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int bits = 16; bits > 0; bits /= 2) x += shuffle_xor(x, bits);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int bits = 16; bits > 0; bits /= 2) x = max_of(x, shuffle_xor(x, bits));
+    return x;
+}
+
+// The sum over a block, the same in every thread; `scratch` has a float for each warp, and one more.
+__device__ __forceinline__ float block_sum(float x, Shared<float> scratch) {
+    x = warp_sum(x);
+    int warps = (blockDim.x + 31) / 32;
+    __syncthreads(); // the scratch may still be read from an earlier sum
+    if (lane_index() == 0) scratch[warp_index()] = x;
+    __syncthreads();
+    if (warp_index() == 0) {
+        float total = warp_sum(lane_index() < warps ? scratch[lane_index()] : 0.0f);
+        if (lane_index() == 0) scratch[warps] = total;
+    }
+    __syncthreads();
+    return scratch[warps];
+}
+
+__device__ __forceinline__ float block_max(float x, Shared<float> scratch) {
+    x = warp_max(x);
+    int warps = (blockDim.x + 31) / 32;
+    __syncthreads();
+    if (lane_index() == 0) scratch[warp_index()] = x;
+    __syncthreads();
+    if (warp_index() == 0) {
+        float total = warp_max(lane_index() < warps ? scratch[lane_index()] : MINUS_INFINITY);
+        if (lane_index() == 0) scratch[warps] = total;
+    }
+    __syncthreads();
+    return scratch[warps];
+}
+
+// ---- Asynchronous copies from global to shared memory ----
+
+// Sixteen bytes, of which the first `valid` come from `from` and the others are 0; both addresses are aligned. They are
+// there for this thread after `copies_wait`, for the block after a barrier behind it.
+__device__ __forceinline__ void copy16_async(void* to_shared, const void* from, int valid) {
+#ifdef EMULATED
+    emulator::copy_later(to_shared, from, 16, valid);
+#else
+    unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid) : "memory");
+#endif
+}
+
+// Closes the group of the copies since the last one.
+__device__ __forceinline__ void copies_commit() {
+#ifdef EMULATED
+    emulator::close_copies();
+#else
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits for all groups but the last `PENDING`.
+template <int PENDING>
+__device__ __forceinline__ void copies_wait() {
+#ifdef EMULATED
+    emulator::wait_for_copies(PENDING);
+#else
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+#endif
+}
+
+// ---- Tensor cores ----
+//
+// Fragments of mma.m16n8k16 for bfloat16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"): with g = lane / 4 and i = lane % 4,
+//   a[0], a[1], a[2], a[3]: A at rows g, g+8, g, g+8 and columns 2i (a[0], a[1]) or 2i+8 (a[2], a[3]), two in each register
+//   b[0], b[1]: B at rows 2i, 2i+1 and 2i+8, 2i+9 of column g
+//   c[0], c[1], c[2], c[3]: C at (g, 2i), (g, 2i+1), (g+8, 2i), (g+8, 2i+1)
+
+// `c += a b`.
+__device__ __forceinline__ void mma_bf16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#ifdef EMULATED
+    struct Payload {
+        float* c;
+        const unsigned *a, *b;
+    } payload{c, a, b};
+    emulator::collective("mma_bf16", ALL_LANES, payload, [](Payload** lanes) {
+        float a[16][16], b[16][8];
+        for (int lane = 0; lane < 32; ++lane) {
+            int g = lane / 4, i = lane % 4;
+            for (int r = 0; r < 4; ++r) {
+                int row = g + (r % 2) * 8, column = 2 * i + (r / 2) * 8;
+                a[row][column] = low_of(lanes[lane]->a[r]);
+                a[row][column + 1] = high_of(lanes[lane]->a[r]);
+            }
+            for (int r = 0; r < 2; ++r) {
+                b[2 * i + 8 * r][g] = low_of(lanes[lane]->b[r]);
+                b[2 * i + 8 * r + 1][g] = high_of(lanes[lane]->b[r]);
+            }
+        }
+        for (int lane = 0; lane < 32; ++lane) {
+            for (int r = 0; r < 4; ++r) {
+                int row = lane / 4 + (r / 2) * 8, column = 2 * (lane % 4) + r % 2;
+                float sum = 0.0f;
+                for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
+                lanes[lane]->c[r] += sum;
+            }
+        }
+    });
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// Four 8 x 8 matrices of 16-bit elements: lanes 8m .. 8m+7 give the addresses of the rows of matrix m, 16 bytes each; of
+// matrix m a lane gets row lane / 4, columns 2 (lane % 4) and the next, in to[m].
+__device__ __forceinline__ void load_matrices(unsigned (&to)[4], const void* row) {
+#ifdef EMULATED
+    emulator::require_aligned(row, 16);
+    emulator::require_shared(row, 16);
+    struct Payload {
+        unsigned* to;
+        const void* row;
+    } payload{to, row};
+    emulator::collective("load_matrices", ALL_LANES, payload, [](Payload** lanes) {
+        for (int lane = 0; lane < 32; ++lane) {
+            for (int m = 0; m < 4; ++m) {
+                const char* row = static_cast<const char*>(lanes[8 * m + lane / 4]->row);
+                std::memcpy(&lanes[lane]->to[m], row + 4 * (lane % 4), 4);
+            }
+        }
+    });
+#else
+    unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+#endif
+}
+
+// The same with each matrix transposed: a lane gets rows 2 (lane % 4) and the next of column lane / 4.
+__device__ __forceinline__ void load_matrices_transposed(unsigned (&to)[4], const void* row) {
+#ifdef EMULATED
+    emulator::require_aligned(row, 16);
+    emulator::require_shared(row, 16);
+    struct Payload {
+        unsigned* to;
+        const void* row;
+    } payload{to, row};
+    emulator::collective("load_matrices_transposed", ALL_LANES, payload, [](Payload** lanes) {
+        for (int lane = 0; lane < 32; ++lane) {
+            for (int m = 0; m < 4; ++m) {
+                unsigned short pair[2];
+                for (int i = 0; i < 2; ++i) {
+                    const char* row = static_cast<const char*>(lanes[8 * m + 2 * (lane % 4) + i]->row);
+                    std::memcpy(&pair[i], row + 2 * (lane / 4), 2);
+                }
+                lanes[lane]->to[m] = pair[0] | static_cast<unsigned>(pair[1]) << 16;
+            }
+        }
+    });
+#else
+    unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+#endif
+}
+
+// ---- Random bits ----
+
+// The uniformly distributed 32 bits of an element of a stream, as `ops/random.rs` has them.
+__device__ __forceinline__ unsigned mix32(unsigned x) {
+    x = (x ^ (x >> 16)) * 0x21f0aaadu;
+    x = (x ^ (x >> 15)) * 0x735a2d97u;
+    return x ^ (x >> 15);
+}
+
+__device__ __forceinline__ unsigned random_bits(unsigned long long key, unsigned long long index) {
+    unsigned low = static_cast<unsigned>(index), high = static_cast<unsigned>(index >> 32);
+    unsigned inner = mix32(low ^ static_cast<unsigned>(key));
+    return mix32(inner ^ static_cast<unsigned>(key >> 32) ^ (high * 0x9e3779b1u));
+}

@@ -14,10 +14,21 @@
 // Device addresses pass through a C interface; each block says why that is sound.
 #![allow(unsafe_code)]
 
+pub mod activation;
+pub mod adamw;
 pub mod cast;
+pub mod column_sums;
+pub mod cross_entropy;
+pub mod embedding;
 #[cfg(test)]
 pub(crate) mod emulator;
+pub mod gradient_norm;
 pub mod kernels;
+pub mod linear;
+pub mod norm;
+pub mod rotary;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::marker::PhantomData;
 use std::ops::Range;

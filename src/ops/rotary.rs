@@ -41,6 +41,21 @@ impl Table {
         Self { cos, sin, num_pairs }
     }
 
+    /// Cosines of all positions, (positions, pairs).
+    pub(crate) fn cos(&self) -> &[f32] {
+        self.cos.as_slice()
+    }
+
+    /// Sines of all positions, (positions, pairs).
+    pub(crate) fn sin(&self) -> &[f32] {
+        self.sin.as_slice()
+    }
+
+    /// Pairs that are turned in each head.
+    pub(crate) fn num_pairs(&self) -> usize {
+        self.num_pairs
+    }
+
     /// Cosines and sines of one position.
     fn at(&self, position: usize) -> (&[f32], &[f32]) {
         let range = position * self.num_pairs..(position + 1) * self.num_pairs;

@@ -86,14 +86,32 @@ impl AdamW {
         for buffer_len in [params.len(), gradients.len(), means.len(), squares.len()] {
             assert_eq!(buffer_len, len, "every buffer must have the length the optimizer was made for");
         }
-        let decayed = Factors::new(self, step, learning_rate, gradient_scale, self.weight_decay);
-        let other = Factors::new(self, step, learning_rate, gradient_scale, 0.0);
+        let decayed = self.factors(step, learning_rate, gradient_scale);
+        let other = Factors { keep: 1.0, ..decayed };
         update_segments(&self.segments, &decayed, &other, Buffers { params, gradients, means, squares });
     }
 }
 
+impl AdamW {
+    /// What a step multiplies with, `step` counted from 0; where nothing decays `keep` is 1 instead.
+    pub fn factors(&self, step: u64, learning_rate: f64, gradient_scale: f64) -> Factors {
+        let correction = |beta: f64| 1.0 - beta.powf((step + 1) as f64);
+        Factors {
+            gradient_scale: gradient_scale as f32,
+            keep: (1.0 - learning_rate * self.weight_decay) as f32,
+            beta1: self.beta1 as f32,
+            one_minus_beta1: (1.0 - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            one_minus_beta2: (1.0 - self.beta2) as f32,
+            step_size: (learning_rate / correction(self.beta1)) as f32,
+            inverse_root_correction2: (1.0 / correction(self.beta2).sqrt()) as f32,
+            eps: self.eps as f32,
+        }
+    }
+}
+
 /// Halves the work until one segment is left: rayon's own splitting without a list of windows in memory.
-fn update_segments(segments: &[Segment], decayed: &Factors<f32>, other: &Factors<f32>, buffers: Buffers) {
+fn update_segments(segments: &[Segment], decayed: &Factors, other: &Factors, buffers: Buffers) {
     match segments {
         [] => {}
         [segment] => {
@@ -121,40 +139,33 @@ fn update_segments(segments: &[Segment], decayed: &Factors<f32>, other: &Factors
     }
 }
 
-/// What one step multiplies with, the same for all elements of a segment.
-struct Factors<T> {
-    gradient_scale: T,
-    keep: T,
-    beta1: T,
-    one_minus_beta1: T,
-    beta2: T,
-    one_minus_beta2: T,
-    step_size: T,
-    inverse_root_correction2: T,
-    eps: T,
-}
-
-impl<T: Real> Factors<T> {
-    fn new(adamw: &AdamW, step: u64, learning_rate: f64, gradient_scale: f64, weight_decay: f64) -> Self {
-        let correction = |beta: f64| 1.0 - beta.powf((step + 1) as f64);
-        Self {
-            gradient_scale: T::from_f64(gradient_scale),
-            keep: T::from_f64(1.0 - learning_rate * weight_decay),
-            beta1: T::from_f64(adamw.beta1),
-            one_minus_beta1: T::from_f64(1.0 - adamw.beta1),
-            beta2: T::from_f64(adamw.beta2),
-            one_minus_beta2: T::from_f64(1.0 - adamw.beta2),
-            step_size: T::from_f64(learning_rate / correction(adamw.beta1)),
-            inverse_root_correction2: T::from_f64(1.0 / correction(adamw.beta2).sqrt()),
-            eps: T::from_f64(adamw.eps),
-        }
-    }
+/// What one step multiplies with, the same for all elements that decay.
+#[derive(Clone, Copy, Debug)]
+pub struct Factors {
+    /// On the gradient.
+    pub gradient_scale: f32,
+    /// On the parameter: one minus learning rate times weight decay.
+    pub keep: f32,
+    /// On the first moment.
+    pub beta1: f32,
+    /// On the gradient that joins it.
+    pub one_minus_beta1: f32,
+    /// On the second moment.
+    pub beta2: f32,
+    /// On the squared gradient that joins it.
+    pub one_minus_beta2: f32,
+    /// Learning rate over the first moment's bias correction.
+    pub step_size: f32,
+    /// One over the root of the second moment's bias correction.
+    pub inverse_root_correction2: f32,
+    /// Added to the divisor.
+    pub eps: f32,
 }
 
 /// The update of one segment. Not a closure: only a method can be forced inline, and what is not inlined into
 /// `dispatch` is compiled without wide vectors.
 struct Update<'a> {
-    factors: &'a Factors<f32>,
+    factors: &'a Factors,
     buffers: Buffers<'a>,
 }
 

@@ -1,0 +1,150 @@
+// Normalisation over channels with the residual stream's additions fused in; one warp per row forward, one block per row
+// backward. `kind` is 0 for layer norm, 1 for RMS norm, 2 for RMS norm with the factor 1 + gain.
+//
+// forward: x (n, c) f32 is the residual stream; branch1 and branch2 (n, c), each optional, are added to it; the sum goes to
+//   `sum` (n, c) f32 where wanted (it may be x itself). y (n, c) = (sum - mean) rstd factor + bias, in the compute format and,
+//   where wanted, as f32 to `wide`. Saves mean and rstd of each row in stats (n, 2).
+// backward: dx (n, c) f32 += (accumulate) or = rstd (g - mean(g) - x̂ mean(g x̂)), with g = dy factor; the result also goes
+//   to `narrow` in the compute format where wanted. The parameter gradients' sums over the rows of one block go to partial
+//   (blocks, 2, c): dgain, then dbias; sum_partials.cu adds them up.
+#include "common.cuh"
+
+__device__ __forceinline__ float factor_of(float gain, int kind) { return kind == 2 ? 1.0f + gain : gain; }
+
+template <class T>
+__device__ __forceinline__ void norm_forward(T* y, float* wide, float* sum, float* stats, const float* x,
+                                             const T* branch1, const T* branch2, const float* gain, const float* bias,
+                                             int n, int c, float eps, int kind) {
+    int rows_per_block = blockDim.x / 32;
+    int row = blockIdx.x * rows_per_block + warp_index();
+    if (row >= n) return;
+    size_t start = static_cast<size_t>(row) * c;
+    int padded = (c + 7) / 8 * 8;
+    // The row as f32, so that it is read once.
+    Shared<float> kept = shared<float>(static_cast<size_t>(warp_index()) * padded * sizeof(float), padded);
+    float total = 0.0f;
+    for (int i = lane_index() * 8; i < c; i += 256) {
+        Eight values = load8(x + start + i, c - i);
+        if (branch1) {
+            Eight branch = load8(branch1 + start + i, c - i);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) values.x[j] += branch.x[j];
+        }
+        if (branch2) {
+            Eight branch = load8(branch2 + start + i, c - i);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) values.x[j] += branch.x[j];
+        }
+        if (sum) store8(sum + start + i, values, c - i);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            kept[i + j] = values.x[j]; // a lane reads back only what it wrote itself
+            total += values.x[j];
+        }
+    }
+    float mean = kind == 0 ? warp_sum(total) / c : 0.0f;
+    float squares = 0.0f;
+    for (int i = lane_index() * 8; i < c; i += 256) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            float centred = kept[i + j] - mean;
+            if (i + j < c) squares += centred * centred;
+        }
+    }
+    float rstd = 1.0f / sqrtf(warp_sum(squares) / c + eps);
+    if (lane_index() == 0) {
+        stats[2 * static_cast<size_t>(row)] = mean;
+        stats[2 * static_cast<size_t>(row) + 1] = rstd;
+    }
+    for (int i = lane_index() * 8; i < c; i += 256) {
+        Eight gains = load8(gain + i, c - i), values;
+        Eight biases = bias ? load8(bias + i, c - i) : Eight{};
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            values.x[j] = (kept[i + j] - mean) * rstd * factor_of(gains.x[j], kind) + biases.x[j];
+        }
+        store8(y + start + i, values, c - i);
+        if (wide) store8(wide + start + i, values, c - i);
+    }
+}
+
+// `D` is the format of dy, `T` of the narrow copy of dx.
+template <class D, class T>
+__device__ __forceinline__ void norm_backward(float* dx, T* narrow, float* partial, const D* dy, const float* x,
+                                              const float* stats, const float* gain, int n, int c, int kind,
+                                              int accumulate) {
+    // A thread owns columns: nobody else touches its part of the sums.
+    Shared<float> dgain = shared<float>(0, c);
+    Shared<float> dbias = shared<float>(c * sizeof(float), c);
+    Shared<float> scratch = shared<float>(2 * c * sizeof(float), 33);
+    int step = blockDim.x * 8;
+    for (int i = threadIdx.x * 8; i < c; i += step) {
+        for (int j = i; j < i + 8 && j < c; ++j) dgain[j] = dbias[j] = 0.0f;
+    }
+    for (int row = blockIdx.x; row < n; row += gridDim.x) {
+        size_t start = static_cast<size_t>(row) * c;
+        float mean = stats[2 * static_cast<size_t>(row)], rstd = stats[2 * static_cast<size_t>(row) + 1];
+        float g_sum = 0.0f, gx_sum = 0.0f;
+        for (int i = threadIdx.x * 8; i < c; i += step) {
+            Eight dys = load8(dy + start + i, c - i), xs = load8(x + start + i, c - i), gains = load8(gain + i, c - i);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+                if (i + j < c) {
+                    float normal = (xs.x[j] - mean) * rstd, g = dys.x[j] * factor_of(gains.x[j], kind);
+                    g_sum += g;
+                    gx_sum += g * normal;
+                    dgain[i + j] += dys.x[j] * normal;
+                    dbias[i + j] += dys.x[j];
+                }
+            }
+        }
+        float g_mean = kind == 0 ? block_sum(g_sum, scratch) / c : 0.0f;
+        float gx_mean = block_sum(gx_sum, scratch) / c;
+        for (int i = threadIdx.x * 8; i < c; i += step) {
+            Eight dys = load8(dy + start + i, c - i), xs = load8(x + start + i, c - i), gains = load8(gain + i, c - i);
+            Eight gradient = accumulate ? load8(dx + start + i, c - i) : Eight{};
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+                float normal = (xs.x[j] - mean) * rstd, g = dys.x[j] * factor_of(gains.x[j], kind);
+                gradient.x[j] += rstd * (g - g_mean - normal * gx_mean);
+            }
+            store8(dx + start + i, gradient, c - i);
+            if (narrow) store8(narrow + start + i, gradient, c - i);
+        }
+    }
+    float* sums = partial + static_cast<size_t>(blockIdx.x) * 2 * c;
+    for (int i = threadIdx.x * 8; i < c; i += step) {
+        for (int j = i; j < i + 8 && j < c; ++j) {
+            sums[j] = dgain[j];
+            sums[c + j] = dbias[j];
+        }
+    }
+}
+
+extern "C" __global__ void norm_forward_f32(float* y, float* wide, float* sum, float* stats, const float* x,
+                                            const float* branch1, const float* branch2, const float* gain,
+                                            const float* bias, int n, int c, float eps, int kind) {
+    norm_forward(y, wide, sum, stats, x, branch1, branch2, gain, bias, n, c, eps, kind);
+}
+EXPORT(norm_forward_f32)
+
+extern "C" __global__ void norm_forward_bf16(bf16* y, float* wide, float* sum, float* stats, const float* x,
+                                             const bf16* branch1, const bf16* branch2, const float* gain,
+                                             const float* bias, int n, int c, float eps, int kind) {
+    norm_forward(y, wide, sum, stats, x, branch1, branch2, gain, bias, n, c, eps, kind);
+}
+EXPORT(norm_forward_bf16)
+
+extern "C" __global__ void norm_backward_f32(float* dx, bf16* narrow, float* partial, const float* dy, const float* x,
+                                             const float* stats, const float* gain, int n, int c, int kind,
+                                             int accumulate) {
+    norm_backward(dx, narrow, partial, dy, x, stats, gain, n, c, kind, accumulate);
+}
+EXPORT(norm_backward_f32)
+
+extern "C" __global__ void norm_backward_bf16(float* dx, bf16* narrow, float* partial, const bf16* dy, const float* x,
+                                              const float* stats, const float* gain, int n, int c, int kind,
+                                              int accumulate) {
+    norm_backward(dx, narrow, partial, dy, x, stats, gain, n, c, kind, accumulate);
+}
+EXPORT(norm_backward_bf16)

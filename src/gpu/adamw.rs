@@ -1,0 +1,158 @@
+//! AdamW over flat buffers on the device; the twin of `optim/adamw.rs`, whose factors it uses.
+
+use half::bf16;
+
+use super::{Arg, Gpu, Grid, View, ViewMut};
+use crate::optim::adamw::Factors;
+
+/// Elements that share one byte of `decays`: parameters start at multiples of it.
+pub const DECAY_GROUP: usize = 128;
+
+/// How the masters become the numbers that matrix products read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// To the nearest bfloat16.
+    Nearest,
+    /// Up or down, in the mean right; the key belongs to the step.
+    Stochastic(u64),
+}
+
+/// The buffers of a step, all of one length.
+pub struct Buffers<'a> {
+    /// f32 masters.
+    pub params: ViewMut<'a, f32>,
+    /// Their gradients.
+    pub gradients: View<'a, f32>,
+    /// First moments.
+    pub means: ViewMut<'a, f32>,
+    /// Second moments.
+    pub squares: ViewMut<'a, f32>,
+    /// The masters rounded.
+    pub copy: Option<ViewMut<'a, bf16>>,
+    /// Whether weight decay applies, for each [`DECAY_GROUP`] elements.
+    pub decays: View<'a, u8>,
+}
+
+/// One step.
+pub fn step(gpu: &Gpu, factors: &Factors, rounding: Rounding, buffers: Buffers) {
+    let len = buffers.params.len();
+    let lens = [buffers.gradients.len(), buffers.means.len(), buffers.squares.len()];
+    assert!(lens == [len; 3] && buffers.decays.len() == len.div_ceil(DECAY_GROUP), "sizes of an optimizer step");
+    assert!(buffers.copy.as_ref().is_none_or(|copy| copy.len() == len), "size of the rounded copy");
+    let (is_stochastic, key) = match rounding {
+        Rounding::Nearest => (0, 0),
+        Rounding::Stochastic(key) => (1, key),
+    };
+    let Factors {
+        gradient_scale,
+        keep,
+        beta1,
+        one_minus_beta1,
+        beta2,
+        one_minus_beta2,
+        step_size,
+        inverse_root_correction2,
+        eps,
+    } = *factors;
+    let mut args = vec![
+        buffers.params.arg(),
+        buffers.gradients.arg(),
+        buffers.means.arg(),
+        buffers.squares.arg(),
+        super::optional_mut(buffers.copy),
+        buffers.decays.arg(),
+        Arg::U64(len as u64),
+    ];
+    let numbers = [gradient_scale, keep, beta1, one_minus_beta1, beta2, one_minus_beta2];
+    args.extend(numbers.into_iter().chain([step_size, inverse_root_correction2, eps]).map(Arg::F32));
+    args.extend([Arg::I32(is_stochastic), Arg::U64(key)]);
+    gpu.launch("adamw", Grid::new(len.div_ceil(8 * 256), 256), &args);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::gpu::emulator;
+    use crate::gpu::testing::{F32_TOLERANCE, check, on_both};
+    use crate::ops::testing::{assert_close, values};
+    use crate::optim::adamw::AdamW;
+    use crate::recipe::Optimizer;
+
+    const SCALE: f64 = 0.25;
+
+    fn options() -> Optimizer {
+        Optimizer { learning_rate: 1e-2, weight_decay: 0.1, ..Optimizer::default() }
+    }
+
+    #[test]
+    fn steps_are_the_cpus_and_the_copy_is_rounded_to_nearest() {
+        for len in [128, 384, 2048 + 128, 100] {
+            let decayed = [0..len.min(128), len.min(256)..len];
+            let optimizer = AdamW::new(&options(), len, &decayed);
+            let mut expected = [values(1, len), vec![0.0; len], vec![0.0; len]];
+            let first_params = expected[0].clone();
+            let gradients: Vec<Vec<f32>> = (0..3).map(|step| values(10 + step, len)).collect();
+            for (step, gradients) in gradients.iter().enumerate() {
+                let [params, means, squares] = &mut expected;
+                optimizer.step(step as u64, 1e-2, SCALE, params, gradients, means, squares);
+            }
+            let Some([params, means, squares, copy]) = on_both(|gpu| {
+                let mut params = gpu.buffer_of(&first_params).unwrap();
+                let [mut means, mut squares] = [(); 2].map(|()| gpu.zeros::<f32>(len).unwrap());
+                let mut copy = gpu.zeros::<bf16>(len).unwrap();
+                let decays: Vec<u8> = (0..len.div_ceil(DECAY_GROUP)).map(|group| u8::from(group != 1)).collect();
+                let decays = gpu.buffer_of(&decays).unwrap();
+                for (i, gradients) in gradients.iter().enumerate() {
+                    let gradients = gpu.buffer_of(gradients).unwrap();
+                    let buffers = Buffers {
+                        params: params.view_mut(),
+                        gradients: gradients.view(),
+                        means: means.view_mut(),
+                        squares: squares.view_mut(),
+                        copy: Some(copy.view_mut()),
+                        decays: decays.view(),
+                    };
+                    step(gpu, &optimizer.factors(i as u64, 1e-2, SCALE), Rounding::Nearest, buffers);
+                }
+                let [params, means, squares] = [&params, &means, &squares].map(|buffer| check(gpu, buffer.view()));
+                [params, means, squares, check(gpu, copy.view())]
+            }) else {
+                return;
+            };
+            for (actual, expected) in [&params, &means, &squares].into_iter().zip(&expected) {
+                assert_close(actual, expected, F32_TOLERANCE, format!("{len} elements"));
+            }
+            assert!(copy.iter().zip(&params).all(|(copy, &param)| *copy == bf16::from_f32(param).to_f32()));
+        }
+    }
+
+    #[test]
+    fn stochastic_rounding_goes_to_a_neighbour_and_is_right_in_the_mean() {
+        let len = 1 << 16;
+        for gpu in emulator::gpus().into_iter().flatten() {
+            // A quarter of the way from one bfloat16 to the next.
+            let value = 1.0 + 0.25 / 128.0;
+            let mut params = gpu.buffer_of(&vec![value; len]).unwrap();
+            let [mut means, mut squares, gradients] = [(); 3].map(|()| gpu.zeros::<f32>(len).unwrap());
+            let mut copy = gpu.zeros::<bf16>(len).unwrap();
+            let decays = gpu.zeros::<u8>(len / DECAY_GROUP).unwrap();
+            let optimizer = AdamW::new(&options(), len, &[]);
+            let buffers = Buffers {
+                params: params.view_mut(),
+                gradients: gradients.view(),
+                means: means.view_mut(),
+                squares: squares.view_mut(),
+                copy: Some(copy.view_mut()),
+                decays: decays.view(),
+            };
+            step(&gpu, &optimizer.factors(0, 1e-2, 1.0), Rounding::Stochastic(7), buffers);
+            let copy = check(&gpu, copy.view());
+            assert!(copy.iter().all(|&x| x == 1.0 || x == 1.0 + 1.0 / 128.0));
+            let share = copy.iter().filter(|&&x| x > 1.0).count() as f64 / len as f64;
+            // Four standard deviations: sqrt(0.25 * 0.75 / 65,536) is 1.7e-3.
+            assert!((share - 0.25).abs() < 7e-3, "{share}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Sums over the rows of a matrix: gradients of biases, and the second step of every sum that blocks leave in parts.
+
+use super::{Arg, Element, Gpu, Grid, View, ViewMut};
+
+/// Columns of a block.
+const COLUMNS: usize = 256;
+/// Most slices of rows.
+const MAX_SLICES: usize = 64;
+/// Rows that are worth a slice.
+const ROWS_PER_SLICE: usize = 64;
+
+fn num_slices(n: usize) -> usize {
+    n.div_ceil(ROWS_PER_SLICE).clamp(1, MAX_SLICES)
+}
+
+/// Elements of scratch for a matrix of `n` rows and `o` columns.
+pub fn partials_len(n: usize, o: usize) -> usize {
+    num_slices(n) * o
+}
+
+/// `sums (o) += Σ rows of x (n, o)`; `partials` has [`partials_len`] elements.
+pub fn add<T: Element>(gpu: &Gpu, sums: ViewMut<f32>, x: View<T>, partials: ViewMut<f32>) {
+    let o = sums.len();
+    let n = x.len() / o;
+    assert_eq!(x.len(), n * o, "sizes of a sum of rows");
+    let slices = num_slices(n);
+    let partials = partials.window(0..slices * o);
+    let blocks = [o.div_ceil(COLUMNS) as u32, slices as u32, 1];
+    let grid = Grid { blocks, threads: 256, shared_bytes: 256 * 8 * 4 };
+    let args = [partials.arg(), x.arg(), Arg::I32(n as i32), Arg::I32(o as i32)];
+    gpu.launch(&format!("column_sums_{}", T::SUFFIX), grid, &args);
+    add_partials(gpu, sums, partials.as_view(), slices, o);
+}
+
+/// `sums (c) += Σ of num_partials rows`, each `stride` after the one before, of `partials`.
+pub fn add_partials(gpu: &Gpu, sums: ViewMut<f32>, partials: View<f32>, num_partials: usize, stride: usize) {
+    let c = sums.len();
+    assert!(partials.len() >= (num_partials - 1) * stride + c, "sizes of a sum of parts");
+    let grid = Grid { shared_bytes: 256 * 4, ..Grid::new(c.div_ceil(32), 256) };
+    let sizes = [num_partials, stride, c].map(|size| Arg::I32(size as i32));
+    gpu.launch("sum_partials", grid, &[sums.arg(), partials.arg(), sizes[0], sizes[1], sizes[2]]);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use half::bf16;
+
+    use super::*;
+    use crate::gpu::testing::{F32_TOLERANCE, check, on_both, rounded};
+    use crate::ops::testing::{assert_close, values};
+
+    fn sums_are_the_definition<T: Element>() {
+        for [n, o] in [[1, 1], [3, 9], [64, 8], [65, 257], [300, 31], [5000, 3], [130, 520]] {
+            let (x, wide) = rounded::<T>(1, n * o);
+            let old = values(2, o);
+            let expected: Vec<f64> =
+                (0..o).map(|i| f64::from(old[i]) + wide.iter().skip(i).step_by(o).sum::<f64>()).collect();
+            let Some([sums]) = on_both(|gpu| {
+                let (x, mut sums) = (gpu.buffer_of(&x).unwrap(), gpu.buffer_of(&old).unwrap());
+                let mut partials = gpu.zeros(partials_len(n, o)).unwrap();
+                add(gpu, sums.view_mut(), x.view(), partials.view_mut());
+                [check(gpu, sums.view())]
+            }) else {
+                return;
+            };
+            assert_close(&sums, &expected, F32_TOLERANCE, format!("{n} x {o}"));
+        }
+    }
+
+    #[test]
+    fn sums_are_the_definition_in_f32() {
+        sums_are_the_definition::<f32>();
+    }
+
+    #[test]
+    fn sums_are_the_definition_in_bf16() {
+        sums_are_the_definition::<bf16>();
+    }
+}

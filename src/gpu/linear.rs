@@ -1,0 +1,140 @@
+//! The linear layer `y (n, o) = x (n, i) weight (o, i)ᵀ + bias (o)` and its gradients; the twin of `ops/linear.rs`.
+
+use super::{Dtype, Element, Gpu, Operand, Product, View, ViewMut, column_sums};
+
+fn operand<T: Element>(window: View<T>, transposed: bool) -> Operand {
+    Operand { address: window.address(), dtype: T::DTYPE, transposed }
+}
+
+/// `y = x weightᵀ + bias`; `Y` may be f32 where `T` is bfloat16.
+pub fn forward<T: Element, Y: Element>(
+    gpu: &Gpu,
+    [n, o, i]: [usize; 3],
+    y_no: ViewMut<Y>,
+    x_ni: View<T>,
+    weight_oi: View<T>,
+    bias_o: Option<View<T>>,
+) {
+    assert_eq!((y_no.len(), x_ni.len(), weight_oi.len()), (n * o, n * i, o * i), "sizes of a linear layer");
+    assert!(bias_o.is_none_or(|bias| bias.len() == o), "bias of a linear layer");
+    gpu.multiply(Product {
+        sizes: [n, o, i],
+        a: operand(x_ni, false),
+        b: operand(weight_oi, true),
+        beta: 0.0,
+        c: (y_no.address(), Y::DTYPE),
+        bias: bias_o.map(|bias| bias.address()),
+    });
+}
+
+/// `dx (n, i) = dy weight`, or `+=`.
+pub fn backward_input<T: Element>(
+    gpu: &Gpu,
+    [n, o, i]: [usize; 3],
+    dx_ni: ViewMut<T>,
+    is_added: bool,
+    dy_no: View<T>,
+    weight_oi: View<T>,
+) {
+    assert_eq!(
+        (dx_ni.len(), dy_no.len(), weight_oi.len()),
+        (n * i, n * o, o * i),
+        "sizes of a linear layer's gradient"
+    );
+    gpu.multiply(Product {
+        sizes: [n, i, o],
+        a: operand(dy_no, false),
+        b: operand(weight_oi, false),
+        beta: if is_added { 1.0 } else { 0.0 },
+        c: (dx_ni.address(), T::DTYPE),
+        bias: None,
+    });
+}
+
+/// `dweight (o, i) += dyᵀ x`, `dbias (o) += Σ dy`, both f32; `partials` has [`column_sums::partials_len`] elements.
+pub fn backward_parameters<T: Element>(
+    gpu: &Gpu,
+    [n, o, i]: [usize; 3],
+    dweight_oi: ViewMut<f32>,
+    dbias_o: Option<ViewMut<f32>>,
+    dy_no: View<T>,
+    x_ni: View<T>,
+    partials: ViewMut<f32>,
+) {
+    assert_eq!(
+        (dweight_oi.len(), dy_no.len(), x_ni.len()),
+        (o * i, n * o, n * i),
+        "sizes of a linear layer's gradient"
+    );
+    gpu.multiply(Product {
+        sizes: [o, i, n],
+        a: operand(dy_no, true),
+        b: operand(x_ni, false),
+        beta: 1.0,
+        c: (dweight_oi.address(), Dtype::F32),
+        bias: None,
+    });
+    if let Some(dbias) = dbias_o {
+        column_sums::add(gpu, dbias, dy_no, partials);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use half::bf16;
+
+    use super::*;
+    use crate::gpu::testing::{F32_TOLERANCE, check, on_both, rounded, tolerance};
+    use crate::ops::linear::reference;
+    use crate::ops::testing::{assert_close, sum, values};
+
+    fn layers_are_the_definition<T: Element>() {
+        for [n, o, i] in [[1, 1, 1], [17, 15, 16], [130, 33, 64], [5, 129, 17]] {
+            let ((x, wide_x), (weight, wide_weight)) = (rounded::<T>(1, n * i), rounded::<T>(2, o * i));
+            let ((bias, wide_bias), (dy, wide_dy)) = (rounded::<T>(3, o), rounded::<T>(4, n * o));
+            let (old_dx, wide_old_dx) = rounded::<T>(5, n * i);
+            let (old_dweight, old_dbias) = (values(6, o * i), values(7, o));
+            let Some([y, wide_y, dx, added_dx, dweight, dbias]) = on_both(|gpu| {
+                let [x, weight, bias, dy] = [&x, &weight, &bias, &dy].map(|numbers| gpu.buffer_of(numbers).unwrap());
+                let (mut y, mut wide_y) = (gpu.zeros::<T>(n * o).unwrap(), gpu.zeros::<f32>(n * o).unwrap());
+                let shape = [n, o, i];
+                forward(gpu, shape, y.view_mut(), x.view(), weight.view(), Some(bias.view()));
+                forward(gpu, shape, wide_y.view_mut(), x.view(), weight.view(), None);
+                let [mut dx, mut added_dx] = [(); 2].map(|()| gpu.buffer_of(&old_dx).unwrap());
+                backward_input(gpu, shape, dx.view_mut(), false, dy.view(), weight.view());
+                backward_input(gpu, shape, added_dx.view_mut(), true, dy.view(), weight.view());
+                let mut dweight = gpu.buffer_of(&old_dweight).unwrap();
+                let mut dbias = gpu.buffer_of(&old_dbias).unwrap();
+                let mut partials = gpu.zeros(column_sums::partials_len(n, o)).unwrap();
+                let (dweight_window, dbias_window) = (dweight.view_mut(), Some(dbias.view_mut()));
+                backward_parameters(gpu, shape, dweight_window, dbias_window, dy.view(), x.view(), partials.view_mut());
+                let values = [check(gpu, y.view()), check(gpu, dx.view()), check(gpu, added_dx.view())];
+                let [y, dx, added_dx] = values;
+                [y, check(gpu, wide_y.view()), dx, added_dx, check(gpu, dweight.view()), check(gpu, dbias.view())]
+            }) else {
+                return;
+            };
+            let what = format!("{n} x {o} x {i}");
+            assert_close(&y, &reference::forward(&wide_x, &wide_weight, &wide_bias), tolerance::<T>(), &what);
+            let expected = reference::forward(&wide_x, &wide_weight, &vec![0.0; o]);
+            assert_close(&wide_y, &expected, F32_TOLERANCE, format!("f32 of {what}"));
+            let (expected, expected_dweight, expected_dbias) = reference::backward(&wide_dy, &wide_x, &wide_weight, o);
+            assert_close(&dx, &expected, tolerance::<T>(), format!("dx of {what}"));
+            assert_close(&added_dx, &sum(&expected, &wide_old_dx), tolerance::<T>(), format!("added dx of {what}"));
+            assert_close(&dweight, &sum(&expected_dweight, &old_dweight), F32_TOLERANCE, format!("dweight of {what}"));
+            assert_close(&dbias, &sum(&expected_dbias, &old_dbias), F32_TOLERANCE, format!("dbias of {what}"));
+        }
+    }
+
+    #[test]
+    fn layers_are_the_definition_in_f32() {
+        layers_are_the_definition::<f32>();
+    }
+
+    #[test]
+    fn layers_are_the_definition_in_bf16() {
+        layers_are_the_definition::<bf16>();
+    }
+}

@@ -4,7 +4,8 @@
 // forward: x (n, c) f32 is the residual stream; branch1 and branch2 (n, c), each optional, are added to it; the sum goes to
 //   `sum` (n, c) f32 where wanted (it may be x itself). y (n, c) = (sum - mean) rstd factor + bias, in the compute format and,
 //   where wanted, as f32 to `wide`. Saves mean and rstd of each row in stats (n, 2).
-// backward: dx (n, c) f32 += (accumulate) or = rstd (g - mean(g) - x̂ mean(g x̂)), with g = dy factor; the result also goes
+// backward: dx (n, c) f32 += (accumulate) or = rstd (g - mean(g) - x̂ mean(g x̂)), with g = (dy + side) factor, where `side`
+//   is the optional gradient of a branch from the same place, in the compute format; the result also goes
 //   to `narrow` in the compute format where wanted. The parameter gradients' sums over the rows of one block go to partial
 //   (blocks, 2, c): dgain, then dbias; sum_partials.cu adds them up.
 #include "common.cuh"
@@ -68,11 +69,22 @@ __device__ __forceinline__ void norm_forward(T* y, float* wide, float* sum, floa
     }
 }
 
-// `D` is the format of dy, `T` of the narrow copy of dx.
-template <class D, class T>
-__device__ __forceinline__ void norm_backward(float* dx, T* narrow, float* partial, const D* dy, const float* x,
-                                              const float* stats, const float* gain, int n, int c, int kind,
-                                              int accumulate) {
+template <class D>
+__device__ __forceinline__ Eight load_gradient(const D* dy, const bf16* side, size_t at, int left) {
+    Eight gradient = load8(dy + at, left);
+    if (side) {
+        Eight more = load8(side + at, left);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) gradient.x[j] += more.x[j];
+    }
+    return gradient;
+}
+
+// `D` is the format of dy.
+template <class D>
+__device__ __forceinline__ void norm_backward(float* dx, bf16* narrow, float* partial, const D* dy, const bf16* side,
+                                              const float* x, const float* stats, const float* gain, int n, int c,
+                                              int kind, int accumulate) {
     // A thread owns columns: nobody else touches its part of the sums.
     Shared<float> dgain = shared<float>(0, c);
     Shared<float> dbias = shared<float>(c * sizeof(float), c);
@@ -86,7 +98,7 @@ __device__ __forceinline__ void norm_backward(float* dx, T* narrow, float* parti
         float mean = stats[2 * static_cast<size_t>(row)], rstd = stats[2 * static_cast<size_t>(row) + 1];
         float g_sum = 0.0f, gx_sum = 0.0f;
         for (int i = threadIdx.x * 8; i < c; i += step) {
-            Eight dys = load8(dy + start + i, c - i), xs = load8(x + start + i, c - i), gains = load8(gain + i, c - i);
+            Eight dys = load_gradient(dy, side, start + i, c - i), xs = load8(x + start + i, c - i), gains = load8(gain + i, c - i);
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
                 if (i + j < c) {
@@ -101,7 +113,7 @@ __device__ __forceinline__ void norm_backward(float* dx, T* narrow, float* parti
         float g_mean = kind == 0 ? block_sum(g_sum, scratch) / c : 0.0f;
         float gx_mean = block_sum(gx_sum, scratch) / c;
         for (int i = threadIdx.x * 8; i < c; i += step) {
-            Eight dys = load8(dy + start + i, c - i), xs = load8(x + start + i, c - i), gains = load8(gain + i, c - i);
+            Eight dys = load_gradient(dy, side, start + i, c - i), xs = load8(x + start + i, c - i), gains = load8(gain + i, c - i);
             Eight gradient = accumulate ? load8(dx + start + i, c - i) : Eight{};
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
@@ -135,16 +147,16 @@ extern "C" __global__ void norm_forward_bf16(bf16* y, float* wide, float* sum, f
 }
 EXPORT(norm_forward_bf16)
 
-extern "C" __global__ void norm_backward_f32(float* dx, bf16* narrow, float* partial, const float* dy, const float* x,
-                                             const float* stats, const float* gain, int n, int c, int kind,
-                                             int accumulate) {
-    norm_backward(dx, narrow, partial, dy, x, stats, gain, n, c, kind, accumulate);
+extern "C" __global__ void norm_backward_f32(float* dx, bf16* narrow, float* partial, const float* dy, const bf16* side,
+                                            const float* x, const float* stats, const float* gain, int n, int c,
+                                            int kind, int accumulate) {
+    norm_backward(dx, narrow, partial, dy, side, x, stats, gain, n, c, kind, accumulate);
 }
 EXPORT(norm_backward_f32)
 
-extern "C" __global__ void norm_backward_bf16(float* dx, bf16* narrow, float* partial, const bf16* dy, const float* x,
-                                              const float* stats, const float* gain, int n, int c, int kind,
-                                              int accumulate) {
-    norm_backward(dx, narrow, partial, dy, x, stats, gain, n, c, kind, accumulate);
+extern "C" __global__ void norm_backward_bf16(float* dx, bf16* narrow, float* partial, const bf16* dy, const bf16* side,
+                                             const float* x, const float* stats, const float* gain, int n, int c,
+                                             int kind, int accumulate) {
+    norm_backward(dx, narrow, partial, dy, side, x, stats, gain, n, c, kind, accumulate);
 }
 EXPORT(norm_backward_bf16)

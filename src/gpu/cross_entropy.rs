@@ -39,7 +39,8 @@ pub fn logits_len(rows: usize, v: usize) -> usize {
     rows.min(CHUNK_ROWS) * v.next_multiple_of(VOCABULARY_MULTIPLE)
 }
 
-/// The loss of each row of x (n, c); 0 where there is no target. The logits are f32 whatever the operands' format.
+/// The loss of each row of x (n, c); 0 where there is no target. The logits are f32 whatever the operands' format; as many rows
+/// exist at a time as fit into `logits`.
 pub fn forward<T: Element>(
     gpu: &Gpu,
     mut losses: ViewMut<f32>,
@@ -49,7 +50,7 @@ pub fn forward<T: Element>(
     mut logits: ViewMut<f32>,
 ) {
     let stride = head.padded_v();
-    for_chunks(losses.len(), |first, n| {
+    for_chunks(losses.len(), logits.len() / stride, |first, n| {
         let mut logits = logits.reborrow().window(0..n * stride);
         let x = x.window(first * head.c..(first + n) * head.c);
         linear::forward(gpu, [n, stride, head.c], logits.reborrow(), x, head.weight, head.bias);
@@ -88,7 +89,7 @@ pub fn forward_backward<T: Element>(
     mut partials: ViewMut<f32>,
 ) {
     let stride = head.padded_v();
-    for_chunks(losses.len(), |first, n| {
+    for_chunks(losses.len(), logits.len() / stride, |first, n| {
         let shape = [n, stride, head.c];
         let rows = first * head.c..(first + n) * head.c;
         let mut logits = logits.reborrow().window(0..n * stride);
@@ -105,9 +106,9 @@ pub fn forward_backward<T: Element>(
     });
 }
 
-fn for_chunks(n: usize, mut work: impl FnMut(usize, usize)) {
-    for first in (0..n).step_by(CHUNK_ROWS) {
-        work(first, CHUNK_ROWS.min(n - first));
+fn for_chunks(n: usize, chunk_rows: usize, mut work: impl FnMut(usize, usize)) {
+    for first in (0..n).step_by(chunk_rows) {
+        work(first, chunk_rows.min(n - first));
     }
 }
 

@@ -16,6 +16,7 @@
 
 pub mod activation;
 pub mod adamw;
+pub mod attention;
 pub mod cast;
 pub mod column_sums;
 pub mod cross_entropy;
@@ -391,6 +392,12 @@ impl<'a, T> ViewMut<'a, T> {
     /// The same window for a shorter time.
     pub fn reborrow(&mut self) -> ViewMut<'_, T> {
         ViewMut { address: self.address, len: self.len, element: PhantomData }
+    }
+
+    /// The same bytes as elements of another format.
+    pub fn cast<U>(self) -> ViewMut<'a, U> {
+        let bytes = self.len * size_of::<T>();
+        ViewMut { address: self.address, len: bytes / size_of::<U>(), element: PhantomData }
     }
 
     /// The same window, read only.

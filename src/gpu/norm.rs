@@ -75,6 +75,8 @@ pub struct Backward<'a, D> {
     pub dbias: Option<ViewMut<'a, f32>>,
     /// (n, c).
     pub dy: View<'a, D>,
+    /// Added to `dy`: the gradient of a branch that begins at the same place.
+    pub side: Option<View<'a, bf16>>,
     /// What forward kept.
     pub x: View<'a, f32>,
     /// What forward kept.
@@ -97,6 +99,7 @@ pub fn backward<D: Element>(gpu: &Gpu, kind: NormKind, io: Backward<D>) {
     let expected = n * c;
     assert_eq!((io.dx.len(), io.dy.len(), io.x.len()), (expected, expected, expected), "sizes of a norm's gradient");
     assert!(io.narrow.as_ref().is_none_or(|narrow| narrow.len() == expected), "sizes of a norm's gradient");
+    assert!(io.side.is_none_or(|side| side.len() == expected), "sizes of a norm's gradient");
     let num_blocks = n.min(MAX_BLOCKS);
     let mut partials = io.partials.window(0..partials_len(n, c));
     let threads = c.div_ceil(8).next_multiple_of(32).min(256) as u32;
@@ -106,6 +109,7 @@ pub fn backward<D: Element>(gpu: &Gpu, kind: NormKind, io: Backward<D>) {
         super::optional_mut(io.narrow),
         partials.arg(),
         io.dy.arg(),
+        optional(io.side),
         io.x.arg(),
         io.stats.arg(),
         io.gain.arg(),
@@ -199,8 +203,10 @@ mod tests {
 
     fn backward_is_the_definition<D: Element>() {
         for ((kind, with_bias), [n, c]) in KINDS.into_iter().flat_map(|kind| SHAPES.map(|shape| (kind, shape))) {
-            for is_added in [true, false] {
+            for (is_added, has_side) in [(true, false), (false, true)] {
                 let (x, gain, (dy, wide_dy)) = (values(1, n * c), values(2, c), rounded::<D>(3, n * c));
+                let (side, wide_side) = rounded::<bf16>(7, n * c);
+                let wide_dy = if has_side { sum(&wide_dy, &wide_side) } else { wide_dy };
                 let (old_dx, old_dgain, old_dbias) = (values(4, n * c), values(5, c), values(6, c));
                 let (dx, dgain, dbias) = reference::backward(kind, &wide_dy, &wide(&x), &wide(&gain), EPS.into());
                 let expected_dx = if is_added { sum(&dx, &old_dx) } else { dx };
@@ -223,7 +229,7 @@ mod tests {
                     let (mut dgain, mut dbias) =
                         (gpu.buffer_of(&old_dgain).unwrap(), gpu.buffer_of(&old_dbias).unwrap());
                     let mut partials = gpu.zeros::<f32>(partials_len(n, c)).unwrap();
-                    let dy = gpu.buffer_of(&dy).unwrap();
+                    let (dy, side) = (gpu.buffer_of(&dy).unwrap(), gpu.buffer_of(&side).unwrap());
                     let io = Backward {
                         dx: dx.view_mut(),
                         is_added,
@@ -231,6 +237,7 @@ mod tests {
                         dgain: dgain.view_mut(),
                         dbias: with_bias.then(|| dbias.view_mut()),
                         dy: dy.view(),
+                        side: has_side.then(|| side.view()),
                         x: on_gpu.view(),
                         stats: stats.view(),
                         gain: gains.view(),

@@ -8,7 +8,7 @@
 mod block;
 pub mod cache;
 pub mod memory;
-mod positions;
+pub(super) mod positions;
 
 use std::sync::Arc;
 

@@ -1,0 +1,165 @@
+//! Where each parameter lies on the device: as in [`Layout`], but each begins at a multiple of [`DECAY_GROUP`] elements, and what
+//! has a row for each token has rows up to a multiple of [`VOCABULARY_MULTIPLE`]. The elements between are zero and stay
+//! zero: their gradients are.
+
+use std::ops::Range;
+
+use anyhow::Result;
+use bytemuck::Pod;
+
+use crate::gpu::adamw::DECAY_GROUP;
+use crate::gpu::cross_entropy::VOCABULARY_MULTIPLE;
+use crate::gpu::{Buffer, Gpu, View, ViewMut};
+use crate::model::arch::Arch;
+use crate::model::layout::{Layout, Param};
+use crate::model::parts::Parts;
+
+/// The device's order of a model's parameters.
+pub(super) struct DeviceLayout {
+    params: Vec<Placed>,
+    len: usize,
+}
+
+/// One parameter.
+struct Placed {
+    /// Its place in the host's flat buffer.
+    host: Range<usize>,
+    /// Its place on the device, padding rows included.
+    device: Range<usize>,
+    decays: bool,
+}
+
+impl DeviceLayout {
+    pub(super) fn of(layout: &Layout) -> Self {
+        let mut placed = Self { params: Vec::with_capacity(layout.params().len()), len: 0 };
+        for param in layout.params() {
+            let start = placed.len;
+            let len = device_len(param);
+            placed.params.push(Placed { host: param.range.clone(), device: start..start + len, decays: param.decays() });
+            placed.len += len.next_multiple_of(DECAY_GROUP);
+        }
+        placed
+    }
+
+    /// Elements of a flat buffer on the device.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Windows of a flat buffer.
+    pub(super) fn parts<'a, T>(&self, arch: &Arch, flat: View<'a, T>) -> Parts<View<'a, T>> {
+        let mut params = self.params.iter();
+        Parts::build(arch, &mut |_, _| flat.window(params.next().expect("built by the same function").device.clone()))
+    }
+
+    /// Disjoint mutable windows of a flat buffer.
+    pub(super) fn parts_mut<'a, T>(&self, arch: &Arch, flat: ViewMut<'a, T>) -> Parts<ViewMut<'a, T>> {
+        let mut params = self.params.iter();
+        let mut rest = Some((flat, 0));
+        Parts::build(arch, &mut |_, _| {
+            let device = &params.next().expect("built by the same function").device;
+            let (flat, start) = rest.take().expect("put back below");
+            let (_, flat) = flat.split_at(device.start - start);
+            let (window, tail) = flat.split_at(device.len());
+            rest = Some((tail, device.end));
+            window
+        })
+    }
+
+    /// The host's flat buffer on the device.
+    pub(super) fn upload<T: Pod>(&self, gpu: &Gpu, to: &mut Buffer<T>, from: &[T]) {
+        for Placed { host, device, .. } in &self.params {
+            gpu.upload(to.view_mut().window(device.start..device.start + host.len()), &from[host.clone()]);
+        }
+    }
+
+    /// The device's flat buffer on the host.
+    pub(super) fn download<T: Pod>(&self, gpu: &Gpu, to: &mut [T], from: &Buffer<T>) -> Result<()> {
+        for Placed { host, device, .. } in &self.params {
+            let window = from.view().window(device.start..device.start + host.len());
+            gpu.download(&mut to[host.clone()], window)?;
+        }
+        Ok(())
+    }
+
+    /// Whether weight decay applies, for each [`DECAY_GROUP`] elements.
+    pub(super) fn decays(&self) -> Vec<u8> {
+        let mut decays = vec![0; self.len / DECAY_GROUP];
+        for Placed { device, decays: param_decays, .. } in &self.params {
+            decays[device.start / DECAY_GROUP..device.end.div_ceil(DECAY_GROUP)].fill(u8::from(*param_decays));
+        }
+        decays
+    }
+}
+
+/// Elements of a parameter on the device.
+fn device_len(param: &Param) -> usize {
+    let len: usize = param.range.len();
+    match param.name.as_str() {
+        "embed.token" | "head.weight" | "head.bias" => {
+            let v = param.shape[0];
+            len / v * v.next_multiple_of(VOCABULARY_MULTIPLE)
+        }
+        _ => len,
+    }
+}
+
+/// Elements of a flat buffer on the device, without a layout; saturating.
+pub(super) fn device_len_of(arch: &Arch) -> u128 {
+    let mut total = 0_u128;
+    Parts::<()>::build(arch, &mut |name, shape| {
+        let rows = shape[0] as u128;
+        let rows = match name {
+            "embed.token" | "head.weight" | "head.bias" => rows.next_multiple_of(VOCABULARY_MULTIPLE as u128),
+            _ => rows,
+        };
+        let len = shape[1..].iter().fold(rows, |len, &size| len.saturating_mul(size as u128));
+        total = total.saturating_add(len.saturating_add(DECAY_GROUP as u128 - 1) / DECAY_GROUP as u128 * DECAY_GROUP as u128);
+    });
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::gpu::emulator;
+    use crate::ops::testing::values;
+
+    #[test]
+    fn what_was_uploaded_is_downloaded_and_padding_is_zero() {
+        let arch = Arch { tied_head: false, head_bias: true, ..Arch::gpt2(300, 7, 24, 2, 2) };
+        let layout = Layout::of(&arch);
+        let device = DeviceLayout::of(&layout);
+        assert_eq!(device.len() as u128, device_len_of(&arch));
+        let params = values(1, layout.len());
+        for gpu in emulator::gpus().into_iter().flatten() {
+            let mut buffer = gpu.zeros::<f32>(device.len()).unwrap();
+            device.upload(&gpu, &mut buffer, &params);
+            let mut back = vec![f32::NAN; layout.len()];
+            device.download(&gpu, &mut back, &buffer).unwrap();
+            assert_eq!(back, params);
+            let parts = device.parts(&arch, buffer.view());
+            let head = gpu.to_vec(parts.head.unwrap()).unwrap();
+            assert_eq!(head.len(), 384 * 24);
+            assert_eq!(head[..300 * 24], params[layout.get("head.weight").unwrap().range.clone()]);
+            assert!(head[300 * 24..].iter().all(|&x| x == 0.0));
+            let mutable = device.parts_mut(&arch, buffer.view_mut());
+            assert_eq!(mutable.head.as_ref().unwrap().address(), parts.head.unwrap().address());
+            assert!(parts.blocks.iter().all(|block| block.down.weight.address() % (DECAY_GROUP as u64 * 4) == 0));
+        }
+    }
+
+    #[test]
+    fn matrices_decay_and_vectors_do_not() {
+        let arch = Arch::gpt2(300, 7, 24, 1, 2);
+        let layout = Layout::of(&arch);
+        let device = DeviceLayout::of(&layout);
+        let decays = device.decays();
+        for (param, placed) in layout.params().iter().zip(&device.params) {
+            let groups = &decays[placed.device.start / DECAY_GROUP..placed.device.end.div_ceil(DECAY_GROUP)];
+            assert!(groups.iter().all(|&decays| (decays == 1) == param.is_matrix()), "{}", param.name);
+        }
+    }
+}

@@ -15,6 +15,7 @@
 #![allow(unsafe_code)]
 
 pub mod cast;
+pub mod cuda;
 #[cfg(test)]
 pub(crate) mod emulator;
 pub mod kernels;

@@ -16,6 +16,7 @@ use super::arch::{
 };
 use super::family::Family;
 use super::layout::Layout;
+use super::scorer::CpuScorer;
 use super::weights::{self, StoredRows};
 use super::{DropoutSeed, LossAndGradients, Rows};
 use crate::golden;
@@ -116,7 +117,7 @@ fn check_losses(
     expected: &Value,
     name: &str,
 ) {
-    let losses = loss::losses(backend, arch, params, batches).unwrap().unwrap();
+    let losses = loss::losses(&mut CpuScorer { model: backend, params }, arch, batches).unwrap().unwrap();
     assert_eq!(losses.len(), expected.as_array().unwrap().len());
     for (i, (loss, expected)) in losses.into_iter().zip(expected.as_array().unwrap()).enumerate() {
         let (loss, expected) = (f64::from(loss), number(expected));

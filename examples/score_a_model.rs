@@ -9,7 +9,8 @@ use std::path::Path;
 use anyhow::Context;
 use assay::data::tokenizer::Tokenizer;
 use assay::metrics::printer::Printer;
-use assay::model::{self, weights};
+use assay::model::scorer::Scoring;
+use assay::model::weights;
 use assay::recipe::Backend;
 use assay::score::loss;
 
@@ -23,7 +24,7 @@ fn main() -> anyhow::Result<()> {
         tokenizer.encode(text, Some(arch.context), &mut ids);
         ids
     });
-    let mut model = model::backend(Backend::Native, arch);
-    let losses = loss::losses(model.as_mut(), arch, &loaded.params, &rows)?;
+    let mut model = Scoring::on_cpu(Backend::Native).scorer(arch, &loaded.params)?;
+    let losses = loss::losses(model.as_mut(), arch, &rows)?;
     Printer::new(false).result(&format!("{losses:?}"))
 }

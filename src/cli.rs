@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::model::arch::Reference;
 use crate::model::family::Family;
+use crate::recipe::DeviceChoice;
 
 /// Train language models for Bittensor subnet 9, and judge them as its validators would.
 #[derive(Debug, Parser)]
@@ -48,6 +49,9 @@ pub struct TrainArgs {
     /// Override a key of the recipe: `--set train.steps=100`. May be given several times.
     #[arg(long, value_name = "PATH=VALUE")]
     pub set: Vec<String>,
+    /// Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N: short for `--set train.device=DEVICE`.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
     /// Go on with a run; an error if there is none to go on with.
     #[arg(long, conflicts_with = "fresh")]
     pub resume: bool,
@@ -96,6 +100,9 @@ pub struct ScoreArgs {
     /// Which implementation computes the losses.
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,
+    /// Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub device: DeviceChoice,
     /// CPU threads; default all cores.
     #[arg(long, value_parser = parse_threads)]
     pub threads: Option<usize>,
@@ -160,6 +167,9 @@ pub struct CompareArgs {
     /// Which implementation computes the losses.
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,
+    /// Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N; default the recipe's, or auto.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
     /// CPU threads; default all cores.
     #[arg(long, value_parser = parse_threads)]
     pub threads: Option<usize>,
@@ -191,6 +201,9 @@ pub struct PublishArgs {
     /// Do everything but write, and tell what would be sent.
     #[arg(long, conflicts_with = "wait")]
     pub dry_run: bool,
+    /// Where the gate's losses are computed: auto (a GPU if there is one), cpu, cuda or cuda:N; default the recipe's.
+    #[arg(long, value_name = "DEVICE", requires = "gate")]
+    pub device: Option<DeviceChoice>,
     /// CPU threads; default all cores.
     #[arg(long, value_parser = parse_threads)]
     pub threads: Option<usize>,
@@ -259,6 +272,9 @@ pub struct BenchArgs {
     /// Which implementation to measure.
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,
+    /// Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub device: DeviceChoice,
     /// CPU threads; default all cores.
     #[arg(long, value_parser = parse_threads)]
     pub threads: Option<usize>,

@@ -15,8 +15,10 @@ use crate::gate::roster::Roster;
 use crate::gate::{self, Candidate, Decision, Inputs, Model, OwnHotkey};
 use crate::hub::fetch::publishable_hash;
 use crate::metrics::printer::Printer;
+use crate::model::scorer::Scoring;
 use crate::network::{self, Network};
 use crate::ops::random;
+use crate::placement::Placement;
 use crate::publish::journal::Hold;
 use crate::publish::{self, Order, Published};
 use crate::recipe::Resolved;
@@ -32,6 +34,8 @@ pub struct Contest<'a> {
     pub resolved: &'a Resolved,
     /// Hub and chain.
     pub network: Network,
+    /// How it scores.
+    pub scoring: Scoring,
     pages: Pages,
     /// Where it tells what it does.
     pub printer: &'a Printer,
@@ -53,11 +57,13 @@ pub struct Judged {
 
 impl<'a> Contest<'a> {
     /// Opens hub, chain and pages; an embedded network that is missing is made.
-    pub fn open(resolved: &'a Resolved, data: &Opened, printer: &'a Printer) -> Result<Self> {
+    pub fn open(resolved: &'a Resolved, placement: &Placement, data: &Opened, printer: &'a Printer) -> Result<Self> {
         let recipe = &resolved.recipe;
+        let dtype = resolved.rules.criteria.dtype;
+        let scoring = Scoring { placement: placement.clone(), backend: recipe.model.backend, dtype };
         let pages = Pages::read(data, recipe.score.page_documents, resolved.rules.criteria.sequence_length)?;
         let network = Network::open_or_make(&recipe.hub, &recipe.chain, printer)?;
-        Ok(Self { resolved, network, pages, printer })
+        Ok(Self { resolved, network, scoring, pages, printer })
     }
 
     /// Judges a model folder, whose losses `score` computes. `num_tested`: the how many-th candidate it is since the last
@@ -86,7 +92,7 @@ impl<'a> Contest<'a> {
         let mut models = Vec::with_capacity(roster.entries.len());
         for entry in &roster.entries {
             let competitor = Competitor::bring(&self.network, rules, entry.uid, &entry.hotkey, &entry.metadata)?;
-            let Some(losses) = field::losses_of(&competitor, recipe.model.backend, &rows)? else { return Ok(None) };
+            let Some(losses) = field::losses_of(&competitor, &self.scoring, &rows)? else { return Ok(None) };
             models.push(Model { entry: entry.clone(), losses: losses.map(|losses| by_step(losses, &num_batches)) });
         }
         let inputs = Inputs {

@@ -12,9 +12,9 @@ use crate::error::{Failure, failure};
 use crate::hub::fetch::{Unreadable, fetch};
 use crate::hub::model_id::ModelMetadata;
 use crate::model::arch::{Arch, Reference};
-use crate::model::{backend, weights};
+use crate::model::scorer::Scoring;
+use crate::model::weights;
 use crate::network::Network;
-use crate::recipe::Backend;
 use crate::rules::Rules;
 use crate::score::loss;
 use crate::train::meter::score_flops_per_token;
@@ -44,15 +44,15 @@ impl Competitor {
 
 /// The losses of a model folder on each row; `None` if an orderly end was asked for. A folder that cannot be read is an
 /// error of kind [`Failure::Input`].
-pub fn losses_of_folder(dir: &Path, choice: Backend, rows: &[Vec<u32>]) -> Result<Option<Vec<f64>>> {
+pub fn losses_of_folder(dir: &Path, scoring: &Scoring, rows: &[Vec<u32>]) -> Result<Option<Vec<f64>>> {
     let loaded = weights::load(dir)?;
-    losses(&loaded.config.arch, choice, &loaded.params, rows)
+    losses(&loaded.config.arch, scoring, &loaded.params, rows)
 }
 
 /// The losses that validators find of a model in memory on each row; `None` if an orderly end was asked for.
-pub fn losses(arch: &Arch, choice: Backend, params: &[f32], rows: &[Vec<u32>]) -> Result<Option<Vec<f64>>> {
+pub fn losses(arch: &Arch, scoring: &Scoring, params: &[f32], rows: &[Vec<u32>]) -> Result<Option<Vec<f64>>> {
     let arch = arch.seen_by(Reference::default());
-    let losses = loss::losses(backend(choice, &arch).as_mut(), &arch, params, rows)?;
+    let losses = loss::losses(scoring.scorer(&arch, params)?.as_mut(), &arch, rows)?;
     Ok(losses.map(|losses| losses.into_iter().map(f64::from).collect()))
 }
 
@@ -60,7 +60,7 @@ pub fn losses(arch: &Arch, choice: Backend, params: &[f32], rows: &[Vec<u32>]) -
 /// of model that this program does not implement is an error, for validators may well score it.
 pub fn losses_of(
     competitor: &Competitor,
-    choice: Backend,
+    scoring: &Scoring,
     rows: &[Vec<u32>],
 ) -> Result<Option<Result<Vec<f64>, String>>> {
     let dir = match &competitor.model {
@@ -71,7 +71,7 @@ pub fn losses_of(
             bail!("the model of uid {uid}, {repo_id}, cannot be scored here, so that nothing is known of it: {reason}")
         }
     };
-    match losses_of_folder(dir, choice, rows) {
+    match losses_of_folder(dir, scoring, rows) {
         Ok(losses) => Ok(losses.map(Ok)),
         Err(error) if matches!(failure(&error), Some(Failure::Input(_))) => Ok(Some(Err(format!("{error:#}")))),
         Err(error) => Err(error),

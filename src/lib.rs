@@ -26,6 +26,7 @@ pub mod model;
 pub mod network;
 pub mod ops;
 pub mod optim;
+pub mod placement;
 pub mod publish;
 pub mod recipe;
 mod regular_file;

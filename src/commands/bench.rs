@@ -15,11 +15,16 @@ use crate::metrics::printer::Printer;
 use crate::model::arch::Arch;
 use crate::model::config::{self, Sizes};
 use crate::model::layout::Layout;
-use crate::model::{self, Rows, init};
-use crate::ops::{Buffer, random};
-use crate::optim::{adamw, adamw::AdamW, clip};
-use crate::recipe::{Activations, Optimizer, Recompute};
+use crate::model::scorer::Scoring;
+use crate::model::{Rows, gpu, init};
+use crate::ops::random;
+use crate::optim::clip;
+use crate::placement::Placement;
+use crate::recipe::{Activations, Recompute};
+use crate::rules::Rules;
+use crate::train::engine::{self, Options};
 use crate::train::meter;
+use crate::train::state::Weights;
 
 /// Runs the command.
 pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
@@ -41,15 +46,16 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
         mlp_width: args.family.mlp_width(args.width),
     };
     let arch = config::new_arch(args.family, sizes, &Map::new()).map_err(input)?;
-    let needed = memory_needed(args, &arch);
-    if let Some(free) = super::check::free_memory().filter(|free| needed > *free) {
+    let placement = Placement::open(args.device, args.backend.into(), printer)?;
+    let (needed, free) = memory_needed_and_free(args, &arch, &placement)?;
+    if let Some(free) = free.filter(|free| needed > *free) {
         return Err(input(format!(
             "this shape needs {} of memory and {} are free: give smaller --layers, --width or --batch",
             bytes(needed),
             bytes(free)
         )));
     }
-    let mut seconds = measure(args, &arch)?;
+    let mut seconds = measure(args, &arch, &placement)?;
     seconds.sort_by(f64::total_cmp);
     let step_s = seconds[seconds.len() / 2];
     let tokens_per_s = (args.batch * args.seq) as f64 / step_s;
@@ -62,19 +68,36 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
     if args.json {
         let report = json!({
             "tokens_per_s": tokens_per_s, "step_s": step_s, "gflops": gflops, "peak_mib": peak_mib,
+            "device": placement.name(),
         });
         return printer.result(&report.to_string());
     }
     let peak = peak_mib.map_or("n/a".to_owned(), |mib| format!("{mib:.0} MiB"));
     printer.result(&format!(
         "{tokens_per_s:.0} tokens/s, {step_s:.4} s a step, {gflops:.1} GFLOP/s, peak memory {peak}\n\
-         ({} parameters, median of {} steps)",
+         ({} parameters, median of {} steps on {})",
         Layout::of(&arch).len(),
-        args.steps
+        args.steps,
+        placement.name()
     ))
 }
 
-/// Bytes; scoring has neither gradients nor moments, and keeps one block's activations.
+/// Bytes that the shape takes where it is computed, and those that are free there, if that is known.
+fn memory_needed_and_free(args: &BenchArgs, arch: &Arch, placement: &Placement) -> Result<(u128, Option<u128>)> {
+    Ok(match placement {
+        Placement::Cpu => (memory_needed(args, arch), super::check::free_memory()),
+        Placement::Gpu(card) => {
+            let memory = gpu::memory_estimate(arch, args.batch, args.seq, Recompute::None);
+            let needed = match args.what {
+                BenchKind::Train => memory.total(),
+                BenchKind::Score => memory.weights,
+            };
+            (needed, Some(card.memory()?[0] as u128))
+        }
+    })
+}
+
+/// Bytes on the CPU; scoring has neither gradients nor moments, and keeps one block's activations.
 fn memory_needed(args: &BenchArgs, arch: &Arch) -> u128 {
     let params = arch.num_parameters().saturating_mul(4);
     let threads = rayon::current_num_threads();
@@ -88,41 +111,34 @@ fn memory_needed(args: &BenchArgs, arch: &Arch) -> u128 {
 }
 
 /// Seconds of each counted step.
-fn measure(args: &BenchArgs, arch: &Arch) -> Result<Vec<f64>> {
-    let layout = Layout::of(arch);
-    let mut model = model::backend(args.backend.into(), arch);
-    let mut params = Buffer::zeros(layout.len());
-    init::scratch(arch, &layout, 1, params.as_mut_slice());
+fn measure(args: &BenchArgs, arch: &Arch, placement: &Placement) -> Result<Vec<f64>> {
+    let (layout, backend) = (Layout::of(arch), args.backend.into());
+    let mut weights = Weights::zeros(&layout);
+    init::scratch(arch, &layout, 1, weights.params.as_mut_slice());
     let tokens: Vec<u32> =
         (0..(args.batch * args.seq) as u64).map(|i| random::bits(2, i, 0) % arch.vocab_size as u32).collect();
+    let rows = Rows::new(&tokens, args.batch, args.seq);
     let mut seconds = Vec::new();
     match args.what {
         BenchKind::Train => {
-            let options = Optimizer::default();
-            let optimizer = AdamW::new(&options, layout.len(), &adamw::decayed_ranges(&layout));
-            let [mut gradients, mut means, mut squares] = [(); 3].map(|()| Buffer::<f32>::zeros(layout.len()));
+            let options = Options { backend, ..Options::usual(&layout) };
+            let (learning_rate, clip_norm) = (options.optimizer.learning_rate, options.optimizer.clip_norm);
+            let mut engine = engine::open(placement, arch, &options, weights)?;
             for step in 0..=args.steps {
                 let started = Instant::now();
-                gradients.as_mut_slice().fill(0.0);
-                let (weights, sums) = (params.as_slice(), gradients.as_mut_slice());
-                model.loss_and_gradients(weights, sums, Rows::new(&tokens, args.batch, args.seq), 1.0, None)?;
-                let scale = clip::clip_factor(clip::global_norm(gradients.as_slice()), options.clip_norm);
-                optimizer.step(
-                    step as u64,
-                    options.learning_rate,
-                    scale,
-                    params.as_mut_slice(),
-                    gradients.as_slice(),
-                    means.as_mut_slice(),
-                    squares.as_mut_slice(),
-                );
+                engine.zero_gradients();
+                engine.accumulate(rows, 1.0, None)?;
+                let scale = clip::clip_factor(engine.gradient_norm()?, clip_norm);
+                engine.update(step as u64, learning_rate, scale)?;
                 seconds.push(started.elapsed().as_secs_f64());
             }
         }
         BenchKind::Score => {
+            let scoring = Scoring { placement: placement.clone(), backend, dtype: Rules::default().criteria.dtype };
+            let mut scorer = scoring.scorer(arch, weights.params.as_slice())?;
             for _ in 0..=args.steps {
                 let started = Instant::now();
-                model.row_losses(params.as_slice(), Rows::new(&tokens, args.batch, args.seq))?;
+                scorer.row_losses(rows)?;
                 seconds.push(started.elapsed().as_secs_f64());
             }
         }

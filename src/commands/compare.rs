@@ -21,8 +21,9 @@ use crate::hub::fetch::Unreadable;
 use crate::metrics::jsonl;
 use crate::metrics::printer::Printer;
 use crate::model::config::ModelConfig;
+use crate::model::scorer::Scoring;
 use crate::network::Network;
-use crate::recipe::Backend;
+use crate::placement::Placement;
 use crate::rules::Rules;
 use crate::score::comparison::{self, Compared};
 
@@ -42,6 +43,10 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     let place = Place::of(&args.network)?;
     let rules = place.resolved.as_ref().map_or_else(Rules::default, |resolved| resolved.rules.clone());
     let sequence_length = rules.criteria.sequence_length;
+    let device = args.device.or(place.resolved.as_ref().map(|resolved| resolved.recipe.train.device));
+    let backend = args.backend.into();
+    let placement = Placement::open(device.unwrap_or_default(), backend, printer)?;
+    let scoring = Scoring { placement, backend, dtype: rules.criteria.dtype };
     for dir in &args.models {
         // A mistyped folder is the user's mistake; a published model that cannot be read is a result.
         ModelConfig::read(dir)?;
@@ -69,7 +74,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     draw.rows.truncate(args.batches.unwrap_or(usize::MAX));
 
     let started = Instant::now();
-    let predicted = score_all(&mut entries, args.backend.into(), &draw.rows, printer)?;
+    let predicted = score_all(&mut entries, &scoring, &draw.rows, printer)?;
     let report = Report { entries, draw, snapshot, rules, seed, predicted, took: started.elapsed().as_secs_f64() };
     printer.result(&if args.json { report.json().to_string() } else { report.text() })
 }
@@ -100,7 +105,7 @@ fn published(args: &CompareArgs, network: &Network, rules: &Rules, snapshot: &Sn
 }
 
 /// Scores every model, the costliest first: its first row tells how long all will take. Returns the predicted seconds.
-fn score_all(entries: &mut [Entry], backend: Backend, rows: &[Vec<u32>], printer: &Printer) -> Result<f64> {
+fn score_all(entries: &mut [Entry], scoring: &Scoring, rows: &[Vec<u32>], printer: &Printer) -> Result<f64> {
     let row_len = rows.first().map_or(0, Vec::len);
     let cost = |entry: &Entry| {
         let config = entry.folder.as_ref().ok().and_then(|dir| ModelConfig::read(dir).ok());
@@ -117,9 +122,9 @@ fn score_all(entries: &mut [Entry], backend: Backend, rows: &[Vec<u32>], printer
             Ok(dir) => {
                 if place == 0 {
                     let first_row = rows.get(..1).unwrap_or_default();
-                    field::losses_of_folder(dir, backend, first_row).ok(); // Warms up; what is wrong is told below.
+                    field::losses_of_folder(dir, scoring, first_row).ok(); // Warms up; what is wrong is told below.
                     let started = Instant::now();
-                    field::losses_of_folder(dir, backend, first_row).ok();
+                    field::losses_of_folder(dir, scoring, first_row).ok();
                     let pace = started.elapsed().as_secs_f64() * rows.len() as f64 / costs[index].max(1.0);
                     predicted = pace * costs.iter().sum::<f64>();
                     printer.note(&format!(
@@ -129,7 +134,7 @@ fn score_all(entries: &mut [Entry], backend: Backend, rows: &[Vec<u32>], printer
                         duration(predicted)
                     ));
                 }
-                match field::losses_of_folder(dir, backend, rows) {
+                match field::losses_of_folder(dir, scoring, rows) {
                     Ok(Some(losses)) => Ok(losses),
                     Ok(None) => return Err(Failure::Interrupted("interrupted while scoring".to_owned()).into()),
                     Err(error) if entry.competitor.is_none() => return Err(error),

@@ -13,6 +13,7 @@ use crate::gate::Verdict;
 use crate::interrupt;
 use crate::metrics::printer::Printer;
 use crate::network::Network;
+use crate::placement::Placement;
 use crate::publish::journal::Hold;
 use crate::publish::{self, Order, Published};
 use crate::recipe::Resolved;
@@ -54,9 +55,11 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
 
 /// Publishes under the hotkey that the gate chooses; refuses, with exit code 4, what the gate would not publish.
 fn through_gate(args: &PublishArgs, resolved: &Resolved, printer: &Printer) -> Result<()> {
-    let data = data::open(&resolved.recipe, resolved.rules.criteria.sequence_length)?;
-    let contest = Contest::open(resolved, &data, printer)?;
-    let mut score = |rows: &[Vec<u32>]| field::losses_of_folder(&args.model, resolved.recipe.model.backend, rows);
+    let recipe = &resolved.recipe;
+    let placement = Placement::open(args.device.unwrap_or(recipe.train.device), recipe.model.backend, printer)?;
+    let data = data::open(recipe, resolved.rules.criteria.sequence_length)?;
+    let contest = Contest::open(resolved, &placement, &data, printer)?;
+    let mut score = |rows: &[Vec<u32>]| field::losses_of_folder(&args.model, &contest.scoring, rows);
     let Some(judged) = contest.judge(&args.model, fresh_seed(), 1, &mut score)? else {
         return Err(Failure::Interrupted("interrupted while scoring; nothing was sent".to_owned()).into());
     };

@@ -14,8 +14,10 @@ use crate::metrics::jsonl;
 use crate::metrics::printer::Printer;
 use crate::model::arch::Reference;
 use crate::model::generate::{self, Settings};
+use crate::model::scorer::Scoring;
+use crate::model::weights;
 use crate::model::weights::LoadedModel;
-use crate::model::{self, weights};
+use crate::placement::Placement;
 use crate::rules::Rules;
 use crate::score::{loss, output};
 use crate::whole_file;
@@ -23,6 +25,8 @@ use crate::whole_file;
 /// Runs the command.
 pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
     super::set_threads(args.threads)?;
+    let backend = args.backend.into();
+    let placement = Placement::open(args.device, backend, printer)?;
     if !args.model.is_dir() {
         return Err(input(format!("{} is not a folder: name the folder that holds config.json", args.model.display())));
     }
@@ -33,10 +37,10 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
         printer.note(note);
     }
     let arch = &loaded.config.arch.seen_by(args.reference);
+    let rules = Rules::default();
     let (rows, held_out) = match lists {
         Some(lists) => (lists, None),
         None => {
-            let rules = Rules::default();
             let length = rules.criteria.sequence_length;
             let is_short = arch.max_row_len().is_some_and(|longest| longest < length);
             if arch.vocab_size < rules.criteria.tokenizer.vocab_size() || is_short {
@@ -63,8 +67,8 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
     if let Some(path) = &args.write_tokens {
         whole_file::write(path, &serde_json::to_vec(&rows)?)?;
     }
-    let mut model = model::backend(args.backend.into(), arch);
-    let mut losses = loss::losses(model.as_mut(), arch, &loaded.params, &rows)?
+    let scoring = Scoring { placement, backend, dtype: rules.criteria.dtype };
+    let mut losses = loss::losses(scoring.scorer(arch, &loaded.params)?.as_mut(), arch, &rows)?
         .ok_or_else(|| Failure::Interrupted("interrupted while scoring: nothing was written".to_owned()))?;
     let outputs = args.outputs.then(|| Outputs::of(args, &loaded, &rows)).transpose()?;
     if let Some(fault) = outputs.as_ref().and_then(|outputs| outputs.fault.as_ref()) {

@@ -20,6 +20,7 @@ pub mod attention;
 pub mod cast;
 pub mod column_sums;
 pub mod cross_entropy;
+pub mod cuda;
 pub mod embedding;
 #[cfg(test)]
 pub(crate) mod emulator;
@@ -144,6 +145,23 @@ pub struct Operand {
     pub dtype: Dtype,
     /// Whether memory holds the transpose.
     pub transposed: bool,
+}
+
+/// The device has no room for an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the GPU is out of memory: {} MiB more were asked for, {} of {} MiB are free",
+    asked >> 20,
+    free >> 20,
+    total >> 20
+)]
+pub struct OutOfMemory {
+    /// Bytes asked for.
+    pub asked: usize,
+    /// Bytes that are free.
+    pub free: usize,
+    /// Bytes that the device has.
+    pub total: usize,
 }
 
 /// What a GPU does. Calls that return nothing are queued in order; their errors come out of the ones that return a

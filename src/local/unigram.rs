@@ -41,7 +41,7 @@ mod tests {
     use super::*;
     use crate::data;
     use crate::data::held_out::HeldOut;
-    use crate::model;
+    use crate::model::scorer::Scoring;
     use crate::recipe::Backend;
     use crate::score::loss::losses;
 
@@ -55,8 +55,8 @@ mod tests {
         assert_eq!((loaded.config.class(), loaded.notes), ("GPT2LMHeadModel", Vec::new()));
         let held_out = HeldOut::read(&data, 4, CONTEXT).unwrap();
         let arch = &loaded.config.arch;
-        let mut model = model::backend(Backend::Native, arch);
-        let losses = losses(model.as_mut(), arch, &loaded.params, &held_out.rows).unwrap().unwrap();
+        let mut model = Scoring::on_cpu(Backend::Native).scorer(arch, &loaded.params).unwrap();
+        let losses = losses(model.as_mut(), arch, &held_out.rows).unwrap().unwrap();
         let mean = losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64;
         assert!((mean - held_out.unigram_cross_entropy).abs() < 1e-5, "{mean} {}", held_out.unigram_cross_entropy);
         assert!(mean > 6.0 && mean < 7.5, "{mean}");

@@ -349,6 +349,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::model::arch::RopeScaling;
+    use crate::model::golden_training::{ADAMW_IN_F32, REFERENCE_MINER_IN_F32, on_cpu};
     use crate::model::{golden_tests, golden_training};
 
     /// `d loss = gradient . direction` in f64, one random direction per parameter, every option of the architecture.
@@ -483,12 +484,12 @@ pub(crate) mod tests {
 
     #[test]
     fn golden_adamw_training_in_candle() {
-        golden_training::check_adamw(|arch| Box::new(CandleDecoder::new(arch)));
+        golden_training::check_adamw(ADAMW_IN_F32, on_cpu(CandleDecoder::new));
     }
 
     #[test]
     fn golden_reference_miner_in_candle() {
-        golden_training::check_reference_miner(|arch| Box::new(CandleDecoder::new(arch)));
+        golden_training::check_reference_miner(REFERENCE_MINER_IN_F32, on_cpu(CandleDecoder::new));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::arch::{
 };
 use super::family::Family;
 use super::layout::Layout;
+use super::scorer::{CpuScorer, Scorer};
 use super::weights::{self, StoredRows};
 use super::{DropoutSeed, LossAndGradients, Rows};
 use crate::golden;
@@ -52,14 +53,19 @@ fn norm(values: impl IntoIterator<Item = f32>) -> f64 {
     values.into_iter().map(|value| f64::from(value).powi(2)).sum::<f64>().sqrt()
 }
 
-/// Losses, logits, gradients and refusals of every model in `tests/golden/models`, as the reference computed them and,
-/// where that is stored too, without its quirks.
-pub(crate) fn check_backend(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
+/// A model in `tests/golden/models` and what the reference computed.
+pub(crate) struct GoldenModel {
+    pub(crate) name: String,
+    pub(crate) model: weights::LoadedModel,
+    pub(crate) expected: Value,
+    tensors: HashMap<String, Tensor>,
+    pub(crate) batches: Vec<Vec<u32>>,
+}
+
+/// All of them.
+pub(crate) fn golden_models() -> Vec<GoldenModel> {
     let folders = std::fs::read_dir(golden::path("models")).unwrap().map(|entry| entry.unwrap().path());
-    let folders: Vec<_> = folders.filter(|path| path.is_dir()).collect();
-    assert!(!folders.is_empty(), "no golden models");
-    let (mut num_with_gradients, mut num_without_quirks) = (0, 0);
-    for folder in folders {
+    let read = |folder: std::path::PathBuf| {
         let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
         let model = weights::load(&folder).unwrap();
         let expected = read_json(folder.join("expected.json"));
@@ -67,28 +73,48 @@ pub(crate) fn check_backend(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
         let file = folder.join("expected.safetensors");
         let tensors =
             if file.exists() { candle_core::safetensors::load(file, &Device::Cpu).unwrap() } else { HashMap::new() };
-        let batches: Vec<Vec<u32>> = serde_json::from_value(expected["batches"].clone()).unwrap();
+        let batches = serde_json::from_value(expected["batches"].clone()).unwrap();
+        GoldenModel { name, model, expected, tensors, batches }
+    };
+    let models: Vec<_> = folders.filter(|path| path.is_dir()).map(read).collect();
+    assert!(!models.is_empty(), "no golden models");
+    models
+}
 
-        let seen = model.config.arch.seen_by(Reference::Transformers4_38_0);
-        check_losses(&mut *make(&seen), &seen, &model.params, &batches, &expected["losses_reference"], &name);
-        if let Some(logits) = tensors.get("logits") {
-            check_logits(&mut *make(&seen), &seen, &model.params, &batches[0], &expected, logits, &name);
-        }
-        if expected.get("grad").is_some() {
+/// Losses, logits, gradients and refusals of every golden model, as the reference computed them and, where that is stored
+/// too, without its quirks.
+pub(crate) fn check_backend(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
+    check_scorer(LOSS_TOLERANCE, LOGIT_TOLERANCE, |arch, params| Box::new(CpuScorer { model: make(arch), params }));
+    let mut num_with_gradients = 0;
+    for GoldenModel { name, model, expected, tensors, batches } in golden_models() {
+        if let Some(grad) = expected.get("grad") {
             num_with_gradients += 1;
-            let grad = &expected["grad"];
-            check_gradients(
-                &mut *make(&seen),
-                &seen,
-                &model.layout,
-                &model.params,
-                &batches[..2],
-                grad,
-                &tensors,
-                &name,
-            );
+            let seen = model.config.arch.seen_by(Reference::Transformers4_38_0);
+            let backend = &mut *make(&seen);
+            check_gradients(backend, &seen, &model.layout, &model.params, &batches[..2], grad, &tensors, &name);
         }
+    }
+    assert!(num_with_gradients > 0, "no golden gradients");
+    check_refusals(make);
+}
 
+/// Losses and logits of every golden model, with and without the reference's quirks.
+pub(crate) fn check_scorer(
+    loss_tolerance: f64,
+    logit_tolerance: f64,
+    make: impl for<'a> Fn(&Arch, &'a [f32]) -> Box<dyn Scorer + 'a>,
+) {
+    let mut num_without_quirks = 0;
+    for GoldenModel { name, model, expected, tensors, batches } in golden_models() {
+        let check = |arch: &Arch, losses: &Value, logits: Option<&Tensor>, name: &str| {
+            check_losses(&mut *make(arch, &model.params), arch, &batches, losses, loss_tolerance, name);
+            if let Some(logits) = logits {
+                let scorer = &mut *make(arch, &model.params);
+                check_logits(scorer, arch, &batches[0], &expected, logits, logit_tolerance, name);
+            }
+        };
+        let seen = model.config.arch.seen_by(Reference::Transformers4_38_0);
+        check(&seen, &expected["losses_reference"], tensors.get("logits"), &name);
         let eager = &expected["losses_if_eager_attention"];
         // Gemma's eager attention fails in the reference.
         if eager.as_array().is_some_and(|losses| losses.iter().any(Value::is_number)) {
@@ -98,50 +124,46 @@ pub(crate) fn check_backend(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
                 // A quirk of the embedding, which the reference has with any attention.
                 *memory = RopeMemory::LastLong;
             }
-            check_losses(&mut *make(&arch), &arch, &model.params, &batches, eager, &format!("{name} without quirks"));
-            if let Some(logits) = tensors.get("logits_if_eager") {
-                check_logits(&mut *make(&arch), &arch, &model.params, &batches[0], &expected, logits, &name);
-            }
+            check(&arch, eager, tensors.get("logits_if_eager"), &format!("{name} without quirks"));
         }
     }
-    assert!(num_with_gradients > 0 && num_without_quirks > 0, "no golden gradients, or none without quirks");
-    check_refusals(make);
+    assert!(num_without_quirks > 0, "no golden losses without quirks");
 }
 
 fn check_losses(
-    backend: &mut dyn LossAndGradients,
+    scorer: &mut dyn Scorer,
     arch: &Arch,
-    params: &[f32],
     batches: &[Vec<u32>],
     expected: &Value,
+    tolerance: f64,
     name: &str,
 ) {
-    let losses = loss::losses(backend, arch, params, batches).unwrap().unwrap();
+    let losses = loss::losses(scorer, arch, batches).unwrap().unwrap();
     assert_eq!(losses.len(), expected.as_array().unwrap().len());
     for (i, (loss, expected)) in losses.into_iter().zip(expected.as_array().unwrap()).enumerate() {
         let (loss, expected) = (f64::from(loss), number(expected));
-        let is_close = loss == expected || (loss - expected).abs() <= LOSS_TOLERANCE;
+        let is_close = loss == expected || (loss - expected).abs() <= tolerance;
         assert!(is_close, "{name}, batch {i}: {loss} instead of {expected}");
     }
 }
 
 fn check_logits(
-    backend: &mut dyn LossAndGradients,
+    scorer: &mut dyn Scorer,
     arch: &Arch,
-    params: &[f32],
     tokens: &[u32],
     expected: &Value,
     expected_logits: &Tensor,
+    tolerance: f64,
     name: &str,
 ) {
     let positions: Vec<usize> = serde_json::from_value(expected["logit_positions"].clone()).unwrap();
-    let logits = backend.logits(params, Rows::new(tokens, 1, tokens.len())).unwrap();
+    let logits = scorer.logits(Rows::new(tokens, 1, tokens.len())).unwrap();
     let expected_logits: Vec<Vec<f32>> = expected_logits.to_vec2().unwrap();
     assert_eq!(positions.len(), expected_logits.len());
     for (position, row) in positions.iter().zip(expected_logits) {
         let computed = &logits[position * arch.vocab_size..][..arch.vocab_size];
         let difference = computed.iter().zip(row).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
-        assert!(difference <= LOGIT_TOLERANCE, "{name}: logits at {position} are off by {difference}");
+        assert!(difference <= tolerance, "{name}: logits at {position} are off by {difference}");
     }
 }
 

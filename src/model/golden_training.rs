@@ -1,4 +1,4 @@
-//! Whole trainings that the reference recorded, repeated step by step with any backend: loss, gradient norm, learning
+//! Whole trainings that the reference recorded, repeated step by step with any engine: loss, gradient norm, learning
 //! rate and final weights.
 
 #![allow(clippy::unwrap_used)]
@@ -13,12 +13,37 @@ use super::golden_tests::{flatten_rows, number, read_json};
 use super::layout::{Layout, Param};
 use super::{LossAndGradients, Rows};
 use crate::golden;
-use crate::optim::adamw::{AdamW, decayed_ranges};
 use crate::optim::{clip, schedule};
 use crate::recipe::{Optimizer, Schedule};
+use crate::train::engine::{CpuEngine, Engine, Options};
+use crate::train::state::Weights;
 
-const LOSS_TOLERANCE: f64 = 5e-6;
-const GRADIENT_NORM_TOLERANCE: f64 = 1e-5;
+/// How far a training may be off the recorded one.
+#[derive(Clone, Copy)]
+pub(crate) struct Tolerances {
+    /// Of every loss.
+    pub(crate) loss: f64,
+    /// Of the gradient's norm before clipping, as a part of it.
+    pub(crate) gradient_norm: f64,
+    /// Of every final weight.
+    pub(crate) weight: f64,
+    /// Of the norm of every final parameter, as a part of it.
+    pub(crate) weight_norm: f64,
+}
+
+/// Of [`check_adamw`] in f32.
+pub(crate) const ADAMW_IN_F32: Tolerances =
+    Tolerances { loss: 5e-6, gradient_norm: 1e-5, weight: 2e-5, weight_norm: 2e-6 };
+
+/// Of [`check_reference_miner`] in f32.
+pub(crate) const REFERENCE_MINER_IN_F32: Tolerances = Tolerances { weight: 2e-4, ..ADAMW_IN_F32 };
+
+/// An engine around a decoder on the CPU.
+pub(crate) fn on_cpu<M: LossAndGradients + 'static>(
+    make: impl Fn(&Arch) -> M,
+) -> impl Fn(&Arch, &Options, Weights) -> Box<dyn Engine> {
+    move |arch, options, weights| Box::new(CpuEngine::new(Box::new(make(arch)), options, weights))
+}
 
 /// Hugging Face's name of one of our parameters and whether it is stored transposed.
 fn full_name(param: &Param) -> (String, bool) {
@@ -91,60 +116,64 @@ fn read_params(path: &Path, layout: &Layout) -> Vec<f32> {
     params
 }
 
-/// A model at the golden initial weights, with its optimizer's state.
+/// The golden initial weights and what trains them.
 struct Training {
     layout: Layout,
-    backend: Box<dyn LossAndGradients>,
-    params: Vec<f32>,
-    gradients: Vec<f32>,
-    means: Vec<f32>,
-    squares: Vec<f32>,
+    engine: Box<dyn Engine>,
 }
 
 impl Training {
-    fn new(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) -> Self {
+    fn new(make: impl Fn(&Arch, &Options, Weights) -> Box<dyn Engine>, optimizer: &Optimizer, decay: Decay) -> Self {
         let folder = golden::path("training/init");
         let arch = read_arch(&folder);
         let layout = Layout::of(&arch);
-        let params = read_params(&folder, &layout);
-        let zeros = || vec![0.0; layout.len()];
-        Self { backend: make(&arch), params, gradients: zeros(), means: zeros(), squares: zeros(), layout }
+        let mut options = Options { optimizer: optimizer.clone(), ..Options::usual(&layout) };
+        if decay == Decay::Everything {
+            options.decayed = vec![0..layout.len()];
+        }
+        let engine = make(&arch, &options, Weights::starting_at(&read_params(&folder, &layout)));
+        Self { layout, engine }
     }
 
     fn accumulate(&mut self, rows: &Value, scale: f32) -> f64 {
         let (tokens, row_len) = flatten_rows(rows);
-        let num_rows = tokens.len() / row_len;
-        let Self { backend, params, gradients, .. } = self;
-        backend
-            .loss_and_gradients(params, gradients, Rows::new(&tokens, num_rows, row_len), scale, None)
-            .unwrap()
-            .into()
+        self.engine.accumulate(Rows::new(&tokens, tokens.len() / row_len, row_len), scale, None).unwrap()
     }
 
-    fn step(&mut self, adamw: &AdamW, step: u64, learning_rate: f64, gradient_scale: f64) {
-        let Self { params, gradients, means, squares, .. } = self;
-        adamw.step(step, learning_rate, gradient_scale, params, gradients, means, squares);
-        gradients.fill(0.0);
+    fn params(&mut self) -> Vec<f32> {
+        self.engine.weights().unwrap().params.as_slice().to_vec()
     }
 
-    fn assert_weights(&self, file: &str, tolerance: f64) {
-        let expected = read_params(&golden::path(file), &self.layout);
-        let difference = |i: usize| f64::from((self.params[i] - expected[i]).abs());
+    fn assert_weights(&mut self, file: &str, tolerance: f64) {
+        let (params, expected) = (self.params(), read_params(&golden::path(file), &self.layout));
+        let difference = |i: usize| f64::from((params[i] - expected[i]).abs());
         let largest = (0..expected.len()).map(difference).fold(0.0, f64::max);
         assert!(largest <= tolerance, "{file}: weights differ by {largest}");
     }
 }
 
+/// What weight decay is on.
+#[derive(PartialEq)]
+enum Decay {
+    Matrices,
+    Everything,
+}
+
 /// 30 steps with decay on matrices, clipping, warm-up, cosine and accumulation.
-pub(crate) fn check_adamw(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
+pub(crate) fn check_adamw(tolerances: Tolerances, make: impl Fn(&Arch, &Options, Weights) -> Box<dyn Engine>) {
     for (path, expected) in golden::files("training", "log") {
         // The recorded final weights belong to the file that was recorded with them; of others the norms are known.
         let weights = (path.file_stem().unwrap() == "adamw").then_some("training/final.safetensors");
-        check_adamw_file(&make, &expected, weights);
+        check_adamw_file(tolerances, &make, &expected, weights);
     }
 }
 
-fn check_adamw_file(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>, expected: &Value, final_weights: Option<&str>) {
+fn check_adamw_file(
+    tolerances: Tolerances,
+    make: impl Fn(&Arch, &Options, Weights) -> Box<dyn Engine>,
+    expected: &Value,
+    final_weights: Option<&str>,
+) {
     let recipe = &expected["recipe"];
     let options = Optimizer {
         learning_rate: 1e-3,
@@ -155,8 +184,7 @@ fn check_adamw_file(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>, expected:
         clip_norm: 1.0,
     };
     let schedule = Schedule { warmup_steps: 5, ..Schedule::default() };
-    let mut training = Training::new(make);
-    let adamw = AdamW::new(&options, training.layout.len(), &decayed_ranges(&training.layout));
+    let mut training = Training::new(make, &options, Decay::Matrices);
     let log = expected["log"].as_array().unwrap();
     let batches = expected["batches"].as_array().unwrap();
     assert_eq!(log.len(), batches.len());
@@ -166,52 +194,58 @@ fn check_adamw_file(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>, expected:
         let micro_batches = micro_batches.as_array().unwrap();
         let scale = 1.0 / micro_batches.len() as f32;
         let mut loss = 0.0;
+        training.engine.zero_gradients();
         for (rows, expected) in micro_batches.iter().zip(line["micro_losses"].as_array().unwrap()) {
             let micro_loss = training.accumulate(rows, scale);
             largest.0 = largest.0.max((micro_loss - number(expected)).abs());
             loss += micro_loss * f64::from(scale);
         }
         largest.0 = largest.0.max((loss - number(&line["loss"])).abs());
-        let norm = clip::global_norm(&training.gradients);
+        let norm = training.engine.gradient_norm().unwrap();
         largest.1 = largest.1.max((norm / number(&line["grad_norm_before_clip"]) - 1.0).abs());
         let learning_rate = schedule::learning_rate(&schedule, options.learning_rate, step, log.len());
         assert!((learning_rate / number(&line["lr"]) - 1.0).abs() <= 1e-15, "step {step}: {learning_rate}");
-        training.step(&adamw, step as u64, learning_rate, clip::clip_factor(norm, options.clip_norm));
+        let clipping = clip::clip_factor(norm, options.clip_norm);
+        training.engine.update(step as u64, learning_rate, clipping).unwrap();
     }
-    assert!(largest.0 <= LOSS_TOLERANCE, "losses differ by {}", largest.0);
-    assert!(largest.1 <= GRADIENT_NORM_TOLERANCE, "gradient norms differ by a part of {}", largest.1);
+    assert!(largest.0 <= tolerances.loss, "losses differ by {}", largest.0);
+    assert!(largest.1 <= tolerances.gradient_norm, "gradient norms differ by a part of {}", largest.1);
     if let Some(file) = final_weights {
-        training.assert_weights(file, 2e-5);
+        training.assert_weights(file, tolerances.weight);
     }
 
+    let params = training.params();
     for param in training.layout.params() {
         let (name, _) = full_name(param);
-        let weights = &training.params[param.range.clone()];
+        let weights = &params[param.range.clone()];
         let (norm, expected) = (clip::global_norm(weights), number(&expected["final_weight_norms"][&name]));
-        assert!((norm / expected - 1.0).abs() <= 2e-6, "{name}: norm {norm}, expected {expected}");
+        assert!((norm / expected - 1.0).abs() <= tolerances.weight_norm, "{name}: norm {norm}, expected {expected}");
     }
     let micro_batches = batches[0].as_array().unwrap();
     let losses = micro_batches.iter().map(|rows| {
         let (tokens, row_len) = flatten_rows(rows);
-        let losses =
-            training.backend.row_losses(&training.params, Rows::new(&tokens, tokens.len() / row_len, row_len)).unwrap();
+        let losses = training.engine.row_losses(Rows::new(&tokens, tokens.len() / row_len, row_len)).unwrap();
         losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64
     });
     let loss = losses.sum::<f64>() / micro_batches.len() as f64;
     let expected = number(&expected["loss_after_training_on_first_step_batches_eval"]);
-    assert!((loss - expected).abs() <= LOSS_TOLERANCE, "final loss {loss}, expected {expected}");
+    assert!((loss - expected).abs() <= tolerances.loss, "final loss {loss}, expected {expected}");
 }
 
 /// The reference's own miner: decay on everything, no clipping, left-over micro-batches of an epoch thrown away.
-pub(crate) fn check_reference_miner(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
+pub(crate) fn check_reference_miner(
+    tolerances: Tolerances,
+    make: impl Fn(&Arch, &Options, Weights) -> Box<dyn Engine>,
+) {
     for (path, expected) in golden::files("training", "micro_losses") {
         let weights = (path.file_stem().unwrap() == "reference_miner").then_some("training/miner_final.safetensors");
-        check_reference_miner_file(&make, &expected, weights);
+        check_reference_miner_file(tolerances, &make, &expected, weights);
     }
 }
 
 fn check_reference_miner_file(
-    make: impl Fn(&Arch) -> Box<dyn LossAndGradients>,
+    tolerances: Tolerances,
+    make: impl Fn(&Arch, &Options, Weights) -> Box<dyn Engine>,
     expected: &Value,
     final_weights: Option<&str>,
 ) {
@@ -219,9 +253,7 @@ fn check_reference_miner_file(
     let (batches_per_epoch, accumulation) = (count("batches_per_epoch"), count("accumulation_steps"));
     let learning_rate = number(&expected["lr"]);
     let options = Optimizer { beta2: 0.999, weight_decay: 0.01, ..Optimizer::default() };
-    let mut training = Training::new(make);
-    let len = training.layout.len();
-    let adamw = AdamW::new(&options, len, std::slice::from_ref(&(0..len)));
+    let mut training = Training::new(make, &options, Decay::Everything);
     let batches = expected["batches_in_order"].as_array().unwrap();
     let losses = expected["micro_losses"].as_array().unwrap();
     let epoch_losses = expected["epoch_mean_losses"].as_array().unwrap();
@@ -232,24 +264,25 @@ fn check_reference_miner_file(
     for (i, (rows, expected)) in batches.iter().zip(losses).enumerate() {
         let in_epoch = i % batches_per_epoch;
         if in_epoch == 0 {
-            training.gradients.fill(0.0);
+            training.engine.zero_gradients();
             sum = 0.0;
         }
         let loss = training.accumulate(rows, 1.0 / accumulation as f32);
-        assert!((loss - number(expected)).abs() <= LOSS_TOLERANCE, "micro-batch {i}: {loss}");
+        assert!((loss - number(expected)).abs() <= tolerances.loss, "micro-batch {i}: {loss}");
         sum += loss;
         if (in_epoch + 1) % accumulation == 0 {
-            training.step(&adamw, num_steps, learning_rate, 1.0);
+            training.engine.update(num_steps, learning_rate, 1.0).unwrap();
+            training.engine.zero_gradients();
             num_steps += 1;
         }
         if in_epoch + 1 == batches_per_epoch {
             let mean = sum / batches_per_epoch as f64;
             let expected = number(&epoch_losses[i / batches_per_epoch]);
-            assert!((mean - expected).abs() <= LOSS_TOLERANCE, "epoch mean {mean}, expected {expected}");
+            assert!((mean - expected).abs() <= tolerances.loss, "epoch mean {mean}, expected {expected}");
         }
     }
     assert_eq!(num_steps as usize, epoch_losses.len() * (batches_per_epoch / accumulation));
     if let Some(file) = final_weights {
-        training.assert_weights(file, 2e-4);
+        training.assert_weights(file, tolerances.weight);
     }
 }

@@ -1,5 +1,6 @@
 //! The language model: what it is ([`arch`]), where its numbers lie ([`layout`]), how it reads and writes Hugging Face
-//! checkpoints ([`config`], [`weights`]), how it starts ([`init`]), and its two backends behind [`LossAndGradients`].
+//! checkpoints ([`config`], [`weights`]), how it starts ([`init`]), its two backends behind [`LossAndGradients`], and what is
+//! scored ([`scorer`]).
 
 pub mod arch;
 pub mod candle;
@@ -7,10 +8,12 @@ pub mod config;
 pub mod decoder;
 pub mod family;
 pub mod generate;
+pub mod gpu;
 pub mod init;
 mod json;
 pub mod layout;
 pub(crate) mod parts;
+pub mod scorer;
 pub mod weights;
 
 #[cfg(test)]
@@ -39,10 +42,11 @@ pub fn trainer(choice: Backend, arch: &Arch, recompute: Recompute) -> Box<dyn Lo
     }
 }
 
-/// Computes losses and gradients of a decoder.
+/// Computes losses and gradients of a decoder on the CPU, with weights that are handed in at every call.
 ///
-/// The target of a position is the next token of its row, so a row has `row_len - 1` targets. `params` and `gradients` are flat, in the order of [`layout::Layout`]. A token id outside
-/// the vocabulary and a row longer than the model's context are errors.
+/// The target of a position is the next token of its row, so a row has `row_len - 1` targets. `params` and `gradients` are
+/// flat, in the order of [`layout::Layout`]. A token id outside the vocabulary and a row longer than the model's context are
+/// errors.
 pub trait LossAndGradients: Send {
     /// Returns the mean loss over all `num_rows * (row_len - 1)` targets and adds `scale` times its gradient to
     /// `gradients`. Rows of fewer than two tokens are an error.

@@ -9,7 +9,6 @@
 use std::ops::Range;
 
 use crate::model::layout::{Layout, Param};
-use crate::ops::real::Real;
 use crate::recipe::Optimizer;
 
 /// Largest number of elements that one task updates.
@@ -188,7 +187,7 @@ impl pulp::NullaryFnOnce for Update<'_> {
 /// The definition, formula by formula: `step` from 0, the gradient already scaled.
 #[cfg(test)]
 #[allow(clippy::too_many_arguments)]
-fn reference<T: Real>(
+fn reference<T: crate::ops::real::Real>(
     options: &Optimizer,
     step: u64,
     learning_rate: f64,

@@ -4,6 +4,7 @@
 //! types: [`Recipe::resolve`] turns the one into the other. `parse.rs` reads the file and lays overrides on it,
 //! `validate.rs` says what is wrong with it, `estimate.rs` what it costs, `resume.rs` which keys a run may change.
 
+mod device;
 mod estimate;
 mod parse;
 mod position;
@@ -23,6 +24,7 @@ use serde_json::{Map, Value};
 
 use crate::model::family::Family;
 
+pub use device::DeviceChoice;
 pub(crate) use estimate::SAVE_BYTES_PER_SECOND;
 pub use estimate::{Activations, Disk, Estimate, Memory};
 pub use parse::{Source, load, load_resolved};
@@ -119,6 +121,17 @@ pub enum Recompute {
     Mlp,
     /// Whole blocks, but for their inputs.
     Block,
+}
+
+/// How f32 masters become the bf16 weights that a GPU computes with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bf16Rounding {
+    /// To the nearest, of two equally near ones to the even.
+    #[default]
+    Nearest,
+    /// Up or down at random, the likelier the nearer, so that small updates count on average.
+    Stochastic,
 }
 
 /// The model's shape.
@@ -230,6 +243,12 @@ pub struct Train {
     /// What is computed twice to save memory; it changes no bit of the results.
     #[serde(default)]
     pub recompute: Recompute,
+    /// Where to compute: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`. Part of what determines a run's bits.
+    #[serde(default)]
+    pub device: DeviceChoice,
+    /// On a GPU: how masters are rounded to the bf16 that is computed with.
+    #[serde(default)]
+    pub bf16_rounding: Bf16Rounding,
 }
 
 /// AdamW.
@@ -505,6 +524,8 @@ mod tests {
             },
             train: Train {
                 recompute: Recompute::None,
+                device: DeviceChoice::Auto,
+                bf16_rounding: Bf16Rounding::Nearest,
                 steps: 100,
                 tokens_per_step: 4096,
                 micro_batch: 2,

@@ -26,16 +26,18 @@ pub struct Difference {
     pub changes_numbers: bool,
 }
 
-/// Keys that a resumed run may change freely: what is saved, shown and named, and the limits that were checked before.
+/// Keys that a resumed run may change freely: what is saved, shown and named, the limits that were checked before, and the
+/// choice of a device, for the checkpoint says on which one the run really was.
 ///
 /// Every other key counts as part of what determines the run's numbers: the shape, the text (its paths too: their order
 /// is the order of the text), the portions (`micro_batch` and `threads` decide the order of sums), the optimizer, the
 /// schedule with `train.steps`, and `eval.rows`, without which held-out losses cannot be compared.
-const FREE: [&str; 11] = [
+const FREE: [&str; 12] = [
     "name",
     "rules.block",
     "rules.max_parameters",
     "rules.max_repo_bytes",
+    "train.device",
     "eval.every",
     "checkpoint.dir",
     "checkpoint.every",

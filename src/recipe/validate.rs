@@ -10,9 +10,10 @@ use crate::model::family::Family;
 use super::estimate::repo_bytes;
 use super::resolve::{Finding, Resolved, micro_steps};
 use super::shrink::shrink;
-use super::{Init, SourceKind};
+use super::{Backend, DeviceChoice, Init, SourceKind};
 use crate::figures::{bytes, count};
 use crate::hub::model_id::split_repo_id;
+use crate::placement::CANDLE_ON_CPU;
 use crate::rules::Tokenizer;
 
 /// Own limits above this are a slip of the keyboard.
@@ -220,6 +221,11 @@ fn portions(findings: &mut Findings, resolved: &Resolved) {
         resolved.threads == 0 || resolved.threads > 4096,
         "train.threads",
         format!("{} threads are out of range: 1 to 4096; leave the key out for all cores", resolved.threads),
+    );
+    findings.add_if(
+        matches!(recipe.train.device, DeviceChoice::Cuda(_)) && recipe.model.backend == Backend::Candle,
+        "train.device",
+        CANDLE_ON_CPU,
     );
     findings.add_if(
         resolved.arch.max_row_len().is_some_and(|longest| resolved.row_len > longest),
@@ -432,6 +438,13 @@ mod tests {
             assert!(found.contains(&"train.threads".to_owned()), "{found:?}");
             assert!(found.contains(&"rules.max_parameters".to_owned()), "{found:?}");
         }
+    }
+
+    #[test]
+    fn candle_is_not_for_gpus() {
+        let on = |device| paths_of(|recipe| (recipe.model.backend, recipe.train.device) = (Backend::Candle, device));
+        assert_eq!(on(DeviceChoice::Cuda(0)), ["train.device"]);
+        assert_eq!(on(DeviceChoice::Auto), [""; 0]);
     }
 
     #[test]

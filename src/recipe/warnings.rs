@@ -3,7 +3,8 @@
 use super::resolve::{Finding, Resolved};
 use super::validate::Findings;
 use super::{
-    Backend, Eval, Gate, GateRule, Recompute, ScheduleKind, Score, SourceKind, default_held_out_every, default_text_key,
+    Backend, Bf16Rounding, DeviceChoice, Eval, Gate, GateRule, Recompute, ScheduleKind, Score, SourceKind,
+    default_held_out_every, default_text_key,
 };
 
 /// What is allowed but probably not meant.
@@ -48,6 +49,12 @@ pub(super) fn warnings(resolved: &Resolved) -> Vec<Finding> {
         recipe.train.recompute != Recompute::None && recipe.model.backend == Backend::Candle,
         "train.recompute",
         "has no effect with model.backend: candle",
+    );
+    findings.add_if(
+        recipe.train.bf16_rounding != Bf16Rounding::default()
+            && (recipe.train.device == DeviceChoice::Cpu || recipe.model.backend == Backend::Candle),
+        "train.bf16_rounding",
+        "has no effect on the CPU, which computes in f32",
     );
     findings.add_if(
         schedule.decay_steps > 0 && schedule.kind != ScheduleKind::Wsd,
@@ -103,6 +110,7 @@ pub(super) fn warnings(resolved: &Resolved) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::small;
+    use super::super::{Bf16Rounding, DeviceChoice};
 
     #[test]
     fn keys_without_effect_are_named() {
@@ -113,12 +121,15 @@ mod tests {
         recipe.data.max_document_tokens = Some(0);
         recipe.eval.every = 1000;
         recipe.schedule.warmup_steps = 101;
+        recipe.train.device = DeviceChoice::Cpu;
+        recipe.train.bf16_rounding = Bf16Rounding::Stochastic;
         let warnings = recipe.resolve().expect("valid").warnings;
         let paths: Vec<_> = warnings.iter().map(|finding| finding.path).collect();
         let expected = [
             "data.paths",
             "data.max_document_tokens",
             "train.sequence_length",
+            "train.bf16_rounding",
             "schedule.decay_steps",
             "schedule.warmup_steps",
             "eval.every",

@@ -9,15 +9,11 @@ use anyhow::Result;
 
 use crate::interrupt;
 use crate::model::arch::{Arch, Unused};
-use crate::model::{LossAndGradients, QUERY_KEY_NORMS, Rows};
+use crate::model::scorer::Scorer;
+use crate::model::{QUERY_KEY_NORMS, Rows};
 
 /// The loss of each list of tokens.
-pub fn losses(
-    model: &mut dyn LossAndGradients,
-    arch: &Arch,
-    params: &[f32],
-    batches: &[Vec<u32>],
-) -> Result<Option<Vec<f32>>> {
+pub fn losses(model: &mut dyn Scorer, arch: &Arch, batches: &[Vec<u32>]) -> Result<Option<Vec<f32>>> {
     let mut losses = Vec::with_capacity(batches.len());
     // Size of the reference's causal mask.
     let mut mask = arch.context;
@@ -33,7 +29,7 @@ pub fn losses(
             }
         }
         losses.push(match (unreadable(arch, tokens), tokens.as_slice()) {
-            (None, _) => model.row_losses(params, Rows::new(tokens, 1, tokens.len()))?[0],
+            (None, _) => model.row_losses(Rows::new(tokens, 1, tokens.len()))?[0],
             (Some(_), &[id]) if (id as usize) < arch.vocab_size && arch.unused != Unused::QueryKeyNorms => f32::NAN,
             (Some(_), _) => f32::INFINITY,
         });
@@ -66,8 +62,9 @@ mod tests {
     use crate::model::arch::Reference;
     use crate::model::config::{Sizes, new_arch};
     use crate::model::family::Family;
+    use crate::model::init;
     use crate::model::layout::Layout;
-    use crate::model::{self, init};
+    use crate::model::scorer::Scoring;
     use crate::recipe::Backend;
 
     #[test]
@@ -78,8 +75,8 @@ mod tests {
         init::scratch(&arch, &layout, 1, &mut params);
         let batches = [vec![1, 2, 3], vec![1, 10], vec![1, 2, 3, 4, 5], vec![], vec![7], vec![1, 2, 3], vec![11]];
         for backend in [Backend::Native, Backend::Candle] {
-            let mut model = model::backend(backend, &arch);
-            let losses = losses(model.as_mut(), &arch, &params, &batches).unwrap().unwrap();
+            let mut model = Scoring::on_cpu(backend).scorer(&arch, &params).unwrap();
+            let losses = losses(model.as_mut(), &arch, &batches).unwrap().unwrap();
             assert!((losses[0] - 10f32.ln()).abs() < 0.1);
             assert_eq!(losses[1..4], [f32::INFINITY; 3]);
             assert!(losses[4].is_nan());
@@ -99,8 +96,8 @@ mod tests {
         let finite = |reference: Reference, lens: &[usize]| {
             let arch = arch.seen_by(reference);
             let batches: Vec<Vec<u32>> = lens.iter().map(|&len| (0..len as u32).map(|i| i % 10).collect()).collect();
-            let mut model = model::backend(Backend::Native, &arch);
-            let losses = losses(model.as_mut(), &arch, &params, &batches).unwrap().unwrap();
+            let mut model = Scoring::on_cpu(Backend::Native).scorer(&arch, &params).unwrap();
+            let losses = losses(model.as_mut(), &arch, &batches).unwrap().unwrap();
             losses.into_iter().map(f32::is_finite).collect::<Vec<_>>()
         };
         assert_eq!(finite(Reference::default(), &[4, 9, 9, 17, 16]), [true, false, true, true, true]);

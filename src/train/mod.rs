@@ -1,8 +1,9 @@
 //! Training: [`run`] is the main path, read from top to bottom; what it calls is named after what it does.
 //!
-//! A run is determined by its recipe. Its state lies in `state.rs`, one step in `step.rs`, its folder in
-//! `run_folder.rs`; saving happens before evaluating, so that a run that dies while it evaluates loses nothing.
+//! A run is determined by its recipe. Its state lies in `state.rs`, what computes it in `engine.rs`, one step in `step.rs`,
+//! its folder in `run_folder.rs`; saving happens before evaluating, so that a run that dies while it evaluates loses nothing.
 
+pub mod engine;
 pub mod evaluate;
 pub mod first_model;
 pub mod guard;
@@ -21,6 +22,7 @@ use crate::data::loader::{Loader, LoaderShape};
 use crate::dist::Collective;
 use crate::interrupt;
 use crate::metrics::printer::Printer;
+use crate::placement::Placement;
 use crate::recipe::Resolved;
 use run_contest::RunContest;
 use session::{Session, Summary};
@@ -41,30 +43,31 @@ pub enum Start {
 /// the error [`crate::error::Failure::Interrupted`], after everything is saved.
 pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, printer: &Printer) -> Result<Summary> {
     let recipe = &resolved.recipe;
+    let placement = Placement::open(recipe.train.device, recipe.model.backend, printer)?;
     let micro_steps = resolved.micro_steps(collective.world().size)?;
     let data = data::open(recipe, resolved.rules.criteria.sequence_length)?;
     let held_out = HeldOut::read(&data, recipe.eval.rows, resolved.rules.criteria.sequence_length)?;
 
     warn_of_cut_text(&held_out, printer);
 
-    let mut session = Session::open(resolved, start, &held_out, collective.world(), printer)?;
-    let mut contest = RunContest::open(resolved, &data, printer)?;
+    let mut session = Session::open(resolved, start, &placement, &held_out, collective.world(), printer)?;
+    let mut contest = RunContest::open(resolved, &placement, &data, printer)?;
     let shape = LoaderShape { row_len: resolved.row_len, rows_per_batch: recipe.train.micro_batch };
     let cursor = session.place().cursor;
     let mut loader = Loader::new(data.training, data.tokenizer, data.packing, shape, collective.world(), cursor)?;
-    let mut stepper = Stepper::new(recipe, &resolved.arch, micro_steps, collective);
+    let stepper = Stepper::new(recipe, micro_steps, collective);
 
     loop {
         if session.evaluation_is_due() {
             session.stage("evaluating");
-            let Some(loss) = evaluate::held_out_loss(stepper.model(), session.params(), &held_out.rows)? else {
+            let Some(loss) = evaluate::held_out_loss(session.model(), &held_out.rows)? else {
                 return Err(session.end_early()?);
             };
             session.evaluated(loss)?;
         }
         if let Some(contest) = contest.as_mut().filter(|contest| contest.is_due(session.place().step)) {
             session.stage("scoring");
-            let Some(outcome) = contest.ask(&session)? else {
+            let Some(outcome) = contest.ask(&mut session)? else {
                 return Err(session.end_early()?);
             };
             session.judged(outcome);
@@ -75,8 +78,8 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
         if interrupt::requested() {
             return Err(session.end_early()?);
         }
-        let (weights, place) = session.state();
-        let Some(report) = stepper.step(weights, place, &mut loader)? else {
+        let (engine, place) = session.state();
+        let Some(report) = stepper.step(engine, place, &mut loader)? else {
             return Err(session.end_early()?);
         };
         session.stepped(&report)?;

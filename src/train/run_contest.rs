@@ -17,6 +17,7 @@ use crate::field;
 use crate::gate::Verdict;
 use crate::metrics::printer::Printer;
 use crate::ops::random;
+use crate::placement::Placement;
 use crate::publish::journal::Hold;
 use crate::recipe::{PublishMode, Resolved};
 use crate::whole_file;
@@ -47,11 +48,16 @@ pub struct Outcome {
 
 impl<'a> RunContest<'a> {
     /// Opens the contest that a recipe asks for, and says whether its hotkeys can publish; `None` if it asks for none.
-    pub fn open(resolved: &'a Resolved, data: &Opened, printer: &'a Printer) -> Result<Option<Self>> {
+    pub fn open(
+        resolved: &'a Resolved,
+        placement: &Placement,
+        data: &Opened,
+        printer: &'a Printer,
+    ) -> Result<Option<Self>> {
         if resolved.recipe.score.every == 0 {
             return Ok(None);
         }
-        let contest = Contest::open(resolved, data, printer)?;
+        let contest = Contest::open(resolved, placement, data, printer)?;
         let records_dir = resolved.run_dir.join(RECORDS_DIR);
         let mut run = Self { contest, records_dir, holds: Vec::new(), last_step: None };
         if resolved.publishes() {
@@ -84,12 +90,13 @@ impl<'a> RunContest<'a> {
 
     /// Judges a run's model as it is, which is on disk, keeps the record, and publishes where the gate opens and the recipe
     /// says so. `None` if an orderly end was asked for.
-    pub fn ask(&mut self, session: &Session<'_>) -> Result<Option<Outcome>> {
+    pub fn ask(&mut self, session: &mut Session<'_>) -> Result<Option<Outcome>> {
         let step = session.place().step;
         self.last_step = Some(step);
-        let backend = self.contest.resolved.recipe.model.backend;
-        let mut score = |rows: &[Vec<u32>]| field::losses(session.arch(), backend, session.params(), rows);
-        match self.judge_and_act(step, &session.model_dir(), &mut score) {
+        let (arch, scoring) = (&self.contest.resolved.arch, self.contest.scoring.clone());
+        let model_dir = session.model_dir();
+        let mut score = |rows: &[Vec<u32>]| field::losses(arch, &scoring, session.params()?, rows);
+        match self.judge_and_act(step, &model_dir, &mut score) {
             Ok(outcome) => Ok(outcome),
             Err(error) if crate::error::exit_code(&error) == 130 => Err(error),
             Err(error) => Ok(Some(self.failed("the model could not be judged", error))),

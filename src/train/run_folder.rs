@@ -145,9 +145,10 @@ fn is_of_a_run(name: &str) -> bool {
 }
 
 /// Keys that may change on the way: the same curve with other rounding, or a longer or shorter one.
-const MAY_CHANGE: [(&str, &str); 4] = [
+const MAY_CHANGE: [(&str, &str); 5] = [
     ("train.threads", "the same curve, but with other rounding"),
     ("train.micro_batch", "the same curve, but with other rounding"),
+    ("train.bf16_rounding", "the same curve, but with other rounding"),
     ("model.backend", "the same curve, but with other rounding"),
     ("train.steps", "the learning rate follows the schedule of the new number of steps from here on"),
 ];

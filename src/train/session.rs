@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 
 use super::Start;
+use super::engine::{self, Engine, Options};
 use super::first_model;
 use super::meter::{self, Meter};
 use super::run_contest::Outcome;
@@ -23,10 +24,11 @@ use crate::figures::count;
 use crate::metrics::Recorder;
 use crate::metrics::printer::Printer;
 use crate::metrics::progress::{self, Progress};
-use crate::model::arch::Arch;
 use crate::model::config::{self, ModelConfig};
 use crate::model::layout::Layout;
+use crate::model::scorer::Scorer;
 use crate::model::{init, weights};
+use crate::placement::Placement;
 use crate::recipe::{Init, Resolved};
 
 /// An open run.
@@ -36,7 +38,7 @@ pub struct Session<'a> {
     store: Store,
     layout: Layout,
     config: ModelConfig,
-    weights: Weights,
+    engine: Box<dyn Engine>,
     place: Place,
     saved_step: u64,
     evaluations: Evaluations,
@@ -73,6 +75,7 @@ impl<'a> Session<'a> {
     pub fn open(
         resolved: &'a Resolved,
         start: Start,
+        placement: &Placement,
         held_out: &HeldOut,
         world: World,
         printer: &'a Printer,
@@ -100,7 +103,8 @@ impl<'a> Session<'a> {
             run_folder::write_recipe(run_dir, recipe)?;
         }
 
-        let mut place = Place { threads: resolved.threads, world_size: world.size, ..Place::default() };
+        let device = placement.name();
+        let mut place = Place::default();
         let mut targets = Targets {
             arch: &resolved.arch,
             layout: &layout,
@@ -125,8 +129,12 @@ impl<'a> Session<'a> {
                     printer.warn(warning);
                 }
                 place = restored.state;
-                place.threads = resolved.threads;
-                place.world_size = world.size;
+                if !place.device.is_empty() && place.device != device {
+                    printer.warn(&format!(
+                        "the device was {} and is now {device}: the same curve, but with other rounding",
+                        place.device
+                    ));
+                }
                 printer.note(&format!(
                     "Going on with {} at step {} of {}, from {}.",
                     recipe.name,
@@ -144,6 +152,8 @@ impl<'a> Session<'a> {
                 }
             },
         };
+        place = Place { threads: resolved.threads, device, world_size: world.size, ..place };
+        let engine = engine::open(placement, &resolved.arch, &Options::of(recipe, &layout), weights)?;
         let flops = meter::train_flops_per_token(&resolved.arch, resolved.row_len);
         let (steps_before, total_steps) = (place.step, recipe.train.steps as u64);
         Ok(Self {
@@ -151,7 +161,7 @@ impl<'a> Session<'a> {
             printer,
             layout,
             config,
-            weights,
+            engine,
             saved_step: place.step,
             evaluations: Evaluations::read(run_dir)?,
             unigram_cross_entropy: held_out.unigram_cross_entropy,
@@ -173,13 +183,18 @@ impl<'a> Session<'a> {
     }
 
     /// The weights as they are.
-    pub fn params(&self) -> &[f32] {
-        self.weights.params.as_slice()
+    pub fn params(&mut self) -> Result<&[f32]> {
+        Ok(self.engine.weights()?.params.as_slice())
+    }
+
+    /// The model with the weights as they are.
+    pub fn model(&mut self) -> &mut dyn Scorer {
+        self.engine.as_mut()
     }
 
     /// What a step changes.
-    pub fn state(&mut self) -> (&mut Weights, &mut Place) {
-        (&mut self.weights, &mut self.place)
+    pub fn state(&mut self) -> (&mut dyn Engine, &mut Place) {
+        (self.engine.as_mut(), &mut self.place)
     }
 
     /// Whether all steps are done.
@@ -282,20 +297,16 @@ impl<'a> Session<'a> {
         self.store.model_dir(self.place.step)
     }
 
-    /// The architecture.
-    pub fn arch(&self) -> &Arch {
-        &self.resolved.arch
-    }
-
     fn save(&mut self) -> Result<()> {
         self.progress.stage("saving");
         self.recorder.sync();
+        let weights = self.engine.weights()?;
         self.store.save(&Snapshot {
             step: self.place.step,
             config: &self.config,
             layout: &self.layout,
-            params: self.weights.params.as_slice(),
-            moments: &[("m", self.weights.means.as_slice()), ("v", self.weights.squares.as_slice())],
+            params: weights.params.as_slice(),
+            moments: &[("m", weights.means.as_slice()), ("v", weights.squares.as_slice())],
             state: &self.place,
         })?;
         self.saved_step = self.place.step;

@@ -26,6 +26,13 @@ impl Weights {
         let [params, means, squares] = [(); 3].map(|()| Buffer::zeros(layout.len()));
         Self { params, means, squares }
     }
+
+    /// Before the first step: these parameters, in the model's layout, and moments of zero.
+    pub fn starting_at(params: &[f32]) -> Self {
+        let [mut own, means, squares] = [(); 3].map(|()| Buffer::zeros(params.len()));
+        own.as_mut_slice().copy_from_slice(params);
+        Self { params: own, means, squares }
+    }
 }
 
 /// How far a run is.
@@ -46,6 +53,9 @@ pub struct Place {
     pub seconds: f64,
     /// CPU threads with which it was computed: part of what determines its bits.
     pub threads: usize,
+    /// The card on which it was computed, or `cpu`: as well; empty where it was not recorded.
+    #[serde(default)]
+    pub device: String,
     /// Processes that trained it; the stream and the curve do not depend on it, rounding does.
     pub world_size: usize,
 }

@@ -7,25 +7,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::state::{Place, Weights};
+use super::engine::Engine;
+use super::state::Place;
 use crate::data::loader::Loader;
 use crate::dist::Collective;
 use crate::interrupt;
-use crate::model::arch::Arch;
-use crate::model::layout::Layout;
-use crate::model::{self, DropoutSeed, LossAndGradients, Rows};
-use crate::ops::{Buffer, random};
-use crate::optim::adamw::AdamW;
-use crate::optim::{adamw, clip, schedule};
+use crate::model::{DropoutSeed, Rows};
+use crate::ops::random;
+use crate::optim::{clip, schedule};
 use crate::recipe::Recipe;
 
-/// What a run computes with; its state is in [`Weights`] and [`Place`].
+/// How a run takes its steps; what it computes with is its [`Engine`], how far it is its [`Place`].
 pub struct Stepper<'a> {
     recipe: &'a Recipe,
     collective: &'a dyn Collective,
-    model: Box<dyn LossAndGradients>,
-    gradients: Buffer<f32>,
-    optimizer: AdamW,
     micro_steps: usize,
 }
 
@@ -47,31 +42,13 @@ pub struct StepReport {
 }
 
 impl<'a> Stepper<'a> {
-    /// Takes the memory for gradients; `micro_steps` forward and backward passes make a step.
-    pub fn new(recipe: &'a Recipe, arch: &Arch, micro_steps: usize, collective: &'a dyn Collective) -> Self {
-        let layout = Layout::of(arch);
-        Self {
-            recipe,
-            collective,
-            model: model::trainer(recipe.model.backend, arch, recipe.train.recompute),
-            gradients: Buffer::zeros(layout.len()),
-            optimizer: AdamW::new(&recipe.optimizer, layout.len(), &adamw::decayed_ranges(&layout)),
-            micro_steps,
-        }
-    }
-
-    /// The model, for evaluations between steps.
-    pub fn model(&mut self) -> &mut dyn LossAndGradients {
-        self.model.as_mut()
+    /// `micro_steps` forward and backward passes make a step.
+    pub fn new(recipe: &'a Recipe, micro_steps: usize, collective: &'a dyn Collective) -> Self {
+        Self { recipe, collective, micro_steps }
     }
 
     /// Takes the step after `place`, which moves on; `None`, and nothing changed, if an orderly end was asked for.
-    pub fn step(
-        &mut self,
-        weights: &mut Weights,
-        place: &mut Place,
-        loader: &mut Loader,
-    ) -> Result<Option<StepReport>> {
+    pub fn step(&self, engine: &mut dyn Engine, place: &mut Place, loader: &mut Loader) -> Result<Option<StepReport>> {
         let started = Instant::now();
         let waited_before = loader.waited();
         let world = self.collective.world();
@@ -79,20 +56,12 @@ impl<'a> Stepper<'a> {
         let mut loss = 0.0;
         let mut tokens = 0;
         let mut cursor = place.cursor;
-        self.gradients.as_mut_slice().fill(0.0);
+        engine.zero_gradients();
         for micro_step in 0..self.micro_steps {
             let Some(batch) = loader.next_batch()? else { return Ok(None) };
             let dropout = self.dropout(place.step, micro_step, world.rank);
-            let (params, gradients) = (weights.params.as_slice(), self.gradients.as_mut_slice());
-            let (rows, row_len) = (batch.num_rows, batch.row_len);
-            let mean = self.model.loss_and_gradients(
-                params,
-                gradients,
-                Rows::new(&batch.tokens, rows, row_len),
-                scale as f32,
-                dropout,
-            )?;
-            loss += f64::from(mean) * scale;
+            let rows = Rows::new(&batch.tokens, batch.num_rows, batch.row_len);
+            loss += engine.accumulate(rows, scale as f32, dropout)? * scale;
             tokens += (batch.tokens.len() * world.size) as u64;
             cursor = batch.cursor_after;
             // After the last micro-step the update is nearly all that is left, and too good to throw away.
@@ -100,7 +69,7 @@ impl<'a> Stepper<'a> {
                 return Ok(None);
             }
         }
-        self.collective.sum(self.gradients.view_mut())?;
+        engine.sum_over(self.collective)?;
         let mut sums = [loss];
         self.collective.sum_scalars(&mut sums)?;
         let [loss] = sums;
@@ -109,21 +78,14 @@ impl<'a> Stepper<'a> {
         let total_steps = self.recipe.train.steps;
         let learning_rate =
             schedule::learning_rate(&self.recipe.schedule, options.learning_rate, place.step as usize, total_steps);
-        let gradient_norm = clip::global_norm(self.gradients.as_slice());
+        let gradient_norm = engine.gradient_norm()?;
         place.step += 1;
         place.tokens += tokens;
         place.cursor = cursor;
         let applied = place.guard.admits(place.step, loss, gradient_norm)?;
         if applied {
-            self.optimizer.step(
-                place.updates,
-                learning_rate,
-                clip::clip_factor(gradient_norm, options.clip_norm),
-                weights.params.as_mut_slice(),
-                self.gradients.as_slice(),
-                weights.means.as_mut_slice(),
-                weights.squares.as_mut_slice(),
-            );
+            let scale = clip::clip_factor(gradient_norm, options.clip_norm);
+            engine.update(place.updates, learning_rate, scale)?;
             place.updates += 1;
         }
         let took = started.elapsed();

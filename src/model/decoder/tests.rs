@@ -8,7 +8,7 @@ use crate::model::arch::{NormKind, Residual, RopeMemory, Rotary};
 use crate::model::candle::CandleDecoder;
 use crate::model::candle::tests::DoubleDecoder;
 use crate::model::golden_tests::{check_backend, check_equal};
-use crate::model::golden_training::{check_adamw, check_reference_miner};
+use crate::model::golden_training::{ADAMW_IN_F32, REFERENCE_MINER_IN_F32, check_adamw, check_reference_miner, on_cpu};
 use crate::ops::random;
 
 /// Bytes of all buffers, each named, so that a new one cannot be forgotten.
@@ -153,8 +153,9 @@ fn golden_models_hold_in_the_native_backend() {
 
 #[test]
 fn golden_trainings_hold_in_the_native_backend() {
-    check_adamw(native);
-    check_reference_miner(native);
+    let engine = || on_cpu(|arch| Decoder::new(Device::cpu(), arch));
+    check_adamw(ADAMW_IN_F32, engine());
+    check_reference_miner(REFERENCE_MINER_IN_F32, engine());
 }
 
 #[test]

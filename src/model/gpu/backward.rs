@@ -56,20 +56,15 @@ impl Decoder<bf16> {
             let waits = arch.residual == Residual::PostNorm && arch.layers > 0;
             // `dx` is both what comes in and what goes out: through the second wide buffer.
             let BackwardMemory { dx, dinput, dwide, partials, narrow, .. } = work;
-            let source = match dwide {
-                Some(dwide) => {
-                    gpu.copy(part_mut(dwide, n, c), part(dx, n, c));
-                    part(dwide, n, c)
-                }
-                None => unreachable!("an embedding is normalised only where norms come after the branches"),
-            };
+            let dwide = dwide.as_mut().expect("models with a norm of the embedding have one");
+            gpu.copy(part_mut(dwide, n, c), part(dx, n, c));
             let io = norm::Backward {
                 dx: part_mut(dx, n, c),
                 is_added: false,
                 narrow: Some(part_mut(narrow, n, c)),
                 dgain: gain,
                 dbias: bias,
-                dy: source,
+                dy: part(dwide, n, c),
                 side: waits.then(|| part(dinput, n, c)),
                 x: part(embedded, n, c),
                 stats: part(stats, n, 1),
@@ -137,13 +132,7 @@ impl Decoder<bf16> {
     }
 
     /// Turns the gradient of the block's output into that of its input, and adds to `gradients`.
-    fn block_backward(
-        &mut self,
-        params: &Params<bf16>,
-        gradients: BlockParts<ViewMut<f32>>,
-        pass: Pass,
-        layer: usize,
-    ) {
+    fn block_backward(&mut self, params: &Params<bf16>, gradients: BlockParts<ViewMut<f32>>, pass: Pass, layer: usize) {
         let BlockParts { norm1, qkv, out, norm2, up, down } = gradients;
         let second = || norm2.expect("this kind of block has one");
         match self.arch.residual {
@@ -343,13 +332,7 @@ impl Decoder<bf16> {
     }
 
     /// The gradient of the input of queries, keys and values, in `dinput`.
-    fn qkv_backward(
-        &mut self,
-        params: &Params<bf16>,
-        d_qkv: LinearParts<ViewMut<f32>>,
-        pass: Pass,
-        layer: usize,
-    ) {
+    fn qkv_backward(&mut self, params: &Params<bf16>, d_qkv: LinearParts<ViewMut<f32>>, pass: Pass, layer: usize) {
         let Self { gpu, arch, memory, .. } = self;
         let Memory { norm1, backward, .. } = memory.as_mut().expect("made by prepare");
         let BackwardMemory { dinput, dqkv, partials, .. } = backward.as_mut().expect("prepared for training");

@@ -10,7 +10,9 @@ use super::memory::{Memory, part, part_mut};
 use super::positions::Positions;
 use crate::gpu::cross_entropy::Head;
 use crate::gpu::embedding::SortedIds;
-use crate::gpu::{Element, Gpu, View, ViewMut, activation, attention, cast, cross_entropy, embedding, linear, norm, rotary};
+use crate::gpu::{
+    Element, Gpu, View, ViewMut, activation, attention, cast, cross_entropy, embedding, linear, norm, rotary,
+};
 use crate::model::arch::{Arch, Position, Residual};
 use crate::model::parts::{BlockParts, LinearParts, NormParts, Parts};
 use crate::model::{Rows, check_tokens};
@@ -68,10 +70,8 @@ impl<T: Element> Decoder<T> {
         let Rows { tokens, num_rows, row_len } = rows;
         let n = tokens.len();
         ensure!(i32::try_from(n).is_ok(), "{n} tokens are more than one pass can take");
-        let suffices = self
-            .memory
-            .as_ref()
-            .is_some_and(|memory| memory.tokens >= n && (memory.backward.is_some() || !training));
+        let suffices =
+            self.memory.as_ref().is_some_and(|memory| memory.tokens >= n && (memory.backward.is_some() || !training));
         if !suffices {
             // The old memory goes before the new one comes, which serves for both kinds of passes.
             let old = self.memory.take().map(|old| (old.tokens, old.backward.is_some()));
@@ -404,11 +404,5 @@ impl FromStream for half::bf16 {
 
 pub(super) fn embedding_shape(arch: &Arch, pass: Pass) -> Embedding {
     let first_position = if let Position::Learned { offset } = arch.position { offset } else { 0 };
-    Embedding {
-        t: pass.row_len,
-        c: arch.width,
-        scale: arch.embedding_scale,
-        first_position,
-        frozen_id: arch.frozen_id,
-    }
+    Embedding { t: pass.row_len, c: arch.width, scale: arch.embedding_scale, first_position, frozen_id: arch.frozen_id }
 }

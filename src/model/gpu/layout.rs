@@ -26,7 +26,6 @@ struct Placed {
     host: Range<usize>,
     /// Its place on the device, padding rows included.
     device: Range<usize>,
-    decays: bool,
 }
 
 impl DeviceLayout {
@@ -35,7 +34,7 @@ impl DeviceLayout {
         for param in layout.params() {
             let start = placed.len;
             let len = device_len(param);
-            placed.params.push(Placed { host: param.range.clone(), device: start..start + len, decays: param.decays() });
+            placed.params.push(Placed { host: param.range.clone(), device: start..start + len });
             placed.len += len.next_multiple_of(DECAY_GROUP);
         }
         placed
@@ -68,25 +67,27 @@ impl DeviceLayout {
 
     /// The host's flat buffer on the device.
     pub(super) fn upload<T: Pod>(&self, gpu: &Gpu, to: &mut Buffer<T>, from: &[T]) {
-        for Placed { host, device, .. } in &self.params {
+        for Placed { host, device } in &self.params {
             gpu.upload(to.view_mut().window(device.start..device.start + host.len()), &from[host.clone()]);
         }
     }
 
     /// The device's flat buffer on the host.
     pub(super) fn download<T: Pod>(&self, gpu: &Gpu, to: &mut [T], from: &Buffer<T>) -> Result<()> {
-        for Placed { host, device, .. } in &self.params {
+        for Placed { host, device } in &self.params {
             let window = from.view().window(device.start..device.start + host.len());
             gpu.download(&mut to[host.clone()], window)?;
         }
         Ok(())
     }
 
-    /// Whether weight decay applies, for each [`DECAY_GROUP`] elements.
-    pub(super) fn decays(&self) -> Vec<u8> {
+    /// Whether weight decay applies, for each [`DECAY_GROUP`] elements; `decayed` are ranges of the host's flat buffer that
+    /// hold whole parameters.
+    pub(super) fn decays(&self, decayed: &[Range<usize>]) -> Vec<u8> {
         let mut decays = vec![0; self.len / DECAY_GROUP];
-        for Placed { device, decays: param_decays, .. } in &self.params {
-            decays[device.start / DECAY_GROUP..device.end.div_ceil(DECAY_GROUP)].fill(u8::from(*param_decays));
+        for Placed { host, device } in &self.params {
+            let is_decayed = decayed.iter().any(|range| range.contains(&host.start));
+            decays[device.start / DECAY_GROUP..device.end.div_ceil(DECAY_GROUP)].fill(u8::from(is_decayed));
         }
         decays
     }
@@ -114,7 +115,8 @@ pub(super) fn device_len_of(arch: &Arch) -> u128 {
             _ => rows,
         };
         let len = shape[1..].iter().fold(rows, |len, &size| len.saturating_mul(size as u128));
-        total = total.saturating_add(len.saturating_add(DECAY_GROUP as u128 - 1) / DECAY_GROUP as u128 * DECAY_GROUP as u128);
+        total = total
+            .saturating_add(len.saturating_add(DECAY_GROUP as u128 - 1) / DECAY_GROUP as u128 * DECAY_GROUP as u128);
     });
     total
 }
@@ -126,6 +128,7 @@ mod tests {
     use super::*;
     use crate::gpu::emulator;
     use crate::ops::testing::values;
+    use crate::optim::adamw::decayed_ranges;
 
     #[test]
     fn what_was_uploaded_is_downloaded_and_padding_is_zero() {
@@ -145,9 +148,10 @@ mod tests {
             assert_eq!(head.len(), 384 * 24);
             assert_eq!(head[..300 * 24], params[layout.get("head.weight").unwrap().range.clone()]);
             assert!(head[300 * 24..].iter().all(|&x| x == 0.0));
-            let mutable = device.parts_mut(&arch, buffer.view_mut());
-            assert_eq!(mutable.head.as_ref().unwrap().address(), parts.head.unwrap().address());
             assert!(parts.blocks.iter().all(|block| block.down.weight.address() % (DECAY_GROUP as u64 * 4) == 0));
+            let head = parts.head.unwrap().address();
+            let mutable = device.parts_mut(&arch, buffer.view_mut());
+            assert_eq!(mutable.head.unwrap().address(), head);
         }
     }
 
@@ -156,7 +160,7 @@ mod tests {
         let arch = Arch::gpt2(300, 7, 24, 1, 2);
         let layout = Layout::of(&arch);
         let device = DeviceLayout::of(&layout);
-        let decays = device.decays();
+        let decays = device.decays(&decayed_ranges(&layout));
         for (param, placed) in layout.params().iter().zip(&device.params) {
             let groups = &decays[placed.device.start / DECAY_GROUP..placed.device.end.div_ceil(DECAY_GROUP)];
             assert!(groups.iter().all(|&decays| (decays == 1) == param.is_matrix()), "{}", param.name);

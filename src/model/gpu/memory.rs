@@ -32,7 +32,7 @@ pub(super) struct BackwardMemory<T> {
     pub(super) dinput: Buffer<T>,
     /// The gradient of a second branch's input.
     pub(super) dside: Option<Buffer<T>>,
-    /// Between post-norms.
+    /// Between post-norms, and before a norm of the embedding.
     pub(super) dwide: Option<Buffer<f32>>,
     pub(super) dqkv: Buffer<T>,
     pub(super) dhidden: Buffer<T>,
@@ -86,6 +86,7 @@ struct Plan {
     is_post_norm: bool,
     is_parallel: bool,
     has_side: bool,
+    has_wide_gradient: bool,
 }
 
 impl Plan {
@@ -106,6 +107,7 @@ impl Plan {
             is_post_norm,
             is_parallel: matches!(arch.residual, Residual::Parallel | Residual::ParallelOneNorm),
             has_side: arch.residual == Residual::Parallel,
+            has_wide_gradient: is_post_norm || arch.embedding_norm,
         }
     }
 }
@@ -120,7 +122,8 @@ fn partials_len(arch: &Arch, tokens: usize) -> usize {
 impl<T: Element> Memory<T> {
     pub(super) fn new(gpu: &Gpu, arch: &Arch, tokens: usize, recompute: Recompute, training: bool) -> Result<Self> {
         let plan = Plan::of(arch, recompute, training);
-        let (c, m, a, qkv, up) = (arch.width, arch.mlp_width, arch.attention_width(), arch.qkv_width(), arch.up_width());
+        let (c, m, a, qkv, up) =
+            (arch.width, arch.mlp_width, arch.attention_width(), arch.qkv_width(), arch.up_width());
         let narrow = |width: usize| gpu.zeros::<T>(tokens * width);
         let wide = |width: usize| gpu.zeros::<f32>(tokens * width);
         let stats = || gpu.zeros::<[f32; 2]>(tokens);
@@ -139,7 +142,7 @@ impl<T: Element> Memory<T> {
                 narrow: gpu.zeros(tokens * c)?,
                 dinput: narrow(c.max(a))?,
                 dside: plan.has_side.then(|| narrow(c)).transpose()?,
-                dwide: plan.is_post_norm.then(|| wide(c)).transpose()?,
+                dwide: plan.has_wide_gradient.then(|| wide(c)).transpose()?,
                 dqkv: narrow(qkv)?,
                 dhidden: narrow(up)?,
                 dactivated: arch.gated.then(|| narrow(m)).transpose()?,
@@ -152,7 +155,9 @@ impl<T: Element> Memory<T> {
             batch: Batch {
                 ids: words(tokens)?,
                 targets: words(tokens)?,
-                sorted: training.then(|| Ok::<_, anyhow::Error>([words(tokens)?, words(tokens + 1)?, words(tokens)?])).transpose()?,
+                sorted: training
+                    .then(|| Ok::<_, anyhow::Error>([words(tokens)?, words(tokens + 1)?, words(tokens)?]))
+                    .transpose()?,
             },
             losses: wide(1)?,
             embedded: arch.embedding_norm.then(|| Ok::<_, anyhow::Error>((wide(c)?, stats()?))).transpose()?,
@@ -183,18 +188,18 @@ fn many<B>(count: usize, make: impl Fn() -> Result<B>) -> Result<Vec<B>> {
 
 /// The bytes of training on `rows` rows of `row_len` tokens in bfloat16, as [`Memory::new`] takes them; saturating.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ActivationBytes {
+pub(super) struct ActivationBytes {
     /// Kept by the forward pass of all blocks.
-    pub saved: u128,
+    pub(super) saved: u128,
     /// The backward pass's gradients of activations, those of one block at a time, and scratch.
-    pub backward: u128,
+    pub(super) backward: u128,
     /// One chunk of logits.
-    pub logits: u128,
+    pub(super) logits: u128,
 }
 
 impl ActivationBytes {
     /// See [`ActivationBytes`].
-    pub fn of(arch: &Arch, rows: usize, row_len: usize, recompute: Recompute) -> Self {
+    pub(super) fn of(arch: &Arch, rows: usize, row_len: usize, recompute: Recompute) -> Self {
         const NARROW: u128 = size_of::<bf16>() as u128;
         const WIDE: u128 = size_of::<f32>() as u128;
         let of = |value: usize| value as u128;
@@ -236,7 +241,7 @@ impl ActivationBytes {
             narrow(c),
             narrow(c.max(a)),
             given(plan.has_side, narrow(c)),
-            given(plan.is_post_norm, wide(c)),
+            given(plan.has_wide_gradient, wide(c)),
             narrow(qkv),
             narrow(up),
             given(arch.gated, narrow(m)),
@@ -244,19 +249,16 @@ impl ActivationBytes {
         ]);
         let tokens = of(rows).saturating_mul(of(row_len));
         // The scratch is small, and sizes that overflow were refused long before.
-        let sane = usize::try_from(tokens).is_ok_and(|tokens| tokens < 1 << 32) && [c, m, qkv, v].iter().all(|&x| x < 1 << 32);
+        let sane =
+            usize::try_from(tokens).is_ok_and(|tokens| tokens < 1 << 32) && [c, m, qkv, v].iter().all(|&x| x < 1 << 32);
         let partials = if sane { of(partials_len(arch, rows * row_len)) } else { u128::from(u64::MAX) };
         Self {
             // The sorted ids' starts are one more than there are tokens.
             saved: saved.saturating_mul(tokens).saturating_add(WIDE),
             backward: backward.saturating_mul(tokens).saturating_add(wide(partials)),
-            logits: narrow(tokens.min(of(cross_entropy::CHUNK_ROWS)).max(2)).saturating_mul(v.saturating_add(127) / 128 * 128),
+            logits: narrow(tokens.min(of(cross_entropy::CHUNK_ROWS)).max(2))
+                .saturating_mul(v.saturating_add(127) / 128 * 128),
         }
-    }
-
-    /// All of them.
-    pub fn total(&self) -> u128 {
-        self.saved.saturating_add(self.backward).saturating_add(self.logits)
     }
 }
 

@@ -1,0 +1,223 @@
+//! The decoder on an emulated GPU against the references of every backend.
+
+#![allow(clippy::unwrap_used)]
+
+use half::bf16;
+
+use super::*;
+use crate::gpu::emulator;
+use crate::model::arch::Reference;
+use crate::model::golden_tests::{GoldenModel, check_scorer, golden_models};
+use crate::model::golden_training::{Tolerances, check_adamw, on_cpu};
+use crate::model::{self, LossAndGradients, decoder as cpu};
+use crate::ops::testing::relative_error;
+use crate::ops::{Device, random};
+use crate::recipe::Optimizer;
+
+/// One of the two emulated GPUs; `None` where there is no C++ compiler.
+fn a_gpu() -> Option<Gpu> {
+    emulator::gpus().map(|[gpu, _]| gpu)
+}
+
+#[test]
+fn losses_and_logits_in_f32_are_the_references() {
+    let Some(gpu) = a_gpu() else { return };
+    check_scorer(5e-6, 2e-5, |arch, params| scorer(&gpu, arch, params, ScoreDtype::F32).unwrap());
+}
+
+/// Logits of the golden models are of size 1, and bfloat16 has a relative precision of 2^-8; a loss is a mean.
+#[test]
+fn losses_and_logits_in_bf16_are_near_the_references() {
+    let Some(gpu) = a_gpu() else { return };
+    check_scorer(5e-3, 3e-2, |arch, params| scorer(&gpu, arch, params, ScoreDtype::Bf16).unwrap());
+}
+
+/// Loss and gradients, in the host's order, of an engine's first pass.
+fn loss_and_gradients(gpu: &Gpu, arch: &Arch, recompute: Recompute, params: &[f32], rows: Rows) -> (f64, Vec<f32>) {
+    let layout = Layout::of(arch);
+    let options = Options { recompute, ..Options::usual(&layout) };
+    let mut engine = GpuEngine::new(gpu, arch, &options, Weights::starting_at(params)).unwrap();
+    engine.zero_gradients();
+    let loss = engine.accumulate(rows, 0.5, None).unwrap();
+    (loss, engine.host_gradients().unwrap())
+}
+
+#[test]
+fn gradients_in_bf16_are_near_those_in_f32() {
+    let Some(gpu) = a_gpu() else { return };
+    let mut num_models = 0;
+    for GoldenModel { name, model, expected, batches, .. } in golden_models() {
+        if expected.get("grad").is_none() {
+            continue;
+        }
+        num_models += 1;
+        let arch = model.config.arch.seen_by(Reference::Transformers4_38_0);
+        let (tokens, row_len) = (batches[..2].concat(), batches[0].len());
+        let rows = Rows::new(&tokens, 2, row_len);
+        let (loss, gradients) = loss_and_gradients(&gpu, &arch, Recompute::None, &model.params, rows);
+        let mut reference = vec![0.0; gradients.len()];
+        let mut on_cpu = cpu::Decoder::new(Device::cpu(), &arch);
+        let expected = on_cpu.loss_and_gradients(&model.params, &mut reference, rows, 0.5, None).unwrap();
+        assert!((loss - f64::from(expected)).abs() <= 5e-3, "{name}: loss {loss} instead of {expected}");
+        let error = relative_error(&gradients, &reference);
+        assert!(error <= 2e-2, "{name}: gradients are off by {error}");
+        let global = reference.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        for param in model.layout.params() {
+            let (a, b) = (&gradients[param.range.clone()], &reference[param.range.clone()]);
+            let difference = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+            let size = b.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            let allowed = (3e-2 * size).max(3e-3 * global);
+            assert!(difference <= allowed, "{name}, {}: {difference} of {size}, {global} in all", param.name);
+        }
+    }
+    assert!(num_models > 0);
+}
+
+#[test]
+fn recomputing_changes_no_bit_and_neither_does_the_order_of_threads() {
+    let Some([gpu, other]) = emulator::gpus() else { return };
+    let mut kinds = std::collections::HashSet::new();
+    for GoldenModel { name, model, batches, .. } in golden_models() {
+        let arch = &model.config.arch;
+        // One model of each kind of block.
+        if !kinds.insert((std::mem::discriminant(&arch.residual), arch.gated)) {
+            continue;
+        }
+        let (tokens, row_len) = (batches[..2].concat(), batches[0].len());
+        let rows = Rows::new(&tokens, 2, row_len);
+        let run = |gpu: &Gpu, recompute| loss_and_gradients(gpu, arch, recompute, &model.params, rows);
+        let (loss, gradients) = run(&gpu, Recompute::None);
+        for (gpu, recompute) in [(&gpu, Recompute::Mlp), (&gpu, Recompute::Block), (&other, Recompute::None)] {
+            let (again, gradients_again) = run(gpu, recompute);
+            assert!(again == loss && gradients_again == gradients, "{name}, {recompute:?}");
+        }
+    }
+    assert!(kinds.len() >= 4, "a kind of block is missing among the golden models");
+}
+
+#[test]
+fn thirty_golden_steps_in_bf16_follow_the_trajectory_in_f32() {
+    let Some(gpu) = a_gpu() else { return };
+    let tolerances = Tolerances { loss: 1e-2, gradient_norm: 2e-2, weight: 4e-3, weight_norm: 2e-3 };
+    check_adamw(tolerances, |arch, options, weights| engine(&gpu, arch, options, weights).unwrap());
+}
+
+#[test]
+fn a_small_llama_trains_as_on_the_cpu() {
+    let Some(gpu) = a_gpu() else { return };
+    let golden = golden_models().into_iter().find(|golden| golden.name == "llama").unwrap();
+    let arch = golden.model.config.arch;
+    let layout = Layout::of(&arch);
+    let optimizer = Optimizer { learning_rate: 1e-3, ..Optimizer::default() };
+    let options = Options { optimizer, ..Options::usual(&layout) };
+    let make = on_cpu(|arch| cpu::Decoder::new(Device::cpu(), arch));
+    let mut engines = [
+        engine(&gpu, &arch, &options, Weights::starting_at(&golden.model.params)).unwrap(),
+        make(&arch, &options, Weights::starting_at(&golden.model.params)),
+    ];
+    let row_len = 32;
+    let (mut first, mut last) = (0.0, 0.0);
+    for step in 0..20 {
+        let tokens: Vec<u32> =
+            (0..2 * row_len as u64).map(|i| (random::uniform(1, step % 4, i) * 320.0) as u32).collect();
+        let losses = engines.each_mut().map(|engine| {
+            engine.zero_gradients();
+            let loss = engine.accumulate(Rows::new(&tokens, 2, row_len), 1.0, None).unwrap();
+            let norm = engine.gradient_norm().unwrap();
+            engine.update(step, 1e-3, 1.0 / norm.max(1.0)).unwrap();
+            loss
+        });
+        assert!((losses[0] - losses[1]).abs() <= 1e-2, "step {step}: {losses:?}");
+        first = if step == 0 { losses[0] } else { first };
+        last = losses[0];
+    }
+    assert!(last < first - 0.05, "it learned nothing: {first} to {last}");
+    let [on_gpu, on_cpu] = engines.each_mut().map(|engine| engine.weights().unwrap().params.as_slice().to_vec());
+    let moved: Vec<f32> = on_cpu.iter().zip(&golden.model.params).map(|(now, before)| now - before).collect();
+    let difference: Vec<f32> = on_gpu.iter().zip(&on_cpu).map(|(a, b)| a - b).collect();
+    let norm = |values: &[f32]| values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    assert!(norm(&difference) <= 0.15 * norm(&moved), "{} of {}", norm(&difference), norm(&moved));
+}
+
+#[test]
+fn the_estimate_is_what_is_allocated_and_a_step_allocates_nothing_after_the_first() {
+    let Some(gpu) = a_gpu() else { return };
+    for GoldenModel { name, model, .. } in golden_models() {
+        let arch = &model.config.arch;
+        for (recompute, rows) in [(Recompute::None, 3), (Recompute::Mlp, 2), (Recompute::Block, 1)] {
+            let row_len = 9;
+            let before = gpu.memory().unwrap()[0];
+            let options = Options { recompute, ..Options::usual(&model.layout) };
+            let Ok(mut engine) = engine(&gpu, arch, &options, Weights::starting_at(&model.params)) else { continue };
+            let tokens = vec![1; rows * row_len];
+            let step = |engine: &mut dyn Engine| {
+                engine.zero_gradients();
+                let accumulated = engine.accumulate(Rows::new(&tokens, rows, row_len), 1.0, None);
+                engine.gradient_norm().unwrap();
+                engine.update(0, 1e-3, 1.0).unwrap();
+                accumulated.is_ok()
+            };
+            if !step(&mut *engine) {
+                continue; // a model without losses
+            }
+            let taken = (before - gpu.memory().unwrap()[0]) as f64;
+            assert!(step(&mut *engine));
+            assert_eq!(before - gpu.memory().unwrap()[0], taken as usize, "{name} allocates in its second step");
+            let estimate = memory_estimate(arch, rows, row_len, recompute).total() as f64;
+            // Beside them are tables of angles, flags of decay and parts of a norm.
+            let small = (layout::device_len_of(arch) as usize / 128 + 9 * 16 * 4 * arch.heads + 64) as f64;
+            assert!((estimate..=estimate + small).contains(&taken), "{name}, {recompute:?}: {taken}, not {estimate}");
+        }
+    }
+}
+
+#[test]
+fn stochastic_rounding_is_drawn_anew_at_each_update() {
+    let Some(gpu) = a_gpu() else { return };
+    let arch = Arch::gpt2(40, 8, 16, 1, 2);
+    let layout = Layout::of(&arch);
+    let params = vec![1.001; layout.len()];
+    let options = Options { bf16_rounding: Bf16Rounding::Stochastic, ..Options::usual(&layout) };
+    let rounded = |update| -> Vec<bf16> {
+        let mut engine = GpuEngine::new(&gpu, &arch, &options, Weights::starting_at(&params)).unwrap();
+        engine.zero_gradients();
+        engine.update(update, 0.0, 1.0).unwrap();
+        gpu.to_vec(engine.stored.rounded.as_ref().unwrap().view()).unwrap()
+    };
+    assert_eq!(rounded(0), rounded(0));
+    assert_ne!(rounded(0), rounded(1));
+}
+
+#[test]
+fn dropout_is_refused_and_want_of_memory_names_what_would_fit() {
+    let Some(gpu) = a_gpu() else { return };
+    let arch = Arch::gpt2(40, 8, 16, 1, 2);
+    let layout = Layout::of(&arch);
+    let mut engine = engine(&gpu, &arch, &Options::usual(&layout), Weights::zeros(&layout)).unwrap();
+    let dropout = Some(DropoutSeed { rate: 0.1, seed: 1 });
+    let error = engine.accumulate(Rows::new(&[1, 2], 1, 2), 1.0, dropout).unwrap_err();
+    assert!(error.to_string().contains("model.dropout"), "{error}");
+
+    // GPT-2 large without its last narrow columns, on cards of 80, 24 and 8 GB.
+    let arch = Arch { mlp_width: 5056, ..Arch::gpt2(50_257, 1024, 1280, 36, 20) };
+    let advice = |rows, recompute, gib: u128| what_would_fit(&arch, rows, 1024, recompute, gib << 30);
+    assert_eq!(advice(64, Recompute::None, 80), "train.recompute: mlp would fit.");
+    assert_eq!(advice(64, Recompute::Mlp, 60), "train.recompute: block would fit.");
+    assert_eq!(advice(4, Recompute::Block, 8), "No micro-batch of this model fits on this card.");
+    assert!(advice(64, Recompute::None, 24).starts_with("train.micro_batch: "));
+}
+
+#[test]
+fn the_same_seam_serves_both_places() {
+    let Some(gpu) = a_gpu() else { return };
+    let arch = Arch::gpt2(40, 8, 16, 2, 2);
+    let layout = Layout::of(&arch);
+    let mut params = vec![0.0; layout.len()];
+    model::init::scratch(&arch, &layout, 1, &mut params);
+    let tokens: Vec<u32> = (0..16).map(|i| i * 7 % 40).collect();
+    let losses = |dtype| scorer(&gpu, &arch, &params, dtype).unwrap().row_losses(Rows::new(&tokens, 2, 8)).unwrap();
+    let mut on_cpu = cpu::Decoder::new(Device::cpu(), &arch);
+    let expected = on_cpu.row_losses(&params, Rows::new(&tokens, 2, 8)).unwrap();
+    assert!(relative_error(&losses(ScoreDtype::F32), &expected) <= 1e-6);
+    assert!(relative_error(&losses(ScoreDtype::Bf16), &expected) <= 1e-3);
+}

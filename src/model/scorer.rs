@@ -1,0 +1,62 @@
+//! A model with its weights, ready to be scored: [`Scorer`], and how to come by one.
+
+use std::ops::DerefMut;
+
+use anyhow::Result;
+
+use super::arch::Arch;
+use super::{LossAndGradients, Rows, gpu};
+use crate::placement::Placement;
+use crate::recipe::Backend;
+use crate::rules::ScoreDtype;
+
+/// A model with its weights. A token id outside the vocabulary and a row longer than the model's context are errors.
+pub trait Scorer: Send {
+    /// Mean loss of each row, without dropout; not a number for rows of one token, as in PyTorch.
+    fn row_losses(&mut self, rows: Rows) -> Result<Vec<f32>>;
+
+    /// Logits, without dropout: `num_rows * row_len` rows of `vocab_size` each.
+    fn logits(&mut self, rows: Rows) -> Result<Vec<f32>>;
+}
+
+/// How models are scored.
+#[derive(Clone)]
+pub struct Scoring {
+    /// Where.
+    pub placement: Placement,
+    /// By which implementation.
+    pub backend: Backend,
+    /// In which number format, on a GPU; the CPU computes in f32.
+    pub dtype: ScoreDtype,
+}
+
+impl Scoring {
+    /// Scoring on the CPU.
+    pub fn on_cpu(backend: Backend) -> Self {
+        Self { placement: Placement::Cpu, backend, dtype: ScoreDtype::F32 }
+    }
+
+    /// A model with these weights, flat in the order of its [`Layout`](super::layout::Layout).
+    pub fn scorer<'a>(&self, arch: &Arch, params: &'a [f32]) -> Result<Box<dyn Scorer + 'a>> {
+        match &self.placement {
+            Placement::Cpu => Ok(Box::new(CpuScorer { model: super::backend(self.backend, arch), params })),
+            Placement::Gpu(card) => Ok(gpu::scorer(card, arch, params, self.dtype)?),
+        }
+    }
+}
+
+/// A decoder on the CPU, owned or borrowed, beside the weights that it is handed at every call.
+pub(crate) struct CpuScorer<'a, M> {
+    pub(crate) model: M,
+    pub(crate) params: &'a [f32],
+}
+
+impl<M: DerefMut<Target: LossAndGradients> + Send> Scorer for CpuScorer<'_, M> {
+    fn row_losses(&mut self, rows: Rows) -> Result<Vec<f32>> {
+        self.model.row_losses(self.params, rows)
+    }
+
+    fn logits(&mut self, rows: Rows) -> Result<Vec<f32>> {
+        self.model.logits(self.params, rows)
+    }
+}

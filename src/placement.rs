@@ -1,0 +1,78 @@
+//! Where this process computes: what the user has chosen, made of what the machine has.
+
+use anyhow::Result;
+
+use crate::error::input;
+use crate::gpu::{Gpu, cuda};
+use crate::metrics::printer::Printer;
+use crate::recipe::{Backend, DeviceChoice};
+
+/// Why candle and a GPU do not go together.
+pub(crate) const CANDLE_ON_CPU: &str =
+    "the backend candle computes on the CPU only; choose the backend native, or the device cpu or auto";
+
+/// Where this process computes; clones are the same place.
+#[derive(Clone)]
+pub enum Placement {
+    /// This machine's cores.
+    Cpu,
+    /// A GPU.
+    Gpu(Gpu),
+}
+
+impl Placement {
+    /// Opens the device of a choice. `auto` takes the first GPU, and the CPU where there is none, where it will not open
+    /// (which is told) and for candle.
+    ///
+    /// # Errors
+    /// A GPU was asked for by name and is not to be had, or not with this backend.
+    pub fn open(choice: DeviceChoice, backend: Backend, printer: &Printer) -> Result<Self> {
+        match (choice, backend) {
+            (DeviceChoice::Cuda(_), Backend::Candle) => Err(input(format!("device {choice}: {CANDLE_ON_CPU}"))),
+            (DeviceChoice::Cuda(index), Backend::Native) => Ok(Self::Gpu(cuda::open(index)?)),
+            _ if may_be_gpu(choice, backend) => Ok(match cuda::open(0) {
+                Ok(gpu) => Self::Gpu(gpu),
+                Err(error) => {
+                    printer.warn(&format!("the GPU cannot be used, and the CPU computes instead: {error:#}"));
+                    Self::Cpu
+                }
+            }),
+            _ => Ok(Self::Cpu),
+        }
+    }
+
+    /// The card's name, or `cpu`: part of what determines a run's bits.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Cpu => "cpu".to_owned(),
+            Self::Gpu(gpu) => gpu.name(),
+        }
+    }
+}
+
+/// Whether a choice means a GPU, on this machine if it is left to the machine; opens nothing.
+pub fn may_be_gpu(choice: DeviceChoice, backend: Backend) -> bool {
+    match choice {
+        DeviceChoice::Cpu => false,
+        DeviceChoice::Cuda(_) => true,
+        DeviceChoice::Auto => backend == Backend::Native && cuda::count() > 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::error::exit_code;
+
+    #[test]
+    fn candle_computes_on_the_cpu() {
+        let printer = Printer::new(true);
+        let error = Placement::open(DeviceChoice::Cuda(1), Backend::Candle, &printer).err().unwrap();
+        assert_eq!(exit_code(&error), 2);
+        assert!(error.to_string().starts_with("device cuda:1: the backend candle"), "{error}");
+        for choice in [DeviceChoice::Auto, DeviceChoice::Cpu] {
+            assert_eq!(Placement::open(choice, Backend::Candle, &printer).unwrap().name(), "cpu");
+        }
+    }
+}

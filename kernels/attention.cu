@@ -54,15 +54,25 @@ __device__ __forceinline__ int place(int row, int eight) {
 // Begins to copy tokens of a head to a tile; what the head lacks becomes 0.
 template <int ROWS, int D>
 __device__ __forceinline__ void load_tile(Shared<bf16> tile, const Head<const bf16>& head, int first_token) {
+    // A thread has the same channels of every `STEP`th row; `STEP` is a multiple of 8, so that they lie in the same place.
+    constexpr int EIGHTS = D / 8, STEP = THREADS / EIGHTS;
+    int first_row = threadIdx.x / EIGHTS, eight = threadIdx.x % EIGHTS;
+    int token = first_token + first_row, left = head.d - 8 * eight;
+    bf16* to = &tile[place<D>(first_row, eight)];
+    if (head.aligned) {
+        const bf16* from = left > 0 ? head.at(token, 8 * eight) : head.data;
+        size_t step = left > 0 ? STEP * head.stride : 0;
 #pragma unroll
-    for (int i = 0; i < ROWS * D / 8 / THREADS; ++i) {
-        int index = i * THREADS + threadIdx.x;
-        int row = index / (D / 8), eight = index % (D / 8);
-        int left = first_token + row < head.t ? head.d - 8 * eight : 0;
-        const bf16* from = left > 0 ? head.at(first_token + row, 8 * eight) : head.data;
-        bf16* to = &tile[place<D>(row, eight)];
-        if (head.aligned) copy16_async(to, from, left > 0 ? 16 : 0);
-        else store8_aligned(to, load8(from, left));
+        for (int i = 0; i < ROWS / STEP; ++i) {
+            bool exists = left > 0 && token + i * STEP < head.t;
+            copy16_async(to + i * STEP * D, exists ? from + i * step : head.data, exists ? 16 : 0);
+        }
+    } else {
+#pragma unroll 1
+        for (int i = 0; i < ROWS / STEP; ++i) {
+            int existing = token + i * STEP < head.t ? left : 0;
+            store8_aligned(to + i * STEP * D, load8(head.at(token + i * STEP, 8 * eight), existing));
+        }
     }
 }
 

@@ -14,6 +14,7 @@
 // Device addresses pass through a C interface; each block says why that is sound.
 #![allow(unsafe_code)]
 
+pub mod attention;
 pub mod cast;
 #[cfg(test)]
 pub(crate) mod emulator;

@@ -290,7 +290,13 @@ __device__ __forceinline__ void warp_barrier() {
 
 __device__ __forceinline__ float max_of(float a, float b) {
     // Not a number wins, unlike fmaxf's.
+#ifdef EMULATED
     return a > b || a != a ? a : b;
+#else
+    float y;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+#endif
 }
 
 // The sum over a warp, the same in every lane.
@@ -345,6 +351,16 @@ __device__ __forceinline__ void copy16_async(void* to_shared, const void* from, 
 #else
     unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid) : "memory");
+#endif
+}
+
+// Four bytes, or 0 if it is not `valid`.
+__device__ __forceinline__ void copy4_async(void* to_shared, const void* from, bool valid) {
+#ifdef EMULATED
+    emulator::copy_later(to_shared, from, 4, valid ? 4 : 0);
+#else
+    unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(valid ? 4 : 0) : "memory");
 #endif
 }
 
@@ -468,6 +484,47 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&to)[4], cons
                  : "memory");
 #endif
 }
+
+// ---- Attention ----
+
+// The numbers first, first + 1, .. end - 1.
+struct Range {
+    int first, end;
+};
+
+// Which keys the queries of a sequence see, as `ops/attention.rs` says; `window` is 0 where there is none.
+struct Sight {
+    int t, causal, window;
+
+    __device__ __forceinline__ bool sees(int query, int key) const {
+        bool near = !causal || (key <= query && (window == 0 || query - key < window));
+        return near && query < t && key < t;
+    }
+
+    // The keys that at least one of the queries sees.
+    __device__ __forceinline__ Range keys_of(int first_query, int queries) const {
+        int first = window == 0 || first_query < window ? 0 : first_query - window + 1;
+        return {first, causal && first_query + queries < t ? first_query + queries : t};
+    }
+
+    // The queries that see at least one of the keys.
+    __device__ __forceinline__ Range queries_of(int first_key, int keys) const {
+        int left = t - first_key;
+        return {causal ? first_key : 0, window != 0 && keys - 1 + window < left ? first_key + keys - 1 + window : t};
+    }
+
+    // Whether all of the queries see all of the keys.
+    __device__ __forceinline__ bool sees_all(int first_query, int queries, int first_key, int keys) const {
+        int last_query = first_query + queries - 1, last_key = first_key + keys - 1;
+        return sees(first_query, last_key) && sees(last_query, first_key) && last_query < t;
+    }
+
+    // Whether none of the queries sees any of the keys.
+    __device__ __forceinline__ bool sees_none(int first_query, int queries, int first_key, int keys) const {
+        Range seen = keys_of(first_query, queries);
+        return first_query >= t || first_key >= seen.end || first_key + keys <= seen.first;
+    }
+};
 
 // ---- Random bits ----
 

@@ -1,28 +1,140 @@
-//! placeholder
-use super::{Element, Gpu, View, ViewMut};
-use crate::ops::attention::Shape;
+//! Attention as in [`crate::ops::attention`], whose [`Shape`] this takes: forward in bf16 and f32, backward in bf16.
+//!
+//! Head sizes go up to [`MAX_HEAD_SIZE_BF16`] and [`MAX_HEAD_SIZE_F32`]; scales are positive. Nothing is saved but what
+//! backward is given: `qkv`, `y` and the log-sum-exp. There is no dropout. Two runs give the same bits.
+
 use half::bf16;
+
+use super::{Arg, Dtype, Element, Gpu, Grid, View, ViewMut, optional};
+use crate::ops::attention::Shape;
+
+/// The largest head that forward and backward take in bf16.
+pub const MAX_HEAD_SIZE_BF16: usize = 128;
+/// The largest head that forward takes in f32.
+pub const MAX_HEAD_SIZE_F32: usize = 256;
+
+/// A kernel's head size, its block and its tiles, as they are in `kernels/attention*.cu`.
+struct Tiles {
+    /// Channels of a head, of which a smaller head uses the first.
+    channels: usize,
+    threads: u32,
+    /// Rows that a block owns: of queries, or of keys in the gradient of these.
+    rows: usize,
+    shared_bytes: usize,
+}
+
+impl Tiles {
+    /// Of the bf16 kernels: `owned` tiles of a block's own rows, and two stages of two tiles that pass by.
+    fn bf16(channels: usize, rows: usize, owned: usize, passing: usize, statistics: usize) -> Self {
+        let shared_bytes = 2 * channels * (owned * rows + 4 * passing) + 4 * 4 * statistics;
+        Self { channels, threads: 128, rows, shared_bytes }
+    }
+
+    fn forward_bf16(d: usize) -> Self {
+        if d <= 64 { Self::bf16(64, 128, 1, 64, 0) } else { Self::bf16(128, 128, 1, 32, 0) }
+    }
+
+    fn dkv(d: usize) -> Self {
+        if d <= 64 { Self::bf16(64, 128, 2, 32, 32) } else { Self::bf16(128, 64, 2, 32, 32) }
+    }
+
+    fn dq(d: usize) -> Self {
+        if d <= 64 { Self::bf16(64, 128, 2, 32, 0) } else { Self::bf16(128, 64, 2, 32, 0) }
+    }
+
+    /// Queries, keys or values in their place, and probabilities; rows are padded by four numbers.
+    fn forward_f32(d: usize) -> Self {
+        let (channels, threads, rows) = match d {
+            0..=64 => (64, 256, 64),
+            65..=128 => (128, 256, 64),
+            _ => (256, 128, 32),
+        };
+        let shared_bytes = 4 * (2 * rows * (channels + 4) + rows * (rows + 4));
+        Self { channels, threads, rows, shared_bytes }
+    }
+
+    fn launch(&self, gpu: &Gpu, kernel: &str, dtype: &str, shape: Shape, heads: usize, args: &[Arg]) {
+        let blocks = [shape.t.div_ceil(self.rows), heads, shape.b].map(|blocks| blocks as u32);
+        let grid = Grid { blocks, threads: self.threads, shared_bytes: self.shared_bytes as u32 };
+        gpu.launch(&format!("attention_{kernel}_d{}_{dtype}", self.channels), grid, args);
+    }
+}
+
+/// Asserts what [`crate::ops::attention`] does of sizes, and what kernels need besides.
+fn check(shape: Shape, max_d: usize, qkv: usize, y: usize, lse: usize, key_bias_ht: Option<View<f32>>) {
+    shape.check(key_bias_ht.map(|bias| bias.len()));
+    let n = shape.b * shape.t;
+    let expected = (n * shape.qkv_width(), n * shape.y_width(), n * shape.h);
+    assert_eq!((qkv, y, lse), expected, "sizes of an attention {shape:?}");
+    assert!((1..=max_d).contains(&shape.d), "head size of an attention {shape:?}");
+    assert!(shape.scale > 0.0, "scale of an attention {shape:?}");
+    assert!(shape.b <= 65_535 && shape.h <= 65_535, "sequences and heads of an attention {shape:?}");
+}
+
+/// The arguments that all kernels end with, from the biases on.
+fn shape_args(shape: Shape, key_bias_ht: Option<View<f32>>) -> [Arg; 9] {
+    let int = |value: usize| Arg::I32(value as i32);
+    // A window that reaches over the whole sequence is none.
+    let window = shape.window.filter(|&window| window < shape.t).unwrap_or(0);
+    [
+        optional(key_bias_ht),
+        int(key_bias_ht.map_or(0, |bias| bias.len() / shape.h)),
+        int(shape.t),
+        int(shape.h),
+        int(shape.kv_heads),
+        int(shape.d),
+        int(shape.causal.into()),
+        int(window),
+        Arg::F32(shape.scale),
+    ]
+}
+
+/// `y` and the log-sum-exp of each row of scores.
 pub fn forward<T: Element>(
-    _gpu: &Gpu,
-    _shape: Shape,
-    _y: ViewMut<T>,
-    _lse: ViewMut<f32>,
-    _qkv: View<T>,
-    _key_bias: Option<View<f32>>,
+    gpu: &Gpu,
+    shape: Shape,
+    y_btc: ViewMut<T>,
+    lse_bht: ViewMut<f32>,
+    qkv: View<T>,
+    key_bias_ht: Option<View<f32>>,
 ) {
+    let (max_d, tiles): (_, fn(usize) -> Tiles) = match T::DTYPE {
+        Dtype::Bf16 => (MAX_HEAD_SIZE_BF16, Tiles::forward_bf16),
+        Dtype::F32 => (MAX_HEAD_SIZE_F32, Tiles::forward_f32),
+    };
+    check(shape, max_d, qkv.len(), y_btc.len(), lse_bht.len(), key_bias_ht);
+    let mut args = vec![y_btc.arg(), lse_bht.arg(), qkv.arg()];
+    args.extend(shape_args(shape, key_bias_ht));
+    tiles(shape.d).launch(gpu, "forward", T::SUFFIX, shape, shape.h, &args);
 }
+
+/// `dqkv` from `dy` and what forward saved; `delta_bht` is memory of (b, h, t) that is overwritten.
+#[allow(clippy::too_many_arguments)]
 pub fn backward(
-    _gpu: &Gpu,
-    _shape: Shape,
-    _dqkv: ViewMut<bf16>,
-    _dy: View<bf16>,
-    _qkv: View<bf16>,
-    _y: View<bf16>,
-    _lse: View<f32>,
-    _key_bias: Option<View<f32>>,
-    _delta: ViewMut<f32>,
+    gpu: &Gpu,
+    shape: Shape,
+    mut dqkv: ViewMut<bf16>,
+    delta_bht: ViewMut<f32>,
+    dy_btc: View<bf16>,
+    qkv: View<bf16>,
+    y_btc: View<bf16>,
+    lse_bht: View<f32>,
+    key_bias_ht: Option<View<f32>>,
 ) {
+    check(shape, MAX_HEAD_SIZE_BF16, qkv.len(), y_btc.len(), lse_bht.len(), key_bias_ht);
+    let gradients = (dqkv.len(), dy_btc.len(), delta_bht.len());
+    assert_eq!(gradients, (qkv.len(), y_btc.len(), lse_bht.len()), "gradient sizes of an attention {shape:?}");
+    let [.., t, h, _, d, _, _, _] = shape_args(shape, key_bias_ht);
+    let (channels, rows) = (Tiles::dq(shape.d).channels, lse_bht.len());
+    let grid = Grid::new((rows * channels / 8).div_ceil(128), 128);
+    let args = [delta_bht.arg(), dy_btc.arg(), y_btc.arg(), Arg::U64(rows as u64), t, h, d];
+    gpu.launch(&format!("attention_backward_delta_d{channels}_bf16"), grid, &args);
+
+    let mut args = vec![dqkv.reborrow().arg(), dy_btc.arg(), qkv.arg(), lse_bht.arg(), delta_bht.arg()];
+    args.extend(shape_args(shape, key_bias_ht));
+    Tiles::dkv(shape.d).launch(gpu, "backward_dkv", "bf16", shape, shape.kv_heads, &args);
+    Tiles::dq(shape.d).launch(gpu, "backward_dq", "bf16", shape, shape.h, &args);
 }
-pub fn max_head_size<T: Element>() -> usize {
-    128
-}
+
+#[cfg(test)]
+mod tests;

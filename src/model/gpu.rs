@@ -25,7 +25,7 @@ use crate::dist::Collective;
 use crate::error::input;
 use crate::gpu::adamw::Rounding;
 use crate::gpu::gradient_norm::{self, Partials};
-use crate::gpu::{Buffer, Element, Gpu, OutOfMemory, adamw, attention, cast};
+use crate::gpu::{Buffer, Dtype, Element, Gpu, OutOfMemory, adamw, attention, cast};
 use crate::ops::random;
 use crate::optim::adamw::AdamW;
 use crate::recipe::{Bf16Rounding, Recompute};
@@ -88,7 +88,10 @@ pub fn scorer(gpu: &Gpu, arch: &Arch, params: &[f32], dtype: ScoreDtype) -> Resu
 }
 
 fn check_head_size<T: Element>(arch: &Arch) -> Result<()> {
-    let most = attention::max_head_size::<T>();
+    let most = match T::DTYPE {
+        Dtype::F32 => attention::MAX_HEAD_SIZE_F32,
+        Dtype::Bf16 => attention::MAX_HEAD_SIZE_BF16,
+    };
     if arch.head_size <= most {
         return Ok(());
     }

@@ -101,12 +101,13 @@ impl Shape {
         (0..self.t).step_by(TILE).map(move |first| first..(first + TILE).min(self.t))
     }
 
-    fn check(&self, key_bias_ht: Option<View<f32>>) {
+    /// Asserts that heads and window are possible and that there are as many key biases as it takes.
+    pub(crate) fn check(&self, num_key_biases: Option<usize>) {
         assert!(self.kv_heads > 0 && self.h.is_multiple_of(self.kv_heads), "heads of an attention {self:?}");
         assert!(self.window.is_none_or(|window| window > 0 && self.causal), "window of an attention {self:?}");
-        if let Some(bias) = key_bias_ht {
-            let fits = bias.len().is_multiple_of(self.h) && bias.len() / self.h >= self.t;
-            assert!(fits, "{} key biases of an attention {self:?}", bias.len());
+        if let Some(len) = num_key_biases {
+            let fits = len.is_multiple_of(self.h) && len / self.h >= self.t;
+            assert!(fits, "{len} key biases of an attention {self:?}");
         }
     }
 }
@@ -178,7 +179,7 @@ fn transposed(data: *const f32, row_stride: usize) -> Strided {
 }
 
 fn check(shape: Shape, qkv: usize, y: usize, lse: usize, key_bias_ht: Option<View<f32>>, scratch: &Scratch) {
-    shape.check(key_bias_ht);
+    shape.check(key_bias_ht.map(|bias| bias.len()));
     let n = shape.b * shape.t;
     let expected = (n * shape.qkv_width(), n * shape.y_width(), n * shape.h);
     assert_eq!((qkv, y, lse), expected, "sizes of an attention {shape:?}");
@@ -404,7 +405,7 @@ pub fn forward_cached(
     kv_cache: View<f32>,
     key_bias_ht: Option<View<f32>>,
 ) {
-    shape.check(key_bias_ht);
+    shape.check(key_bias_ht.map(|bias| bias.len()));
     let Shape { b, t, h, kv_heads, d, scale, .. } = shape;
     let (width, cache_width, group) = (shape.qkv_width(), 2 * kv_heads * d, shape.group());
     let expected = (b * width, b * capacity * cache_width, b * shape.y_width());

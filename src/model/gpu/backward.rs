@@ -42,6 +42,11 @@ impl Decoder<bf16> {
                     Recompute::Block => {
                         self.restore_input(params, pass, layer);
                         self.block_forward(params, pass, layer);
+                        if self.arch.residual == Residual::PostNorm {
+                            // The second norm reads what the block adds up last. It leaves its result where the input was.
+                            self.join(params, pass, layer);
+                            self.restore_input(params, pass, layer);
+                        }
                     }
                 }
             }
@@ -319,12 +324,12 @@ impl Decoder<bf16> {
             gpu,
             shape,
             part_mut(dqkv, n, width),
+            part_mut(delta, n, arch.heads),
             part(dinput, n, a),
             part(&qkv[block], n, width),
             attended,
             part(&log_sum_exp[block], n, arch.heads),
             positions.key_bias(),
-            part_mut(delta, n, arch.heads),
         );
         if let Some((shape, table)) = positions.rotary(arch, pass.row_len) {
             rotary::backward(gpu, shape, part_mut(dqkv, n, width), table);

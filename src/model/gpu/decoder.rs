@@ -249,7 +249,7 @@ impl<T: Element> Decoder<T> {
     }
 
     /// The MLP's branch; adds what a block's branches have to the stream, and takes the norm behind it.
-    fn join(&mut self, params: &Params<T>, pass: Pass, layer: usize) {
+    pub(super) fn join(&mut self, params: &Params<T>, pass: Pass, layer: usize) {
         let Self { gpu, arch, memory, .. } = &mut *self;
         let memory = memory.as_mut().expect("made by prepare");
         let (n, c, m) = (pass.n, arch.width, arch.mlp_width);

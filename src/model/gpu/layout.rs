@@ -148,7 +148,7 @@ mod tests {
             assert_eq!(head.len(), 384 * 24);
             assert_eq!(head[..300 * 24], params[layout.get("head.weight").unwrap().range.clone()]);
             assert!(head[300 * 24..].iter().all(|&x| x == 0.0));
-            assert!(parts.blocks.iter().all(|block| block.down.weight.address() % (DECAY_GROUP as u64 * 4) == 0));
+            assert!(parts.blocks.iter().all(|block| block.down.weight.address() % 256 == 0));
             let head = parts.head.unwrap().address();
             let mutable = device.parts_mut(&arch, buffer.view_mut());
             assert_eq!(mutable.head.unwrap().address(), head);

@@ -1,19 +1,19 @@
 //! Proof of the attention kernels: by the reference in f64 on the same inputs, and by both emulated GPUs giving the same bits.
 
 #![allow(clippy::unwrap_used)]
-#![allow(clippy::print_stderr)]
 
 use super::*;
 use crate::gpu::{Buffer, emulator};
 use crate::ops::attention::reference;
-use crate::ops::testing::{assert_close, relative_error, values, wide};
+use crate::ops::testing::{assert_close, values, wide};
 
-/// Of `y` in bf16. Its own rounding alone costs 1.7e-3, that of probabilities as much again in rows of few keys.
-const Y_TOLERANCE: f64 = 4e-3;
-/// Of gradients in bf16, which besides are made from a rounded `y` and rounded gradients of scores.
-const GRADIENT_TOLERANCE: f64 = 8e-3;
-/// Of everything in f32.
-const F32_TOLERANCE: f64 = 2e-6;
+/// Of `y` and the gradient of values in bf16: at most 2.5e-3 was seen, of which rounding the result alone costs 1.7e-3.
+const VALUE_TOLERANCE: f64 = 4.5e-3;
+/// Of the gradients of queries and keys, made from a rounded `y` and rounded gradients of scores: 3.2e-3 was seen, and 4.1e-3
+/// for two tokens.
+const SCORE_TOLERANCE: f64 = 7e-3;
+/// Of everything in f32: at most 6e-7 was seen.
+const F32_TOLERANCE: f64 = 1.2e-6;
 
 /// Elements before and behind each tensor in memory, which nothing may change.
 const MARGIN: usize = 8;
@@ -80,14 +80,14 @@ fn cases() -> Vec<Case> {
         case(1, 65, 4, 2, 12).window(5),
         case(1, 127, 2, 1, 64).window(1),
         case(1, 128, 1, 1, 128).window(64),
-        case(2, 128, 2, 1, 64),
+        case(1, 128, 4, 2, 64),
         case(1, 129, 2, 1, 80).not_causal(),
         case(1, 129, 2, 1, 64).not_causal().bias(),
         case(1, 130, 2, 1, 16).window(200),
-        case(2, 200, 3, 1, 64).shifted(1),
+        case(1, 200, 3, 1, 64).shifted(1),
         case(1, 200, 1, 1, 128).shifted(4).bias(),
         case(1, 200, 2, 2, 16).window(33).bias(),
-        case(1, 200, 4, 2, 64).not_causal(),
+        case(1, 200, 2, 1, 64).not_causal(),
         case(1, 300, 2, 1, 64).window(70),
         case(1, 300, 1, 1, 128).window(70),
         case(1, 333, 1, 1, 64),
@@ -183,47 +183,103 @@ fn part<T: Copy>(dqkv: &[T], which: usize, shape: Shape) -> Vec<T> {
     tokens.flat_map(|token| token[ends[which]..ends[which + 1]].iter().copied()).collect()
 }
 
-#[test]
-fn bf16_is_the_definition_over_odd_shapes() {
-    let mut worst = [0.0f64; 4];
-    for case in cases() {
-        let (shape, qkv, dy) = (case.shape, rounded(case.qkv()), rounded(case.dy()));
-        let Some([y, lse, dqkv]) = run_on_both::<bf16>(case, &qkv, Some(&dy)) else { return };
-        let bias = case.key_bias().map(|bias| wide(&bias));
-        let expected = reference::forward(shape, &wide(&qkv), bias.as_deref(), |_| 1.0);
-        worst[0] = worst[0].max(relative_error(&y, &expected));
-        assert_close(&y, &expected, Y_TOLERANCE, format!("y of {case:?}"));
-        assert_close(&lse, &log_sum_exps(case, &qkv), F32_TOLERANCE, format!("log-sum-exp of {case:?}"));
-        let expected = reference::backward(shape, &wide(&dy), &wide(&qkv), bias.as_deref(), |_| 1.0);
-        for (which, name) in ["dq", "dk", "dv"].iter().enumerate() {
-            let (actual, expected) = (part(&dqkv, which, shape), part(&expected, which, shape));
-            // A row of one key has no gradient of its query and key but rounding.
-            if (shape.t == 1 || shape.window == Some(1)) && which < 2 {
-                assert!(actual.iter().all(|x| x.abs() < 3e-2), "{name} of {case:?}");
-                continue;
-            }
-            worst[1 + which] = worst[1 + which].max(relative_error(&actual, &expected));
-            eprintln!("{case:?} {name} {:e}", relative_error(&actual, &expected));
-            assert_close(&actual, &expected, GRADIENT_TOLERANCE, format!("{name} of {case:?}"));
+/// Holds what the kernels make of a case to the definition.
+fn assert_bf16(case: Case) {
+    let (shape, qkv, dy) = (case.shape, rounded(case.qkv()), rounded(case.dy()));
+    let Some([y, lse, dqkv]) = run_on_both::<bf16>(case, &qkv, Some(&dy)) else { return };
+    let bias = case.key_bias().map(|bias| wide(&bias));
+    let expected = reference::forward(shape, &wide(&qkv), bias.as_deref(), |_| 1.0);
+    assert_close(&y, &expected, VALUE_TOLERANCE, format!("y of {case:?}"));
+    assert_close(&lse, &log_sum_exps(case, &qkv), F32_TOLERANCE, format!("log-sum-exp of {case:?}"));
+    let expected = reference::backward(shape, &wide(&dy), &wide(&qkv), bias.as_deref(), |_| 1.0);
+    let tolerances = [("dq", SCORE_TOLERANCE), ("dk", SCORE_TOLERANCE), ("dv", VALUE_TOLERANCE)];
+    for (which, (name, tolerance)) in tolerances.into_iter().enumerate() {
+        let (actual, expected) = (part(&dqkv, which, shape), part(&expected, which, shape));
+        // A row of one key has no gradient of its query and key but rounding.
+        if (shape.t == 1 || shape.window == Some(1)) && which < 2 {
+            assert!(actual.iter().all(|x| x.abs() < 3e-2), "{name} of {case:?}");
+        } else {
+            assert_close(&actual, &expected, tolerance, format!("{name} of {case:?}"));
         }
     }
-    eprintln!("worst {worst:?}");
 }
 
 #[test]
-fn f32_is_the_definition_over_odd_shapes() {
+fn bf16_is_the_definition_in_heads_of_up_to_64() {
+    cases().into_iter().filter(|case| case.shape.d <= 64).for_each(assert_bf16);
+}
+
+#[test]
+fn bf16_is_the_definition_in_heads_of_up_to_128() {
+    cases().into_iter().filter(|case| case.shape.d > 64).for_each(assert_bf16);
+}
+
+#[test]
+fn f32_is_the_definition() {
     let large = [case(1, 65, 2, 1, 256), case(1, 40, 2, 2, 160).bias(), case(1, 70, 1, 1, 256).window(9).shifted(1)];
-    let mut worst = [0.0f64; 2];
     for case in cases().into_iter().chain(large) {
         let qkv = case.qkv();
         let Some([y, lse, _]) = run_on_both::<f32>(case, &qkv, None) else { return };
         let bias = case.key_bias().map(|bias| wide(&bias));
         let expected = reference::forward(case.shape, &wide(&qkv), bias.as_deref(), |_| 1.0);
-        worst[0] = worst[0].max(relative_error(&y, &expected));
         assert_close(&y, &expected, F32_TOLERANCE, format!("y of {case:?}"));
-        let expected = log_sum_exps(case, &qkv);
-        worst[1] = worst[1].max(relative_error(&lse, &expected));
-        assert_close(&lse, &expected, F32_TOLERANCE, format!("log-sum-exp of {case:?}"));
+        assert_close(&lse, &log_sum_exps(case, &qkv), F32_TOLERANCE, format!("log-sum-exp of {case:?}"));
     }
-    eprintln!("worst {worst:?}");
+}
+
+fn assert_later_tokens_change_nothing<T: Element>(case: Case) {
+    let Shape { t, .. } = case.shape;
+    let (qkv, width, y_width) = (rounded(case.qkv()), case.shape.qkv_width(), case.shape.y_width());
+    let Some([expected, ..]) = run_on_both::<T>(case, &qkv, None) else { return };
+    for first_changed in [1, 64, t - 1] {
+        let mut changed = qkv.clone();
+        changed[first_changed * width..].fill(9.0);
+        let Some([y, ..]) = run_on_both::<T>(case, &changed, None) else { return };
+        assert_eq!(y[..first_changed * y_width], expected[..first_changed * y_width]);
+        assert_ne!(y[first_changed * y_width..], expected[first_changed * y_width..]);
+    }
+}
+
+#[test]
+fn later_tokens_change_no_bit_before_them() {
+    for case in [case(1, 130, 2, 1, 16), case(1, 70, 1, 1, 80)] {
+        assert_later_tokens_change_nothing::<bf16>(case);
+        assert_later_tokens_change_nothing::<f32>(case);
+    }
+}
+
+#[test]
+fn enormous_scores_and_biases_give_numbers() {
+    for case in [case(1, 70, 2, 1, 16), case(1, 70, 2, 1, 16).bias(), case(1, 70, 1, 1, 80).window(5).bias()] {
+        let qkv: Vec<f32> = case.qkv().into_iter().map(|x| 1e5 * x).collect();
+        let bf16 = run_on_both::<bf16>(case, &qkv, Some(&case.dy()));
+        let f32 = run_on_both::<f32>(case, &qkv, None);
+        for results in [bf16, f32].into_iter().flatten() {
+            assert!(results.iter().flatten().all(|x| x.is_finite()), "{case:?}");
+        }
+    }
+}
+
+#[test]
+fn not_a_number_reaches_every_later_token_of_its_head_and_no_other_sequence() {
+    let case = case(2, 70, 2, 2, 16);
+    let (y_width, mut qkv) = (case.shape.y_width(), case.qkv());
+    // A key of token 5 in head 1 of sequence 0 is not a number.
+    qkv[5 * case.shape.qkv_width() + y_width + 16 + 3] = f32::NAN;
+    let Some([y, _, dqkv]) = run_on_both::<bf16>(case, &qkv, Some(&case.dy())) else { return };
+    for y in [Some(y), run_on_both::<f32>(case, &qkv, None).map(|[y, ..]| y)].into_iter().flatten() {
+        for (token, y) in y.chunks(y_width).enumerate() {
+            assert!(y[..16].iter().all(|x| x.is_finite()), "head 0 of token {token}");
+            assert_eq!(y[16..].iter().all(|x| x.is_nan()), (5..70).contains(&token), "head 1 of token {token}");
+        }
+    }
+    assert!(dqkv[70 * case.shape.qkv_width()..].iter().all(|x| x.is_finite()));
+    assert!(part(&dqkv, 0, case.shape)[69 * y_width..][16..].iter().all(|x| x.is_nan()));
+}
+
+#[test]
+#[should_panic(expected = "head size of an attention")]
+fn larger_heads_are_refused() {
+    let Some([gpu, _]) = emulator::gpus() else { panic!("head size of an attention: not tested") };
+    run::<bf16>(&gpu, case(1, 1, 1, 1, 136), &[0.0; 3 * 136], None);
 }

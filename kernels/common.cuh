@@ -398,7 +398,7 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const unsigned (&a)[4], 
         const unsigned *a, *b;
     } payload{c, a, b};
     emulator::collective("mma_bf16", ALL_LANES, payload, [](Payload** lanes) {
-        float a[16][16], b[16][8];
+        float a[16][16], b[16][8], products[16][8] = {};
         for (int lane = 0; lane < 32; ++lane) {
             int g = lane / 4, i = lane % 4;
             for (int r = 0; r < 4; ++r) {
@@ -411,13 +411,13 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const unsigned (&a)[4], 
                 b[2 * i + 8 * r + 1][g] = high_of(lanes[lane]->b[r]);
             }
         }
-        for (int lane = 0; lane < 32; ++lane) {
-            for (int r = 0; r < 4; ++r) {
-                int row = lane / 4 + (r / 2) * 8, column = 2 * (lane % 4) + r % 2;
-                float sum = 0.0f;
-                for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
-                lanes[lane]->c[r] += sum;
+        for (int row = 0; row < 16; ++row) {
+            for (int k = 0; k < 16; ++k) {
+                for (int column = 0; column < 8; ++column) products[row][column] += a[row][k] * b[k][column];
             }
+        }
+        for (int lane = 0; lane < 32; ++lane) {
+            for (int r = 0; r < 4; ++r) lanes[lane]->c[r] += products[lane / 4 + (r / 2) * 8][2 * (lane % 4) + r % 2];
         }
     });
 #else

@@ -68,7 +68,6 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
     if args.json {
         let report = json!({
             "tokens_per_s": tokens_per_s, "step_s": step_s, "gflops": gflops, "peak_mib": peak_mib,
-            "device": placement.name(),
         });
         return printer.result(&report.to_string());
     }
@@ -85,7 +84,7 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
 /// Bytes that the shape takes where it is computed, and those that are free there, if that is known.
 fn memory_needed_and_free(args: &BenchArgs, arch: &Arch, placement: &Placement) -> Result<(u128, Option<u128>)> {
     Ok(match placement {
-        Placement::Cpu => (memory_needed(args, arch), super::check::free_memory()),
+        Placement::Cpu => (memory_needed(args, arch), super::machine::free_memory()),
         Placement::Gpu(card) => {
             let memory = gpu::memory_estimate(arch, args.batch, args.seq, Recompute::None);
             let needed = match args.what {

@@ -4,16 +4,16 @@
 //! to whoever prints; a recipe with violations gets its report all the same, and a refusal beside it (exit code 2).
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
 
-use crate::checkpoint;
+use super::machine;
 use crate::cli::CheckArgs;
 use crate::figures::{bytes, count, duration, scaled};
 use crate::metrics::printer::Printer;
 use crate::model::arch::Arch;
+use crate::model::gpu::GpuMemory;
 use crate::recipe::{Backend, Estimate, Examined, Recompute, Resolved, SAVE_BYTES_PER_SECOND, Source};
 
 /// Arithmetic per second assumed for "how long": what two CPU cores of this decade reach in f32.
@@ -51,7 +51,7 @@ pub fn check(args: &CheckArgs) -> Result<Report> {
             write(&mut text, &format!("  {:<12}  {why}", ""));
         }
     }
-    let notes = resolved.warnings.iter().map(|finding| source.located(finding)).chain(shortages(&resolved));
+    let notes = resolved.warnings.iter().map(|finding| source.located(finding)).chain(machine::shortages(&resolved));
     for note in notes {
         write(&mut text, &format!("  note        {note}"));
     }
@@ -200,10 +200,51 @@ fn ratio(value: f64) -> String {
     }
 }
 
-fn cost_lines(resolved: &Resolved, estimate: &Estimate) -> Vec<Line> {
-    let (arch, recipe) = (&resolved.arch, &resolved.recipe);
-    let (memory, disk) = (&estimate.memory, &estimate.disk);
-    let (activations, n) = (&memory.activations, count(estimate.num_parameters));
+fn memory_line(resolved: &Resolved, estimate: &Estimate) -> Line {
+    match machine::gpu_memory(resolved) {
+        Some(memory) => gpu_memory_line(resolved, &memory),
+        None => cpu_memory_line(resolved, estimate),
+    }
+}
+
+fn gpu_memory_line(resolved: &Resolved, memory: &GpuMemory) -> Line {
+    let train = &resolved.recipe.train;
+    Line {
+        label: "memory",
+        value: format!(
+            "{} on the GPU: weights {}, gradients {}, moments {}, activations {}, logits {}",
+            bytes(memory.total()),
+            bytes(memory.weights),
+            bytes(memory.gradients),
+            bytes(memory.moments),
+            bytes(memory.activations),
+            bytes(memory.logits)
+        ),
+        why: vec![
+            format!(
+                "activations: {} rows × {} tokens, with train.recompute: {}",
+                train.micro_batch,
+                resolved.row_len,
+                recompute(train.recompute)
+            ),
+            "CUDA itself and its libraries come on top: some hundred MiB; the host keeps a copy of weights and moments"
+                .to_owned(),
+        ],
+    }
+}
+
+fn recompute(choice: Recompute) -> &'static str {
+    match choice {
+        Recompute::None => "none",
+        Recompute::Mlp => "mlp",
+        Recompute::Block => "block",
+    }
+}
+
+fn cpu_memory_line(resolved: &Resolved, estimate: &Estimate) -> Line {
+    let recipe = &resolved.recipe;
+    let (memory, activations) = (&estimate.memory, &estimate.memory.activations);
+    let n = count(estimate.num_parameters);
     let tokens = (recipe.train.micro_batch as u128).saturating_mul(resolved.row_len as u128);
     let numbers_per_token = (activations.saved / 4).checked_div(tokens).unwrap_or(0);
     let saved = match recipe.model.backend {
@@ -212,39 +253,41 @@ fn cost_lines(resolved: &Resolved, estimate: &Estimate) -> Vec<Line> {
             recipe.train.micro_batch,
             resolved.row_len,
             count(numbers_per_token),
-            match recipe.train.recompute {
-                Recompute::None => "none",
-                Recompute::Mlp => "mlp",
-                Recompute::Block => "block",
-            }
+            recompute(recipe.train.recompute)
         ),
         Backend::Candle => {
             "activations: candle keeps every intermediate, attention and logits too; a rough count".into()
         }
     };
-    vec![
-        Line {
-            label: "memory",
-            value: format!(
-                "{}: weights {}, gradients {}, moments {}, activations {}",
-                bytes(memory.total()),
-                bytes(memory.weights),
-                bytes(memory.gradients),
-                bytes(memory.moments),
-                bytes(activations.total())
+    Line {
+        label: "memory",
+        value: format!(
+            "{}: weights {}, gradients {}, moments {}, activations {}",
+            bytes(memory.total()),
+            bytes(memory.weights),
+            bytes(memory.gradients),
+            bytes(memory.moments),
+            bytes(activations.total())
+        ),
+        why: vec![
+            format!("weights and gradients 4 bytes × {n} each, AdamW's two moments 8 bytes × {n}"),
+            saved,
+            format!(
+                "that is {}; {} more in the backward pass, {} for logits",
+                bytes(activations.saved),
+                bytes(activations.backward),
+                bytes(activations.logits)
             ),
-            why: vec![
-                format!("weights and gradients 4 bytes × {n} each, AdamW's two moments 8 bytes × {n}"),
-                saved,
-                format!(
-                    "that is {}; {} more in the backward pass, {} for logits",
-                    bytes(activations.saved),
-                    bytes(activations.backward),
-                    bytes(activations.logits)
-                ),
-                "the program itself, its tokenizer and text come on top: a few hundred MiB".to_owned(),
-            ],
-        },
+            "the program itself, its tokenizer and text come on top: a few hundred MiB".to_owned(),
+        ],
+    }
+}
+
+fn cost_lines(resolved: &Resolved, estimate: &Estimate) -> Vec<Line> {
+    let (arch, recipe, disk) = (&resolved.arch, &resolved.recipe, &estimate.disk);
+    let n = count(estimate.num_parameters);
+    vec![
+        memory_line(resolved, estimate),
         Line {
             label: "disk",
             value: format!(
@@ -300,36 +343,10 @@ fn cost_lines(resolved: &Resolved, estimate: &Estimate) -> Vec<Line> {
     ]
 }
 
-/// What this machine lacks for the run: worth a note, no reason to refuse, for the run may be meant for another machine.
-pub(super) fn shortages(resolved: &Resolved) -> Vec<String> {
-    let estimate = Estimate::of(resolved);
-    let mut notes = Vec::new();
-    let (memory, disk) = (estimate.memory.total(), estimate.disk.total());
-    if let Some(free) = free_memory().filter(|free| memory > *free) {
-        notes.push(format!("the run needs {} of memory; this machine has {} free", bytes(memory), bytes(free)));
-    }
-    if let Some(free) = free_disk(&resolved.run_dir).filter(|free| disk > *free) {
-        let dir = resolved.run_dir.display();
-        notes.push(format!("the run needs {} of disk space; {dir} has {} free", bytes(disk), bytes(free)));
-    }
-    notes
-}
-
-pub(super) fn free_memory() -> Option<u128> {
-    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u128 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
-}
-
-/// Free space where a folder is or would be made.
-fn free_disk(dir: &Path) -> Option<u128> {
-    checkpoint::free_bytes(super::existing_folder(dir)).ok().map(u128::from)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::fs;
     use std::path::PathBuf;
 
     use super::*;

@@ -6,6 +6,7 @@ pub mod check;
 pub mod compare;
 pub mod inspect;
 pub mod local;
+mod machine;
 pub mod publish;
 pub mod score;
 pub mod train;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use super::machine;
 use crate::cli::TrainArgs;
 use crate::contest;
 use crate::data::held_out::HeldOut;
@@ -18,6 +19,7 @@ use crate::model::config::{self, ModelConfig};
 use crate::model::layout::Layout;
 use crate::model::weights::ModelFiles;
 use crate::network;
+use crate::placement::Placement;
 use crate::recipe::{Estimate, Examined, Init, Recipe, Resolved, Source};
 use crate::train::{self, Start, first_model, run_folder};
 
@@ -28,12 +30,14 @@ pub fn run(args: &TrainArgs, printer: &Printer) -> Result<()> {
         (_, true) => Start::Fresh,
         _ => Start::Continue,
     };
-    let source = Source::read(&args.recipe, &args.set)?;
+    let mut overrides = args.set.clone();
+    overrides.extend(args.device.map(|device| format!("train.device={device}")));
+    let source = Source::read(&args.recipe, &overrides)?;
     let resolved = resolve(&source, source.recipe()?, start)?;
     for warning in &resolved.warnings {
         printer.warn(&source.located(warning));
     }
-    for shortage in super::check::shortages(&resolved) {
+    for shortage in machine::shortages(&resolved) {
         printer.warn(&shortage);
     }
     super::set_threads(Some(resolved.threads))?;
@@ -89,6 +93,7 @@ fn check_writable(run_dir: &Path) -> Result<()> {
 /// All that a run would meet, up to its first batch, without writing anything.
 fn dry_run(resolved: &Resolved, start: Start, printer: &Printer) -> Result<String> {
     let recipe = &resolved.recipe;
+    let placement = Placement::open(recipe.train.device, recipe.model.backend, printer)?;
     resolved.micro_steps(World::SINGLE.size)?;
     let found = run_folder::examine(&resolved.run_dir, recipe, start)?;
     check_writable(&resolved.run_dir)?;
@@ -131,11 +136,11 @@ fn dry_run(resolved: &Resolved, start: Start, printer: &Printer) -> Result<Strin
         lines.extend(contest::preview(resolved)?);
     }
     let estimate = Estimate::of(resolved);
-    lines.push(format!(
-        "Needs {} of memory and {} of disk.",
-        bytes(estimate.memory.total()),
-        bytes(estimate.disk.total())
-    ));
+    let memory = match (&placement, machine::gpu_memory(resolved)) {
+        (Placement::Gpu(card), Some(memory)) => format!("{} of the memory of {}", bytes(memory.total()), card.name()),
+        _ => format!("{} of memory", bytes(estimate.memory.total())),
+    };
+    lines.push(format!("Needs {memory} and {} of disk.", bytes(estimate.disk.total())));
     lines.push("All is well; nothing was written.".to_owned());
     Ok(lines.join("\n"))
 }

@@ -49,6 +49,9 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
     let held_out = HeldOut::read(&data, recipe.eval.rows, resolved.rules.criteria.sequence_length)?;
 
     warn_of_cut_text(&held_out, printer);
+    if let Placement::Gpu(card) = &placement {
+        printer.note(&format!("Computing on {}.", card.name()));
+    }
 
     let mut session = Session::open(resolved, start, &placement, &held_out, collective.world(), printer)?;
     let mut contest = RunContest::open(resolved, &placement, &data, printer)?;

@@ -179,6 +179,61 @@ fn a_named_pipe_in_a_model_folder_is_refused_instead_of_waited_for() {
     }
 }
 
+/// Whether this machine has a card; then what these tests refuse may well work.
+fn has_gpu() -> bool {
+    std::path::Path::new("/dev/nvidiactl").exists()
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_refused_with_a_sentence_before_anything_is_written() {
+    if has_gpu() {
+        return;
+    }
+    let dir = Dir::with_recipe(2);
+    let before = dir.listing();
+    for args in [&["--device", "cuda"][..], &["--set", "train.device=cuda:0"], &["--device", "cuda", "--dry-run"]] {
+        dir.train(args)
+            .run()
+            .assert_exit(2)
+            .assert_stderr_contains("no CUDA driver")
+            .assert_stderr_contains("cpu or auto");
+        assert_eq!(dir.listing(), before);
+    }
+    // The run may be meant for another machine.
+    dir.assay(&["check", "recipe.yaml", "--set", "train.device=cuda"])
+        .run()
+        .assert_exit(0)
+        .assert_stdout_contains("on the GPU")
+        .assert_stdout_contains("this machine has no GPU");
+
+    dir.train(&["--device", "auto"]).run().assert_exit(0);
+    dir.assay(&["local", "init"]).run().assert_exit(0);
+    for args in [
+        &["score", "run/latest"][..],
+        &["bench", "score", "--layers", "1", "--width", "8", "--seq", "8"],
+        &["compare", "--recipe", "recipe.yaml"],
+        &["publish", "run/latest", "--recipe", "recipe.yaml", "--repo", "me/model", "--gate"],
+    ] {
+        let outcome = dir.assay(args).args(&["--device", "cuda:1"]).run().assert_exit(2);
+        outcome.assert_stderr_contains("no CUDA driver");
+    }
+}
+
+#[test]
+fn a_device_that_does_not_exist_is_refused_with_those_that_do() {
+    let dir = Dir::with_recipe(2);
+    for device in ["gpu", "cuda:x", "0"] {
+        let set = format!("train.device=\"{device}\"");
+        refused(&dir, &["--set", &set])
+            .assert_stderr_contains("train.device")
+            .assert_stderr_contains("auto, cpu, cuda");
+        dir.train(&["--device", device]).run().assert_exit(2).assert_stderr_contains("auto, cpu, cuda");
+    }
+    refused(&dir, &["--set", "train.device=cuda", "--set", "model.backend=candle"])
+        .assert_stderr_contains("train.device")
+        .assert_stderr_contains("candle");
+}
+
 #[test]
 fn an_unknown_flag_or_verb_is_refused() {
     let dir = Dir::with_recipe(2);

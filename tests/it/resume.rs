@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
 use crate::util::{Dir, assert_same_run, last_recorded_step, latest_step, recipe, recorded};
 
 const STEPS: usize = 60;
@@ -98,6 +101,42 @@ fn a_run_is_not_continued_with_another_recipe() {
     dir.train(&["--set", "train.steps=2"]).run().assert_exit(2).assert_stderr_contains("3 steps of this run are done");
     dir.train(&["--set", "train.steps=5"]).run().assert_exit(0).assert_stderr_contains("train.steps was 3");
     assert_eq!(latest_step(&dir.path("run")), 5);
+}
+
+/// Rewrites the state of a checkpoint as another machine, or an earlier assay, would have written it.
+fn edit_state(run: &Path, step: u64, edit: impl FnOnce(&mut Map<String, Value>)) {
+    let dir = run.join(format!("state/step-{step:08}"));
+    let read =
+        |name: &str| -> Map<String, Value> { serde_json::from_slice(&fs::read(dir.join(name)).unwrap()).unwrap() };
+    let (mut state, mut manifest) = (read("state.json"), read("manifest.json"));
+    edit(&mut state);
+    let bytes = serde_json::to_vec(&state).unwrap();
+    let entries = manifest["state"].as_array_mut().unwrap();
+    let entry = entries.iter_mut().find(|entry| entry["file"] == "state.json").unwrap();
+    entry["bytes"] = bytes.len().into();
+    entry["sha256"] = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
+    fs::write(dir.join("state.json"), bytes).unwrap();
+    fs::write(dir.join("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+}
+
+/// Where a run was computed counts, not where it was asked for.
+#[test]
+fn a_run_that_goes_on_on_another_device_says_so() {
+    let dir = Dir::with_recipe(3);
+    let run = dir.path("run");
+    dir.train(&["--device", "cpu"]).run().assert_exit(0);
+    edit_state(&run, 3, |state| assert_eq!(state["device"], "cpu"));
+    let go_on = |device: &str, steps: &str| dir.train(&["--set", steps, "--device", device]).run().assert_exit(0);
+    let is_told = |stderr: &str| stderr.contains("the same curve, but with other rounding");
+
+    // Asked for otherwise, but it is the CPU again.
+    if !Path::new("/dev/nvidiactl").exists() {
+        assert!(!is_told(&go_on("auto", "train.steps=4").stderr));
+    }
+    edit_state(&run, latest_step(&run), |state| state["device"] = "a card".into());
+    go_on("cpu", "train.steps=5").assert_stderr_contains("the device was a card and is now cpu: the same curve");
+    edit_state(&run, 5, |state| assert!(state["device"] == "cpu" && state.remove("device").is_some()));
+    assert!(!is_told(&go_on("cpu", "train.steps=6").stderr));
 }
 
 #[test]

@@ -1,0 +1,77 @@
+//! What this machine has, and what it lacks for a run.
+
+use std::fs;
+use std::path::Path;
+
+use crate::checkpoint;
+use crate::figures::bytes;
+use crate::gpu::cuda;
+use crate::model::gpu::{self, GpuMemory};
+use crate::placement::may_be_gpu;
+use crate::recipe::{Bf16Rounding, DeviceChoice, Estimate, Resolved};
+
+/// What a run takes of a GPU's memory; `None` if it is for the CPU.
+pub(super) fn gpu_memory(resolved: &Resolved) -> Option<GpuMemory> {
+    let (model, train) = (&resolved.recipe.model, &resolved.recipe.train);
+    may_be_gpu(train.device, model.backend)
+        .then(|| gpu::memory_estimate(&resolved.arch, train.micro_batch, resolved.row_len, train.recompute))
+}
+
+/// What this machine lacks for the run: worth a note, no reason to refuse, for the run may be meant for another machine.
+pub(super) fn shortages(resolved: &Resolved) -> Vec<String> {
+    let estimate = Estimate::of(resolved);
+    let mut notes = Vec::new();
+    let train = &resolved.recipe.train;
+    let on_gpu = gpu_memory(resolved);
+    if let DeviceChoice::Cuda(index) = train.device
+        && index >= cuda::count()
+    {
+        notes.push(match cuda::count() {
+            0 => format!("train.device is {}; this machine has no GPU that assay can use", train.device),
+            num_cards => format!("train.device is {}; this machine has {num_cards} GPUs, from cuda:0", train.device),
+        });
+    }
+    if train.device == DeviceChoice::Auto && on_gpu.is_none() && train.bf16_rounding != Bf16Rounding::default() {
+        notes.push("train.bf16_rounding has no effect on this machine, where the CPU computes, in f32".to_owned());
+    }
+    // The host keeps a copy of what a checkpoint holds.
+    let memory = match on_gpu {
+        Some(_) => estimate.memory.weights.saturating_add(estimate.memory.moments),
+        None => estimate.memory.total(),
+    };
+    if let Some(free) = free_memory().filter(|free| memory > *free) {
+        notes.push(format!("the run needs {} of memory; this machine has {} free", bytes(memory), bytes(free)));
+    }
+    if let Some(memory) = on_gpu
+        && let Some((name, free)) = free_gpu_memory(train.device).filter(|(_, free)| memory.total() > *free)
+    {
+        notes.push(format!("the run needs {} of GPU memory; {name} has {} free", bytes(memory.total()), bytes(free)));
+    }
+    let disk = estimate.disk.total();
+    if let Some(free) = free_disk(&resolved.run_dir).filter(|free| disk > *free) {
+        let dir = resolved.run_dir.display();
+        notes.push(format!("the run needs {} of disk space; {dir} has {} free", bytes(disk), bytes(free)));
+    }
+    notes
+}
+
+/// Memory that programs may still take, if the system says.
+pub(super) fn free_memory() -> Option<u128> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u128 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// A card's name and its free memory, if it opens.
+fn free_gpu_memory(choice: DeviceChoice) -> Option<(String, u128)> {
+    let index = if let DeviceChoice::Cuda(index) = choice { index } else { 0 };
+    let card = cuda::open(index).ok()?;
+    let [free, _] = card.memory().ok()?;
+    Some((card.name(), free as u128))
+}
+
+/// Free space where a folder is or would be made.
+fn free_disk(dir: &Path) -> Option<u128> {
+    checkpoint::free_bytes(super::existing_folder(dir)).ok().map(u128::from)
+}

@@ -260,13 +260,13 @@ __device__ __forceinline__ float shuffle(float x, int lane) {
 }
 
 // The lanes for which it is true, as bits.
-__device__ __forceinline__ unsigned ballot(bool is_true) {
+__device__ __forceinline__ unsigned votes(bool is_true) {
 #ifdef EMULATED
     struct Payload {
         bool in;
         unsigned out;
     } payload{is_true, 0};
-    emulator::collective("ballot", ALL_LANES, payload, [](Payload** lanes) {
+    emulator::collective("votes", ALL_LANES, payload, [](Payload** lanes) {
         unsigned bits = 0;
         for (unsigned i = 0; i < 32; ++i) bits |= static_cast<unsigned>(lanes[i]->in) << i;
         for (unsigned i = 0; i < 32; ++i) lanes[i]->out = bits;

@@ -1,5 +1,6 @@
-//! Puts the kernels' PTX into the program: checks that `kernels/ptx` is what `scripts/build-kernels` made of the kernels as
-//! they are now, and writes the table that `src/gpu/kernels.rs` includes. No CUDA is needed, and nothing is compiled here.
+//! Puts the kernels' PTX into the program: checks that `kernels/ptx` is what `scripts/build-kernels` made of the
+//! kernels as they are now, and writes the table that `src/gpu/kernels.rs` includes. No CUDA is needed, and nothing is
+//! compiled here.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

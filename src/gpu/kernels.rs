@@ -1,5 +1,5 @@
-//! The kernels as this program carries them: PTX, compiled ahead of time from `kernels/*.cu` by `scripts/build-kernels`,
-//! checked by `build.rs`, and compiled for the card at hand by its driver.
+//! The kernels as this program carries them: PTX, compiled ahead of time from `kernels/*.cu` by
+//! `scripts/build-kernels`, checked by `build.rs`, and compiled for the card at hand by its driver.
 
 /// The kernels of one file.
 pub struct Module {

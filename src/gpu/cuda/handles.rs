@@ -1,5 +1,5 @@
-//! What CUDA hands out and wants back: the context, streams, events, pinned memory. Each is given back when it is dropped,
-//! for which its context must be current and alive; [`super::Cuda`] sees to both.
+//! What CUDA hands out and wants back: the context, streams, events, pinned memory. Each is given back when it is
+//! dropped, for which its context must be current and alive; [`super::Cuda`] sees to both.
 
 use std::ffi::c_void;
 use std::fmt::Display;

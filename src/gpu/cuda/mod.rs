@@ -1,11 +1,13 @@
 //! The [`Driver`] of NVIDIA's GPUs.
 //!
-//! It stands on the CUDA driver (`libcuda`, which comes with the card's driver) and on cuBLASLt. Both are loaded when the first
-//! GPU is asked for: this program starts and computes without them. Only functions are called that CUDA 12.0 has.
+//! It stands on the CUDA driver (`libcuda`, which comes with the card's driver) and on cuBLASLt. Both are loaded when
+//! the first GPU is asked for: this program starts and computes without them. Only functions are called that CUDA 12.0
+//! has.
 //!
-//! Work is queued in one stream, in the order of the calls; a second stream carries the uploads that run beside it. Memory is
-//! taken and given back in the first stream's order, from the device's own pool, which keeps what was given back. The kernels
-//! are compiled for the card when it is opened; the driver keeps the result on disk for the next time.
+//! Work is queued in one stream, in the order of the calls; a second stream carries the uploads that run beside it.
+//! Memory is taken and given back in the first stream's order, from the device's own pool, which keeps what was given
+//! back. The kernels are compiled for the card when it is opened; the driver keeps the result on disk for the next
+//! time.
 
 mod handles;
 mod products;
@@ -40,14 +42,14 @@ pub fn count() -> Result<usize> {
     let [driver, cublaslt] = unsafe { [sys::is_culib_present(), cudarc::cublaslt::sys::is_culib_present()] };
     if !driver {
         return Err(input(
-            "No GPU can be used, for libcuda.so.1 is missing: it comes with the NVIDIA driver. Install the driver of this \
-             machine's GPU; in a container, start it with access to the GPU.",
+            "No GPU can be used, for libcuda.so.1 is missing: it comes with the NVIDIA driver. Install the driver of \
+             this machine's GPU; in a container, start it with access to the GPU.",
         ));
     }
     if !cublaslt {
         return Err(input(
-            "No GPU can be used, for libcublasLt.so.12 or .so.13 is missing: it comes with the CUDA toolkit, and with the \
-             Python wheel nvidia-cublas. Add the folder that holds it to LD_LIBRARY_PATH.",
+            "No GPU can be used, for libcublasLt.so.12 or .so.13 is missing: it comes with the CUDA toolkit, and with \
+             the Python wheel nvidia-cublas. Add the folder that holds it to LD_LIBRARY_PATH.",
         ));
     }
     match result::init().and_then(|()| result::device::get_count()) {
@@ -101,8 +103,8 @@ struct Cuda {
     context: Context,
 }
 
-// SAFETY: the driver may be called from any thread that has made the context its own, which every method here does first,
-// and what changes lies behind mutexes.
+// SAFETY: the driver may be called from any thread that has made the context its own, which every method here does
+// first, and what changes lies behind mutexes.
 unsafe impl Send for Cuda {}
 // SAFETY: as above.
 unsafe impl Sync for Cuda {}
@@ -131,8 +133,8 @@ impl Cuda {
         if capability < OLDEST {
             let ([major, minor], [oldest_major, oldest_minor]) = (capability, OLDEST);
             return Err(input(format!(
-                "The {name} is too old: it has compute capability {major}.{minor}, and {oldest_major}.{oldest_minor} (as an \
-                 A100 has) is the least that will do."
+                "The {name} is too old: it has compute capability {major}.{minor}, and {oldest_major}.{oldest_minor} \
+                 (as an A100 has) is the least that will do."
             )));
         }
 
@@ -286,8 +288,8 @@ fn load(context: &Context, module: &kernels::Module) -> Result<(Module, Vec<(&'s
     if let Err(error) = compiled {
         let log = String::from_utf8_lossy(&log).trim_matches(['\0', '\n', ' ']).to_owned();
         bail!(
-            "The driver, which is for CUDA {}, could not compile the kernels of {}: {} {log}. A driver of version 525 or \
-             newer should.",
+            "The driver, which is for CUDA {}, could not compile the kernels of {}: {} {log}. A driver of version 525 \
+             or newer should.",
             driver_version(),
             module.name,
             sentence(error),

@@ -1,12 +1,12 @@
 //! Matrix products by cuBLASLt.
 //!
-//! cuBLASLt's matrices are column-major, ours row-major, and what one reads as a matrix the other reads as its transpose.
-//! So it is asked for `C^T = B^T A^T`: the operands change places, and so do m and n ([`column_major`]). Its bias is a
-//! column added to each column, which is ours: a row added to each row.
+//! cuBLASLt's matrices are column-major, ours row-major, and what one reads as a matrix the other reads as its
+//! transpose. So it is asked for `C^T = B^T A^T`: the operands change places, and so do m and n ([`column_major`]). Its
+//! bias is a column added to each column, which is ours: a row added to each row.
 //!
-//! Which algorithm suits a product is cuBLASLt's to say. It is asked once for each shape, order, formats and alignment, so
-//! that the same products of a run are always computed in the same way. Algorithms that cut k in parts must add the parts up
-//! in f32, in a fixed order.
+//! Which algorithm suits a product is cuBLASLt's to say. It is asked once for each shape, order, formats and alignment,
+//! so that the same products of a run are always computed in the same way. Algorithms that cut k in parts must add the
+//! parts up in f32, in a fixed order.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -28,9 +28,6 @@ const BIAS_ALIGNMENT: u64 = 16;
 /// `c = beta c + a b` in column-major order; columns follow each other without gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Gemm {
-    m: usize,
-    n: usize,
-    k: usize,
     a: Matrix,
     b: Matrix,
     c: Matrix,
@@ -45,17 +42,17 @@ struct Matrix {
     transposed: bool,
 }
 
-/// The same product with `a` and `b` exchanged: the row-major (r, c) matrix is the column-major (c, r) matrix of the same
-/// memory. The first operand must become B^T (n, k): a plain `b` lies as (k, n) in rows, which is (n, k) in columns, just that; a
-/// transposed one lies as (n, k) in rows, (k, n) in columns, and is to be transposed. The second must become A^T (k, m):
-/// a plain `a`, (m, k) in rows, is (k, m) in columns; a transposed one, (k, m) in rows, is (m, k) in columns, to be
-/// transposed. C, (m, n) in rows, is (n, m) in columns.
+/// The same product with `a` and `b` exchanged: the row-major (r, c) matrix is the column-major (c, r) matrix of the
+/// same memory. The first operand must become B^T (n, k): a plain `b` lies as (k, n) in rows, which is (n, k) in
+/// columns, just that; a transposed one lies as (n, k) in rows, (k, n) in columns, and is to be transposed. The second
+/// must become A^T (k, m): a plain `a`, (m, k) in rows, is (k, m) in columns; a transposed one, (k, m) in rows, is (m, k) in
+/// columns, to be transposed. C, (m, n) in rows, is (n, m) in columns.
 fn column_major([m, n, k]: [usize; 3], a_transposed: bool, b_transposed: bool) -> Gemm {
     let lying = |rows, columns, transposed| match transposed {
         false => Matrix { rows, columns, transposed },
         true => Matrix { rows: columns, columns: rows, transposed },
     };
-    Gemm { m: n, n: m, k, a: lying(n, k, b_transposed), b: lying(k, m, a_transposed), c: lying(n, m, false) }
+    Gemm { a: lying(n, k, b_transposed), b: lying(k, m, a_transposed), c: lying(n, m, false) }
 }
 
 /// Whether cuBLASLt can add a product's bias: it takes one of the destination's format, well aligned.
@@ -239,12 +236,11 @@ mod tests {
             assert!(row < matrix.rows && column < matrix.columns);
             data[row + column * matrix.rows]
         };
-        let mut c = vec![0.0; gemm.c.rows * gemm.c.columns];
-        for column in 0..gemm.n {
-            for row in 0..gemm.m {
-                c[row + column * gemm.c.rows] =
-                    (0..gemm.k).map(|i| at(&gemm.a, a, row, i) * at(&gemm.b, b, i, column)).sum();
-            }
+        let k = if gemm.a.transposed { gemm.a.rows } else { gemm.a.columns };
+        let mut c = Vec::new();
+        for column in 0..gemm.c.columns {
+            let element = |row| (0..k).map(|i| at(&gemm.a, a, row, i) * at(&gemm.b, b, i, column)).sum::<f32>();
+            c.extend((0..gemm.c.rows).map(element));
         }
         c
     }

@@ -1,10 +1,10 @@
 //! Uploads through pinned memory.
 //!
 //! The caller of an upload may reuse its bytes at once, so they must have been read when it returns. What CUDA says of
-//! copies from ordinary memory is that they "may" be synchronous, and may wait for the stream: with the copies of a step
-//! queued behind its kernels that would stop the host. So bytes are first copied into pinned memory here, which the GPU
-//! reads by itself: small uploads cost a `memcpy` and wait for nothing; of large ones (a model's 3 GB) one half of the pinned memory
-//! is filled while the GPU reads the other, which leaves the speed of the slower of the two.
+//! copies from ordinary memory is that they "may" be synchronous, and may wait for the stream: with the copies of a
+//! step queued behind its kernels that would stop the host. So bytes are first copied into pinned memory here, which
+//! the GPU reads by itself: small uploads cost a `memcpy` and wait for nothing; of large ones (a model's 3 GB) one half
+//! of the pinned memory is filled while the GPU reads the other, which leaves the speed of the slower of the two.
 
 use anyhow::Result;
 use cudarc::driver::result;

@@ -55,7 +55,7 @@ pub fn may_be_gpu(choice: DeviceChoice, backend: Backend) -> bool {
     match choice {
         DeviceChoice::Cpu => false,
         DeviceChoice::Cuda(_) => true,
-        DeviceChoice::Auto => backend == Backend::Native && cuda::count() > 0,
+        DeviceChoice::Auto => backend == Backend::Native && cuda::count().is_ok_and(|count| count > 0),
     }
 }
 

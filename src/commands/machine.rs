@@ -24,9 +24,9 @@ pub(super) fn shortages(resolved: &Resolved) -> Vec<String> {
     let train = &resolved.recipe.train;
     let on_gpu = gpu_memory(resolved);
     if let DeviceChoice::Cuda(index) = train.device
-        && index >= cuda::count()
+        && index >= cuda::count().unwrap_or(0)
     {
-        notes.push(match cuda::count() {
+        notes.push(match cuda::count().unwrap_or(0) {
             0 => format!("train.device is {}; this machine has no GPU that assay can use", train.device),
             num_cards => format!("train.device is {}; this machine has {num_cards} GPUs, from cuda:0", train.device),
         });

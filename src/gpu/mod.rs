@@ -1,6 +1,6 @@
 //! The device layer: memory, launches and matrix products of a GPU, behind one small trait.
 //!
-//! [`Driver`] is what a GPU must do; the one that does it is [`cuda`], over the CUDA driver and cuBLASLt, which are loaded
+//! [`Driver`] is what a GPU must do; the one that does it is in [`cuda`], over the CUDA driver and cuBLASLt, which are loaded
 //! at run time. In tests `emulator` takes its place: it runs the same kernels (`kernels/*.cu`), compiled by the machine's
 //! C++ compiler, in ordinary memory. Everything above, the launchers of the operations and the decoder, knows only
 //! [`Gpu`], so that what the tests hold to the definition is what runs on a card.
@@ -17,6 +17,7 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+mod bias;
 pub mod cast;
 pub mod column_sums;
 pub mod cross_entropy;
@@ -39,6 +40,8 @@ use std::sync::Arc;
 use anyhow::Result;
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
+
+use crate::figures;
 
 /// A number format that kernels compute in.
 pub trait Element: Pod + Send + Sync {
@@ -81,6 +84,21 @@ impl Element for bf16 {
     fn to_f32(self) -> f32 {
         bf16::to_f32(self)
     }
+}
+
+/// The device's memory does not suffice; what to do about it the caller knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the GPU is out of memory: {} was asked for, {} of {} is free",
+    figures::bytes(*.asked as u64), figures::bytes(*.free as u64), figures::bytes(*.total as u64)
+)]
+pub struct OutOfMemory {
+    /// Bytes that were asked for.
+    pub asked: usize,
+    /// Bytes that nobody has.
+    pub free: usize,
+    /// All of its bytes.
+    pub total: usize,
 }
 
 /// A place in the device's memory, in bytes; 0 is no place.
@@ -147,23 +165,6 @@ pub struct Operand {
     pub transposed: bool,
 }
 
-/// The device has no room for an allocation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the GPU is out of memory: {} MiB more were asked for, {} of {} MiB are free",
-    asked >> 20,
-    free >> 20,
-    total >> 20
-)]
-pub struct OutOfMemory {
-    /// Bytes asked for.
-    pub asked: usize,
-    /// Bytes that are free.
-    pub free: usize,
-    /// Bytes that the device has.
-    pub total: usize,
-}
-
 /// What a GPU does. Calls that return nothing are queued in order; their errors come out of the ones that return a
 /// [`Result`] and wait.
 pub trait Driver: Send + Sync {
@@ -177,7 +178,8 @@ pub trait Driver: Send + Sync {
     fn free(&self, address: Address, bytes: usize);
     /// Host to device; `bytes` may be reused at once.
     fn upload(&self, to: Address, bytes: &[u8]);
-    /// Host to device beside the queue; what is queued later sees it.
+    /// Host to device beside the queue; what is queued later sees it. Nothing that was queued before may still use the
+    /// place.
     fn upload_ahead(&self, to: Address, bytes: &[u8]);
     /// Device to host, after everything queued so far.
     fn download(&self, bytes: &mut [u8], from: Address) -> Result<()>;
@@ -216,7 +218,7 @@ impl Gpu {
     /// Takes `len` zeros.
     ///
     /// # Errors
-    /// Out of memory.
+    /// [`OutOfMemory`].
     pub fn zeros<T: Pod>(&self, len: usize) -> Result<Buffer<T>> {
         let bytes = len * size_of::<T>();
         let address = if bytes == 0 { 0 } else { self.0.allocate(bytes)? };
@@ -239,7 +241,8 @@ impl Gpu {
     }
 
     /// Host to device beside the queue, so that a batch arrives while the one before it is computed. The destination must
-    /// not be in use by anything queued.
+    /// not be in use by anything queued: let two buffers take turns, and be sure that the step that read this one is over,
+    /// because something was downloaded since.
     pub fn upload_ahead<T: Pod>(&self, to: ViewMut<T>, elements: &[T]) {
         assert_eq!(to.len(), elements.len(), "elements of an upload");
         if !elements.is_empty() {

@@ -84,7 +84,10 @@ pub(crate) fn golden_models() -> Vec<GoldenModel> {
 /// Losses, logits, gradients and refusals of every golden model, as the reference computed them and, where that is stored
 /// too, without its quirks.
 pub(crate) fn check_backend(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
-    check_scorer(LOSS_TOLERANCE, LOGIT_TOLERANCE, |arch, params| Box::new(CpuScorer { model: make(arch), params }));
+    check_scorer(
+        |_| [LOSS_TOLERANCE, LOGIT_TOLERANCE],
+        |arch, params| Box::new(CpuScorer { model: make(arch), params }),
+    );
     let mut num_with_gradients = 0;
     for GoldenModel { name, model, expected, tensors, batches } in golden_models() {
         if let Some(grad) = expected.get("grad") {
@@ -98,14 +101,15 @@ pub(crate) fn check_backend(make: impl Fn(&Arch) -> Box<dyn LossAndGradients>) {
     check_refusals(make);
 }
 
-/// Losses and logits of every golden model, with and without the reference's quirks.
+/// Losses and logits of every golden model, with and without the reference's quirks; `tolerances` are of a loss and of a
+/// logit, by the model's name.
 pub(crate) fn check_scorer(
-    loss_tolerance: f64,
-    logit_tolerance: f64,
+    tolerances: impl Fn(&str) -> [f64; 2],
     make: impl for<'a> Fn(&Arch, &'a [f32]) -> Box<dyn Scorer + 'a>,
 ) {
     let mut num_without_quirks = 0;
     for GoldenModel { name, model, expected, tensors, batches } in golden_models() {
+        let [loss_tolerance, logit_tolerance] = tolerances(&name);
         let check = |arch: &Arch, losses: &Value, logits: Option<&Tensor>, name: &str| {
             check_losses(&mut *make(arch, &model.params), arch, &batches, losses, loss_tolerance, name);
             if let Some(logits) = logits {

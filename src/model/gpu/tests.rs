@@ -3,12 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 use half::bf16;
+use serde_json::Value;
 
 use super::*;
+use crate::golden;
 use crate::gpu::emulator;
 use crate::model::arch::Reference;
-use crate::model::golden_tests::{GoldenModel, check_scorer, golden_models};
+use crate::model::golden_tests::{GoldenModel, check_scorer, golden_models, read_json};
 use crate::model::golden_training::{Tolerances, check_adamw, on_cpu};
+use crate::model::weights::{self, StoredRows};
 use crate::model::{self, LossAndGradients, decoder as cpu};
 use crate::ops::testing::relative_error;
 use crate::ops::{Device, random};
@@ -19,17 +22,35 @@ fn a_gpu() -> Option<Gpu> {
     emulator::gpus().map(|[gpu, _]| gpu)
 }
 
+/// What bfloat16 costs in PyTorch (`tests/golden/bf16/make.py`).
+fn autocast() -> Value {
+    read_json(golden::path("bf16/autocast.json"))
+}
+
+/// How much more it may cost here than in PyTorch.
+const ALLOWED: f64 = 1.25;
+
 #[test]
 fn losses_and_logits_in_f32_are_the_references() {
     let Some(gpu) = a_gpu() else { return };
-    check_scorer(5e-6, 2e-5, |arch, params| scorer(&gpu, arch, params, ScoreDtype::F32).unwrap());
+    check_scorer(|_| [5e-6, 2e-5], |arch, params| scorer(&gpu, arch, params, ScoreDtype::F32).unwrap());
 }
 
-/// Logits of the golden models are of size 1, and bfloat16 has a relative precision of 2^-8; a loss is a mean.
 #[test]
-fn losses_and_logits_in_bf16_are_near_the_references() {
+fn losses_and_logits_in_bf16_are_as_near_the_references_as_pytorchs() {
     let Some(gpu) = a_gpu() else { return };
-    check_scorer(5e-3, 3e-2, |arch, params| scorer(&gpu, arch, params, ScoreDtype::Bf16).unwrap());
+    let autocast = autocast();
+    let largest = |what: &str| {
+        let models = autocast["models"].as_object().unwrap().values();
+        models.map(|errors| errors[what].as_f64().unwrap()).fold(0.0, f64::max)
+    };
+    // A loss is a mean, whose error is a matter of luck: it is held to PyTorch's largest. So are models not measured there.
+    let (loss, logit) = (largest("loss"), largest("logit"));
+    let tolerances = |name: &str| {
+        let of_model = autocast["models"][name]["logit"].as_f64();
+        [ALLOWED * loss, ALLOWED * of_model.unwrap_or(logit)]
+    };
+    check_scorer(tolerances, |arch, params| scorer(&gpu, arch, params, ScoreDtype::Bf16).unwrap());
 }
 
 /// Loss and gradients, in the host's order, of an engine's first pass.
@@ -38,18 +59,18 @@ fn loss_and_gradients(gpu: &Gpu, arch: &Arch, recompute: Recompute, params: &[f3
     let options = Options { recompute, ..Options::usual(&layout) };
     let mut engine = GpuEngine::new(gpu, arch, &options, Weights::starting_at(params)).unwrap();
     engine.zero_gradients();
-    let loss = engine.accumulate(rows, 0.5, None).unwrap();
+    let loss = engine.accumulate(rows, 1.0, None).unwrap();
     (loss, engine.host_gradients().unwrap())
 }
 
 #[test]
-fn gradients_in_bf16_are_near_those_in_f32() {
+fn gradients_in_bf16_are_as_near_those_in_f32_as_pytorchs() {
     let Some(gpu) = a_gpu() else { return };
+    let autocast = autocast();
+    let length = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
     let mut num_models = 0;
-    for GoldenModel { name, model, expected, batches, .. } in golden_models() {
-        if expected.get("grad").is_none() {
-            continue;
-        }
+    for GoldenModel { name, model, batches, .. } in golden_models() {
+        let Some(errors) = autocast["models"].get(&name) else { continue };
         num_models += 1;
         let arch = model.config.arch.seen_by(Reference::Transformers4_38_0);
         let (tokens, row_len) = (batches[..2].concat(), batches[0].len());
@@ -57,22 +78,30 @@ fn gradients_in_bf16_are_near_those_in_f32() {
         let (loss, gradients) = loss_and_gradients(&gpu, &arch, Recompute::None, &model.params, rows);
         let mut reference = vec![0.0; gradients.len()];
         let mut on_cpu = cpu::Decoder::new(Device::cpu(), &arch);
-        let expected = on_cpu.loss_and_gradients(&model.params, &mut reference, rows, 0.5, None).unwrap();
-        assert!((loss - f64::from(expected)).abs() <= 5e-3, "{name}: loss {loss} instead of {expected}");
-        let error = relative_error(&gradients, &reference);
-        eprintln!("OURS {name} {error}");
-        if true { continue; }
-        assert!(error <= 2e-2, "{name}: gradients are off by {error}");
-        let global = reference.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-        for param in model.layout.params() {
-            let (a, b) = (&gradients[param.range.clone()], &reference[param.range.clone()]);
-            let difference = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
-            let size = b.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-            let allowed = (3e-2 * size).max(3e-3 * global);
-            assert!(difference <= allowed, "{name}, {}: {difference} of {size}, {global} in all", param.name);
+        let expected = on_cpu.loss_and_gradients(&model.params, &mut reference, rows, 1.0, None).unwrap();
+        assert!((loss - f64::from(expected)).abs() <= 2e-3, "{name}: loss {loss} instead of {expected}");
+        let difference: Vec<f64> = gradients.iter().zip(&reference).map(|(a, b)| f64::from(a - b)).collect();
+        let global = length(&mut reference.iter().map(|&x| f64::from(x)));
+        let all = length(&mut difference.iter().copied());
+        let allowed = ALLOWED * errors["gradient"].as_f64().unwrap();
+        assert!(all <= allowed, "{name}: gradients of {global} are off by {all}, PyTorch's by {}", errors["gradient"]);
+        // Parameters as they are stored: a part of one of ours may be a tensor, or several of ours one.
+        for StoredRows { name: tensor, param, rows, .. } in weights::stored_rows(&arch, &model.layout) {
+            let Some(error) = errors["gradient_per_parameter"][&tensor].as_f64() else { continue };
+            let param = &model.layout.params()[param];
+            let row_len: usize = param.shape[1..].iter().product();
+            let mut elements = rows.iter().flat_map(|rows| {
+                let start = param.range.start;
+                difference[start + rows.start * row_len..start + rows.end * row_len].iter().copied()
+            });
+            let off = length(&mut elements);
+            assert!(
+                off <= (ALLOWED * error).max(1e-3 * global),
+                "{name}, {tensor}: off by {off}, PyTorch's by {error}"
+            );
         }
     }
-    assert!(num_models > 0);
+    assert!(num_models >= 30);
 }
 
 #[test]
@@ -98,9 +127,17 @@ fn recomputing_changes_no_bit_and_neither_does_the_order_of_threads() {
 }
 
 #[test]
-fn thirty_golden_steps_in_bf16_follow_the_trajectory_in_f32() {
+fn thirty_golden_steps_in_bf16_follow_the_trajectory_in_f32_as_pytorchs_do() {
     let Some(gpu) = a_gpu() else { return };
-    let tolerances = Tolerances { loss: 1e-2, gradient_norm: 2e-2, weight: 4e-3, weight_norm: 2e-3 };
+    let errors = &autocast()["training"];
+    // Steps amplify what differs, so that one trajectory's errors are a looser yardstick than one gradient's.
+    let allowed = |what: &str| 1.5 * errors[what].as_f64().unwrap();
+    let tolerances = Tolerances {
+        loss: allowed("loss"),
+        gradient_norm: allowed("gradient_norm"),
+        weight: allowed("weight"),
+        weight_norm: allowed("way"),
+    };
     check_adamw(tolerances, |arch, options, weights| engine(&gpu, arch, options, weights).unwrap());
 }
 
@@ -144,26 +181,24 @@ fn a_small_llama_trains_as_on_the_cpu() {
 #[test]
 fn the_estimate_is_what_is_allocated_and_a_step_allocates_nothing_after_the_first() {
     let Some(gpu) = a_gpu() else { return };
-    for GoldenModel { name, model, .. } in golden_models() {
+    let names = ["gpt2", "llama", "bart", "gptj", "gpt_neox", "phi_gqa"];
+    for GoldenModel { name, model, .. } in golden_models().into_iter().filter(|golden| names.contains(&&*golden.name)) {
         let arch = &model.config.arch;
         for (recompute, rows) in [(Recompute::None, 3), (Recompute::Mlp, 2), (Recompute::Block, 1)] {
             let row_len = 9;
             let before = gpu.memory().unwrap()[0];
             let options = Options { recompute, ..Options::usual(&model.layout) };
-            let Ok(mut engine) = engine(&gpu, arch, &options, Weights::starting_at(&model.params)) else { continue };
+            let mut engine = engine(&gpu, arch, &options, Weights::starting_at(&model.params)).unwrap();
             let tokens = vec![1; rows * row_len];
             let step = |engine: &mut dyn Engine| {
                 engine.zero_gradients();
-                let accumulated = engine.accumulate(Rows::new(&tokens, rows, row_len), 1.0, None);
+                engine.accumulate(Rows::new(&tokens, rows, row_len), 1.0, None).unwrap();
                 engine.gradient_norm().unwrap();
                 engine.update(0, 1e-3, 1.0).unwrap();
-                accumulated.is_ok()
             };
-            if !step(&mut *engine) {
-                continue; // a model without losses
-            }
+            step(&mut *engine);
             let taken = (before - gpu.memory().unwrap()[0]) as f64;
-            assert!(step(&mut *engine));
+            step(&mut *engine);
             assert_eq!(before - gpu.memory().unwrap()[0], taken as usize, "{name} allocates in its second step");
             let estimate = memory_estimate(arch, rows, row_len, recompute).total() as f64;
             // Beside them are tables of angles, flags of decay and parts of a norm.

@@ -129,7 +129,7 @@ impl Training {
         let layout = Layout::of(&arch);
         let mut options = Options { optimizer: optimizer.clone(), ..Options::usual(&layout) };
         if decay == Decay::Everything {
-            options.decayed = vec![0..layout.len()];
+            options.decayed = std::iter::once(0..layout.len()).collect();
         }
         let engine = make(&arch, &options, Weights::starting_at(&read_params(&folder, &layout)));
         Self { layout, engine }

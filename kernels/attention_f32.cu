@@ -149,7 +149,7 @@ __device__ __forceinline__ void forward(float* y, float* log_sum_exp, const floa
 } // namespace
 
 #define KERNEL(D, ROWS)                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(4 * ROWS) attention_forward_d##D##_f32(                                  \
+    extern "C" __global__ void __launch_bounds__(4 * ROWS, 1) attention_forward_d##D##_f32(                                  \
         float* y, float* log_sum_exp, const float* qkv, const float* key_bias, int bias_stride, int t, int h,             \
         int kv_heads, int d, int causal, int window, float scale) {                                                       \
         forward<D, ROWS>(y, log_sum_exp, qkv, key_bias, bias_stride, t, h, kv_heads, d, {t, causal, window}, scale);      \

@@ -66,7 +66,8 @@ impl Case {
     }
 }
 
-/// Lengths around the sizes of tiles, every kind of mask, groups of heads, heads that fill a tile or not.
+/// Lengths around the sizes of tiles, every kind of mask, groups of heads, heads that fill a tile or not. With a window of 66
+/// the last query that sees a key of a tile is the first of another tile, and the first key in turn the last.
 fn cases() -> Vec<Case> {
     vec![
         case(2, 1, 2, 1, 64),
@@ -88,8 +89,8 @@ fn cases() -> Vec<Case> {
         case(1, 200, 1, 1, 128).shifted(4).bias(),
         case(1, 200, 2, 2, 16).window(33).bias(),
         case(1, 200, 2, 1, 64).not_causal(),
-        case(1, 300, 2, 1, 64).window(70),
-        case(1, 300, 1, 1, 128).window(70),
+        case(1, 300, 2, 1, 64).window(66),
+        case(1, 300, 1, 1, 128).window(66),
         case(1, 333, 1, 1, 64),
     ]
 }
@@ -274,7 +275,7 @@ fn not_a_number_reaches_every_later_token_of_its_head_and_no_other_sequence() {
         }
     }
     assert!(dqkv[70 * case.shape.qkv_width()..].iter().all(|x| x.is_finite()));
-    assert!(part(&dqkv, 0, case.shape)[69 * y_width..][16..].iter().all(|x| x.is_nan()));
+    assert!(part(&dqkv, 0, case.shape)[69 * y_width..70 * y_width][16..].iter().all(|x| x.is_nan()));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::recipe::{Bf16Rounding, DeviceChoice, Estimate, Resolved};
 /// What a run takes of a GPU's memory; `None` if it is for the CPU.
 pub(super) fn gpu_memory(resolved: &Resolved) -> Option<GpuMemory> {
     let (model, train) = (&resolved.recipe.model, &resolved.recipe.train);
-    may_be_gpu(train.device, model.backend)
+    may_be_gpu(resolved.device(), model.backend)
         .then(|| gpu::memory_estimate(&resolved.arch, train.micro_batch, resolved.row_len, train.recompute))
 }
 

@@ -93,7 +93,7 @@ fn check_writable(run_dir: &Path) -> Result<()> {
 /// All that a run would meet, up to its first batch, without writing anything.
 fn dry_run(resolved: &Resolved, start: Start, printer: &Printer) -> Result<String> {
     let recipe = &resolved.recipe;
-    let placement = Placement::open(recipe.train.device, recipe.model.backend, printer)?;
+    let placement = Placement::open(resolved.device(), recipe.model.backend, printer)?;
     resolved.micro_steps(World::SINGLE.size)?;
     let found = run_folder::examine(&resolved.run_dir, recipe, start)?;
     check_writable(&resolved.run_dir)?;

@@ -23,9 +23,10 @@ use super::scorer::Scorer;
 use super::{DropoutSeed, Rows};
 use crate::dist::Collective;
 use crate::error::input;
+use crate::figures;
 use crate::gpu::adamw::Rounding;
 use crate::gpu::gradient_norm::{self, Partials};
-use crate::gpu::{Buffer, Dtype, Element, Gpu, OutOfMemory, adamw, attention, cast};
+use crate::gpu::{Buffer, Dtype, Gpu, OutOfMemory, adamw, attention, cast};
 use crate::ops::random;
 use crate::optim::adamw::AdamW;
 use crate::recipe::{Bf16Rounding, Recompute};
@@ -68,38 +69,39 @@ impl Stored {
     }
 }
 
-/// A model on the GPU, to be scored in the number format of the rules.
-///
-/// # Errors
-/// Out of memory; heads larger than the kernels take.
-pub fn scorer(gpu: &Gpu, arch: &Arch, params: &[f32], dtype: ScoreDtype) -> Result<Box<dyn Scorer>> {
-    Ok(match dtype {
-        ScoreDtype::F32 => {
-            check_head_size::<f32>(arch)?;
-            let stored = Stored::new(gpu, arch, params, false)?;
-            Box::new(GpuScorer { decoder: Decoder::<f32>::new(gpu, arch, Recompute::None), stored })
-        }
-        ScoreDtype::Bf16 => {
-            check_head_size::<bf16>(arch)?;
-            let stored = Stored::new(gpu, arch, params, true)?;
-            Box::new(GpuScorer { decoder: Decoder::<bf16>::new(gpu, arch, Recompute::None), stored })
-        }
-    })
+/// Whether the kernels can score a model.
+pub fn can_score(arch: &Arch, dtype: ScoreDtype) -> bool {
+    arch.head_size <= max_head_size(if dtype == ScoreDtype::F32 { Dtype::F32 } else { Dtype::Bf16 })
 }
 
-fn check_head_size<T: Element>(arch: &Arch) -> Result<()> {
-    let most = match T::DTYPE {
+/// Why a GPU cannot train a model, if it cannot.
+pub fn cannot_train(arch: &Arch, dropout: f32) -> Option<String> {
+    let most = max_head_size(Dtype::Bf16);
+    if arch.head_size > most {
+        return Some(format!("a GPU trains heads of up to {most} channels, and this model's have {}", arch.head_size));
+    }
+    (dropout > 0.0).then(|| "a GPU trains without dropout, and model.dropout is not 0".to_owned())
+}
+
+fn max_head_size(dtype: Dtype) -> usize {
+    match dtype {
         Dtype::F32 => attention::MAX_HEAD_SIZE_F32,
         Dtype::Bf16 => attention::MAX_HEAD_SIZE_BF16,
-    };
-    if arch.head_size <= most {
-        return Ok(());
     }
-    let (size, format) = (arch.head_size, T::SUFFIX);
-    Err(input(format!(
-        "attention on a GPU takes heads of up to {most} channels in {format}, and this model's have {size}: choose the device \
-         cpu, or smaller heads"
-    )))
+}
+
+/// A model on the GPU, to be scored in the number format of the rules; one that it [`can_score`].
+///
+/// # Errors
+/// Out of memory.
+pub fn scorer(gpu: &Gpu, arch: &Arch, params: &[f32], dtype: ScoreDtype) -> Result<Box<dyn Scorer>> {
+    ensure!(can_score(arch, dtype), "heads of {} channels are too large for the GPU's kernels", arch.head_size);
+    let is_rounded = dtype == ScoreDtype::Bf16;
+    let stored = Stored::new(gpu, arch, params, is_rounded).context("scoring on a GPU; on the CPU: --device cpu")?;
+    Ok(match dtype {
+        ScoreDtype::F32 => Box::new(GpuScorer { decoder: Decoder::<f32>::new(gpu, arch, Recompute::None), stored }),
+        ScoreDtype::Bf16 => Box::new(GpuScorer { decoder: Decoder::<bf16>::new(gpu, arch, Recompute::None), stored }),
+    })
 }
 
 struct GpuScorer<T> {
@@ -162,7 +164,6 @@ pub(crate) struct GpuEngine {
 
 impl GpuEngine {
     pub(crate) fn new(gpu: &Gpu, arch: &Arch, options: &Options, weights: Weights) -> Result<Self> {
-        check_head_size::<bf16>(arch)?;
         let host_len = weights.params.len();
         let make = || -> Result<_> {
             let stored = Stored::new(gpu, arch, weights.params.as_slice(), true)?;
@@ -172,7 +173,16 @@ impl GpuEngine {
             stored.layout.upload(gpu, &mut squares, weights.squares.as_slice());
             Ok((stored, gpu.zeros(len)?, means, squares))
         };
-        let (stored, gradients, means, squares) = make().context("parameters, gradients and moments")?;
+        if let Some(reason) = cannot_train(arch, 0.0) {
+            return Err(input(format!("{reason}: choose the device cpu, or smaller heads")));
+        }
+        let (stored, gradients, means, squares) = make().map_err(|error| match error.downcast_ref::<OutOfMemory>() {
+            Some(_) => input(format!(
+                "{error}. Parameters, gradients and moments alone take {}: choose a smaller model, or a larger card.",
+                figures::bytes(layout::device_len_of(arch).saturating_mul(18))
+            )),
+            None => error,
+        })?;
         let decays = stored.layout.decays(&options.decayed);
         Ok(Self {
             gpu: gpu.clone(),

@@ -36,11 +36,11 @@ impl Scoring {
         Self { placement: Placement::Cpu, backend, dtype: ScoreDtype::F32 }
     }
 
-    /// A model with these weights, flat in the order of its [`Layout`](super::layout::Layout).
+    /// A model with these weights; where the GPU's kernels cannot score it, on the CPU, lest a rival be left out. They are flat in the order of its [`Layout`](super::layout::Layout).
     pub fn scorer<'a>(&self, arch: &Arch, params: &'a [f32]) -> Result<Box<dyn Scorer + 'a>> {
         match &self.placement {
-            Placement::Cpu => Ok(Box::new(CpuScorer { model: super::backend(self.backend, arch), params })),
-            Placement::Gpu(card) => Ok(gpu::scorer(card, arch, params, self.dtype)?),
+            Placement::Gpu(card) if gpu::can_score(arch, self.dtype) => gpu::scorer(card, arch, params, self.dtype),
+            _ => Ok(Box::new(CpuScorer { model: super::backend(self.backend, arch), params })),
         }
     }
 }

@@ -8,11 +8,12 @@ use std::thread;
 
 use anyhow::Result;
 
-use super::{Network, PublishMode, Recipe, validate, warnings};
+use super::{DeviceChoice, Network, PublishMode, Recipe, validate, warnings};
 use crate::error::input;
 use crate::figures::count;
 use crate::model::arch::Arch;
 use crate::model::config::{self, Sizes};
+use crate::model::gpu;
 use crate::rules::{DEFAULT_BLOCK, Rules, Tokenizer};
 
 /// Something to mend or to know about one key.
@@ -125,6 +126,16 @@ impl Resolved {
     /// Whether training is to publish, or to ask about it.
     pub fn publishes(&self) -> bool {
         self.recipe.score.every > 0 && self.recipe.publish.mode != Some(PublishMode::Never)
+    }
+
+    /// Where the recipe has it trained: `auto` means the CPU where a GPU cannot train the model.
+    pub fn device(&self) -> DeviceChoice {
+        match self.recipe.train.device {
+            DeviceChoice::Auto if gpu::cannot_train(&self.arch, self.recipe.model.dropout).is_some() => {
+                DeviceChoice::Cpu
+            }
+            choice => choice,
+        }
     }
 
     /// Forward and backward passes per optimizer step on each of `world_size` devices.

@@ -13,6 +13,7 @@ use super::shrink::shrink;
 use super::{Backend, DeviceChoice, Init, SourceKind};
 use crate::figures::{bytes, count};
 use crate::hub::model_id::split_repo_id;
+use crate::model::gpu;
 use crate::placement::CANDLE_ON_CPU;
 use crate::rules::Tokenizer;
 
@@ -227,6 +228,11 @@ fn portions(findings: &mut Findings, resolved: &Resolved) {
         "train.device",
         CANDLE_ON_CPU,
     );
+    if let (DeviceChoice::Cuda(_), Some(reason)) =
+        (recipe.train.device, gpu::cannot_train(&resolved.arch, recipe.model.dropout))
+    {
+        findings.add("train.device", format!("{reason}; choose the device cpu, or auto, which then means it"));
+    }
     findings.add_if(
         resolved.arch.max_row_len().is_some_and(|longest| resolved.row_len > longest),
         "train.sequence_length",
@@ -453,5 +459,23 @@ mod tests {
             assert_eq!(paths_of(|recipe| recipe.name = name.to_owned()), ["name"], "{name:?}");
         }
         assert!(paths_of(|recipe| recipe.name = "Run_2.b-1".into()).is_empty());
+    }
+
+    #[test]
+    fn what_a_gpu_cannot_train_is_refused_by_name_and_auto_means_the_cpu() {
+        let large_heads = |recipe: &mut Recipe| (recipe.model.width, recipe.model.heads) = (272, 2);
+        let dropout = |recipe: &mut Recipe| recipe.model.dropout = 0.1;
+        for change in [large_heads as fn(&mut Recipe), dropout] {
+            assert!(paths_of(change).is_empty());
+            let on_cuda = |recipe: &mut Recipe| {
+                change(recipe);
+                recipe.train.device = DeviceChoice::Cuda(0);
+            };
+            assert_eq!(paths_of(on_cuda), ["train.device"]);
+            let mut recipe = small();
+            change(&mut recipe);
+            assert_eq!(recipe.examine().resolved.device(), DeviceChoice::Cpu);
+        }
+        assert_eq!(small().examine().resolved.device(), DeviceChoice::Auto);
     }
 }

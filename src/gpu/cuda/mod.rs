@@ -30,6 +30,8 @@ use staging::Staging;
 
 /// The oldest cards with bfloat16 and asynchronous copies.
 const OLDEST: [i32; 2] = [8, 0];
+/// The oldest version of CUDA that a driver may be for.
+const OLDEST_CUDA: i32 = 12_000;
 /// Dynamic shared memory that a kernel gets without asking.
 const PLAIN_SHARED_BYTES: u32 = 48 << 10;
 
@@ -51,6 +53,17 @@ pub fn count() -> Result<usize> {
             "No GPU can be used, for libcublasLt.so.12 or .so.13 is missing: it comes with the CUDA toolkit, and with \
              the Python wheel nvidia-cublas. Add the folder that holds it to LD_LIBRARY_PATH.",
         ));
+    }
+    let mut version = 0;
+    // SAFETY: writes an int; needs no initialised driver.
+    let asked = unsafe { sys::cuDriverGetVersion(&mut version) }.result();
+    // Before anything else is called: a function that an older driver lacks would end the program.
+    if asked.is_ok() && version < OLDEST_CUDA {
+        return Err(input(format!(
+            "No GPU can be used, for the NVIDIA driver is for CUDA {}.{}: version 525 or newer (CUDA 12.0) is needed.",
+            version / 1000,
+            version % 1000 / 10
+        )));
     }
     match result::init().and_then(|()| result::device::get_count()) {
         Ok(0) | Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Err(input(

@@ -11,11 +11,13 @@ use crate::gpu::emulator;
 use crate::model::arch::Reference;
 use crate::model::golden_tests::{GoldenModel, check_scorer, golden_models, read_json};
 use crate::model::golden_training::{Tolerances, check_adamw, on_cpu};
+use crate::model::scorer::Scoring;
 use crate::model::weights::{self, StoredRows};
 use crate::model::{self, LossAndGradients, decoder as cpu};
 use crate::ops::testing::relative_error;
 use crate::ops::{Device, random};
-use crate::recipe::Optimizer;
+use crate::placement::Placement;
+use crate::recipe::{Backend, Optimizer};
 
 /// One of the two emulated GPUs; `None` where there is no C++ compiler.
 fn a_gpu() -> Option<Gpu> {
@@ -264,6 +266,21 @@ fn dropout_is_refused_and_want_of_memory_names_what_would_fit() {
     assert_eq!(advice(64, Recompute::Mlp, 60), "train.recompute: block would fit.");
     assert_eq!(advice(4, Recompute::Block, 8), "No micro-batch of this model fits on this card.");
     assert!(advice(64, Recompute::None, 24).starts_with("train.micro_batch: "));
+}
+
+#[test]
+fn a_model_whose_heads_are_too_large_for_the_kernels_is_scored_on_the_cpu() {
+    let Some(gpu) = a_gpu() else { return };
+    let arch = Arch::gpt2(40, 8, 2 * 264, 1, 2);
+    assert!(!can_score(&arch, ScoreDtype::F32) && cannot_train(&arch, 0.0).is_some());
+    let mut params = vec![0.0; Layout::of(&arch).len()];
+    model::init::scratch(&arch, &Layout::of(&arch), 1, &mut params);
+    let rows = Rows::new(&[1, 2, 3, 4], 1, 4);
+    let place = Placement::Gpu(gpu.clone());
+    let scoring = Scoring { placement: place, ..Scoring::on_cpu(Backend::Native) };
+    let losses = scoring.scorer(&arch, &params).unwrap().row_losses(rows).unwrap();
+    assert_eq!(losses, cpu::Decoder::new(Device::cpu(), &arch).row_losses(&params, rows).unwrap());
+    assert!(scorer(&gpu, &arch, &params, ScoreDtype::F32).is_err());
 }
 
 #[test]

@@ -11,12 +11,13 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 
+use super::Scorer;
 use super::arch::{
     Activation, Arch, NormKind, Pairing, Position, Reference, Residual, RopeMemory, RopeScaling, Rotary, Unused,
 };
 use super::family::Family;
 use super::layout::Layout;
-use super::scorer::{CpuScorer, Scorer};
+use super::scorer::CpuScorer;
 use super::weights::{self, StoredRows};
 use super::{DropoutSeed, LossAndGradients, Rows};
 use crate::golden;

@@ -66,6 +66,15 @@ pub trait LossAndGradients: Send {
     fn logits(&mut self, params: &[f32], rows: Rows) -> Result<Vec<f32>>;
 }
 
+/// A model with its weights. A token id outside the vocabulary and a row longer than the model's context are errors.
+pub trait Scorer: Send {
+    /// Mean loss of each row, without dropout; not a number for rows of one token, as in PyTorch.
+    fn row_losses(&mut self, rows: Rows) -> Result<Vec<f32>>;
+
+    /// Logits, without dropout: `num_rows * row_len` rows of `vocab_size` each.
+    fn logits(&mut self, rows: Rows) -> Result<Vec<f32>>;
+}
+
 /// Rows of token ids of one length, one after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {

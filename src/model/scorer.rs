@@ -1,23 +1,14 @@
-//! A model with its weights, ready to be scored: [`Scorer`], and how to come by one.
+//! How models are scored ([`Scoring`]), and a [`Scorer`] on the CPU.
 
 use std::ops::DerefMut;
 
 use anyhow::Result;
 
 use super::arch::Arch;
-use super::{LossAndGradients, Rows, gpu};
+use super::{LossAndGradients, Rows, Scorer, gpu};
 use crate::placement::Placement;
 use crate::recipe::Backend;
 use crate::rules::ScoreDtype;
-
-/// A model with its weights. A token id outside the vocabulary and a row longer than the model's context are errors.
-pub trait Scorer: Send {
-    /// Mean loss of each row, without dropout; not a number for rows of one token, as in PyTorch.
-    fn row_losses(&mut self, rows: Rows) -> Result<Vec<f32>>;
-
-    /// Logits, without dropout: `num_rows * row_len` rows of `vocab_size` each.
-    fn logits(&mut self, rows: Rows) -> Result<Vec<f32>>;
-}
 
 /// How models are scored.
 #[derive(Clone)]

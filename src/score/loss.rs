@@ -8,8 +8,8 @@
 use anyhow::Result;
 
 use crate::interrupt;
+use crate::model::Scorer;
 use crate::model::arch::{Arch, Unused};
-use crate::model::scorer::Scorer;
 use crate::model::{QUERY_KEY_NORMS, Rows};
 
 /// The loss of each list of tokens.

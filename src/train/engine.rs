@@ -4,15 +4,17 @@
 //! are saved or judged. On the CPU they lie in ordinary memory and are read without a copy; a GPU keeps its own and the
 //! host's are brought up to date when they are asked for.
 
+pub(crate) mod gpu;
+
 use std::ops::Range;
 
 use anyhow::Result;
 
 use super::state::Weights;
 use crate::dist::Collective;
+use crate::model::Scorer;
 use crate::model::arch::Arch;
 use crate::model::layout::Layout;
-use crate::model::scorer::Scorer;
 use crate::model::{self, DropoutSeed, LossAndGradients, Rows};
 use crate::ops::Buffer;
 use crate::optim::adamw::{self, AdamW};
@@ -95,7 +97,7 @@ pub fn open(placement: &Placement, arch: &Arch, options: &Options, weights: Weig
             let model = model::trainer(options.backend, arch, options.recompute);
             Ok(Box::new(CpuEngine::new(model, options, weights)))
         }
-        Placement::Gpu(gpu) => model::gpu::engine(gpu, arch, options, weights),
+        Placement::Gpu(gpu) => Ok(Box::new(gpu::GpuEngine::new(gpu, arch, options, weights)?)),
     }
 }
 

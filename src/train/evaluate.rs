@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::interrupt;
 use crate::model::Rows;
-use crate::model::scorer::Scorer;
+use crate::model::Scorer;
 
 /// Mean loss over rows of equal length in nats per token; `None` if an orderly end was asked for.
 pub fn held_out_loss(model: &mut dyn Scorer, rows: &[Vec<u32>]) -> Result<Option<f64>> {

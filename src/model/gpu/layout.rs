@@ -15,7 +15,7 @@ use crate::model::layout::{Layout, Param};
 use crate::model::parts::Parts;
 
 /// The device's order of a model's parameters.
-pub(super) struct DeviceLayout {
+pub(crate) struct DeviceLayout {
     params: Vec<Placed>,
     len: usize,
 }
@@ -29,7 +29,7 @@ struct Placed {
 }
 
 impl DeviceLayout {
-    pub(super) fn of(layout: &Layout) -> Self {
+    pub(crate) fn of(layout: &Layout) -> Self {
         let mut placed = Self { params: Vec::with_capacity(layout.params().len()), len: 0 };
         for param in layout.params() {
             let start = placed.len;
@@ -41,7 +41,7 @@ impl DeviceLayout {
     }
 
     /// Elements of a flat buffer on the device.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
@@ -66,14 +66,14 @@ impl DeviceLayout {
     }
 
     /// The host's flat buffer on the device.
-    pub(super) fn upload<T: Pod>(&self, gpu: &Gpu, to: &mut Buffer<T>, from: &[T]) {
+    pub(crate) fn upload<T: Pod>(&self, gpu: &Gpu, to: &mut Buffer<T>, from: &[T]) {
         for Placed { host, device } in &self.params {
             gpu.upload(to.view_mut().window(device.start..device.start + host.len()), &from[host.clone()]);
         }
     }
 
     /// The device's flat buffer on the host.
-    pub(super) fn download<T: Pod>(&self, gpu: &Gpu, to: &mut [T], from: &Buffer<T>) -> Result<()> {
+    pub(crate) fn download<T: Pod>(&self, gpu: &Gpu, to: &mut [T], from: &Buffer<T>) -> Result<()> {
         for Placed { host, device } in &self.params {
             let window = from.view().window(device.start..device.start + host.len());
             gpu.download(&mut to[host.clone()], window)?;
@@ -83,7 +83,7 @@ impl DeviceLayout {
 
     /// Whether weight decay applies, for each [`DECAY_GROUP`] elements; `decayed` are ranges of the host's flat buffer that
     /// hold whole parameters.
-    pub(super) fn decays(&self, decayed: &[Range<usize>]) -> Vec<u8> {
+    pub(crate) fn decays(&self, decayed: &[Range<usize>]) -> Vec<u8> {
         let mut decays = vec![0; self.len / DECAY_GROUP];
         for Placed { host, device } in &self.params {
             let is_decayed = decayed.iter().any(|range| range.contains(&host.start));

@@ -5,9 +5,11 @@
 use half::bf16;
 use serde_json::Value;
 
+use super::estimate::what_would_fit;
 use super::*;
 use crate::golden;
 use crate::gpu::emulator;
+use crate::model::DropoutSeed;
 use crate::model::arch::Reference;
 use crate::model::golden_tests::{GoldenModel, check_scorer, golden_models, read_json};
 use crate::model::golden_training::{Tolerances, check_adamw, on_cpu};
@@ -17,7 +19,10 @@ use crate::model::{self, LossAndGradients, decoder as cpu};
 use crate::ops::testing::relative_error;
 use crate::ops::{Device, random};
 use crate::placement::Placement;
-use crate::recipe::{Backend, Optimizer};
+use crate::recipe::{Backend, Bf16Rounding, Optimizer};
+use crate::train::engine::gpu::GpuEngine;
+use crate::train::engine::{Engine, Options};
+use crate::train::state::Weights;
 
 /// One of the two emulated GPUs; `None` where there is no C++ compiler.
 fn a_gpu() -> Option<Gpu> {
@@ -54,6 +59,11 @@ fn losses_and_logits_in_bf16_are_as_near_the_references_as_pytorchs() {
         })
     };
     check_scorer(tolerances, |arch, params| scorer(&gpu, arch, params, ScoreDtype::Bf16).unwrap());
+}
+
+/// An engine on that GPU.
+fn engine(gpu: &Gpu, arch: &Arch, options: &Options, weights: Weights) -> Result<Box<dyn Engine>> {
+    Ok(Box::new(GpuEngine::new(gpu, arch, options, weights)?))
 }
 
 /// Loss and gradients, in the host's order, of an engine's first pass.
@@ -243,7 +253,7 @@ fn stochastic_rounding_is_drawn_anew_at_each_update() {
         let mut engine = GpuEngine::new(&gpu, &arch, &options, Weights::starting_at(&params)).unwrap();
         engine.zero_gradients();
         engine.update(update, 0.0, 1.0).unwrap();
-        gpu.to_vec(engine.stored.rounded.as_ref().unwrap().view()).unwrap()
+        engine.rounded().unwrap()
     };
     assert_eq!(rounded(0), rounded(0));
     assert_ne!(rounded(0), rounded(1));

@@ -22,6 +22,10 @@
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 #define __global__
 #define __device__
@@ -38,7 +42,11 @@ struct Index {
 
 constexpr unsigned LANES = 32;
 constexpr size_t STACK_BYTES = 256 * 1024;
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t GUARD_BYTES = 0; // it has its own
+#else
 constexpr size_t GUARD_BYTES = 256;
+#endif
 
 enum class State { ready, at_barrier, in_warp, done };
 
@@ -100,14 +108,43 @@ __attribute__((naked, noinline)) inline void switch_stacks(void**, void*) {
 }
 #endif
 
+// AddressSanitizer wants to know on which stack the program runs: before a switch where it goes, after it that it is there.
+struct Stack {
+    const void* bottom;
+    size_t bytes;
+};
+#if defined(__SANITIZE_ADDRESS__)
+inline thread_local Stack scheduler_stack{};
+inline void will_switch(Stack to) {
+    void* unused; // of stacks in use after return, which are not looked for
+    __sanitizer_start_switch_fiber(&unused, to.bottom, to.bytes);
+}
+inline void to_fiber(const char* stack) { will_switch({stack, STACK_BYTES}); }
+inline void to_scheduler() { will_switch(scheduler_stack); }
+inline void in_fiber() {
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack.bottom, &scheduler_stack.bytes);
+}
+inline void in_scheduler() { __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr); }
+// Threads that a fault ended have left marks of their variables on the stack.
+inline void clean_stacks() { __asan_unpoison_memory_region(current->stacks.data(), current->stacks.size()); }
+#else
+inline void to_fiber(const char*) {}
+inline void to_scheduler() {}
+inline void in_fiber() {}
+inline void in_scheduler() {}
+inline void clean_stacks() {}
+#endif
+
 inline void yield() {
     Block& b = *current;
     Fiber& fiber = b.fibers[b.thread];
+    to_scheduler();
 #if defined(__x86_64__)
     switch_stacks(&fiber.stack_pointer, b.scheduler);
 #else
     swapcontext(&fiber.context, &b.scheduler);
 #endif
+    in_fiber();
 }
 
 // Ends the launch with a sentence. The fiber that finds the fault never goes on.
@@ -123,6 +160,7 @@ inline void yield() {
 }
 
 inline void fiber_main() {
+    in_fiber();
     current->body();
     current->fibers[current->thread].state = State::done;
     yield();
@@ -133,11 +171,13 @@ inline void resume(unsigned thread) {
     Block& b = *current;
     b.thread = thread;
     Fiber& fiber = b.fibers[thread];
+    to_fiber(b.stacks.data() + thread * STACK_BYTES);
 #if defined(__x86_64__)
     switch_stacks(&b.scheduler, fiber.stack_pointer);
 #else
     swapcontext(&b.scheduler, &fiber.context);
 #endif
+    in_scheduler();
 }
 
 inline void prepare(unsigned thread) {
@@ -308,9 +348,10 @@ inline void run(const Launch& launch, const std::function<void()>& body, char* m
     block.groups.resize(launch.threads);
     if (block.stacks.size() < launch.threads * STACK_BYTES) block.stacks.resize(launch.threads * STACK_BYTES);
     // An allocation of its own, so that AddressSanitizer sees its ends.
-    size_t guard = GUARD_BYTES;
     block.shared_bytes = launch.shared_bytes;
-    block.shared = static_cast<char*>(std::aligned_alloc(128, (launch.shared_bytes + guard + 127) / 128 * 128));
+    void* shared = nullptr;
+    if (posix_memalign(&shared, 128, launch.shared_bytes + GUARD_BYTES) != 0) std::abort();
+    block.shared = static_cast<char*>(shared);
     unsigned total = launch.blocks[0] * launch.blocks[1] * launch.blocks[2];
     for (unsigned i = 0; i < total && block.error.empty(); ++i) {
         unsigned index = launch.descending ? total - 1 - i : i;
@@ -318,6 +359,7 @@ inline void run(const Launch& launch, const std::function<void()>& body, char* m
         block.block = {x, rest % launch.blocks[1], rest / launch.blocks[1]};
         run_block(launch.descending != 0);
     }
+    if (!block.error.empty()) clean_stacks();
     std::free(block.shared);
     std::snprintf(message, message_bytes, "%s", block.error.c_str());
     current = nullptr;

@@ -84,6 +84,9 @@ fn cases() -> Vec<Case> {
         case(1, 129, 2, 1, 80).not_causal(),
         case(1, 129, 2, 1, 64).not_causal().bias(),
         case(1, 130, 2, 1, 16).window(200),
+        // The first query of a tile sees the last key of the one before.
+        case(1, 130, 2, 1, 16).window(2),
+        case(1, 130, 1, 1, 128).window(2),
         case(1, 200, 3, 1, 64).shifted(1),
         case(1, 200, 1, 1, 128).shifted(4).bias(),
         case(1, 200, 2, 2, 16).window(33).bias(),

@@ -236,7 +236,7 @@ inline void run_block(bool descending) {
             for (Fiber& fiber : b.fibers) fiber.state = State::ready;
         } else if (waiting + done == b.num_threads) {
             b.error = "barrier divergence: " + std::to_string(waiting) + " of " + std::to_string(b.num_threads) +
-                      " threads wait at a barrier" + (same ? "" : "s in different lines") + ", one of them line " +
+                      " threads wait at " + (same ? "a barrier" : "barriers in different lines") + ", one of them line " +
                       std::to_string(line) + ", and " + std::to_string(done) + " have ended";
         } else {
             for (const Warp& warp : b.warps) {

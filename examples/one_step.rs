@@ -27,7 +27,7 @@ fn main() -> anyhow::Result<()> {
     let options = Options::usual(&layout);
     let mut engine = engine::open(&Placement::Cpu, &config.arch, &options, Weights::starting_at(&params))?;
     engine.zero_gradients();
-    let loss = engine.accumulate(Rows::new(&tokens, rows.len(), row_len), 1.0, None)?;
+    let loss = engine.accumulate(Rows::new(&tokens, rows.len(), row_len), 1.0, None, None)?;
     engine.update(0, options.optimizer.learning_rate, 1.0)?;
 
     fs::create_dir_all(out)?;

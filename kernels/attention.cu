@@ -1,15 +1,15 @@
-// Attention of bfloat16 on tensor cores, the scores tile by tile in registers: forward, and backward from what it saved.
+// Attention of bfloat16 on tensor cores, scores tile by tile in registers: forward, and backward from what it saved.
 //
-// qkv (b, t, (h + 2 kv_heads) d), y (b, t, h d) and their gradients are bf16; log-sum-exp and delta (b, h, t) are f32, and so
-// are key_bias (h, bias_stride), which may be null, all accumulators and the softmax. Probabilities and the gradients of scores
-// are rounded to bf16 where they are multiplied. `ops/attention.rs` is the definition.
+// qkv (b, t, (h + 2 kv_heads) d), y (b, t, h d) and their gradients are bf16; log-sum-exp and delta (b, h, t) are f32,
+// and so are key_bias (h, bias_stride), which may be null, all accumulators and the softmax. Probabilities and the
+// gradients of scores are rounded to bf16 where they are multiplied. `ops/attention.rs` is the definition.
 //
 //   forward: y, and the natural logarithm of the sum of the exponentials of each row of scores
 //   backward_delta: delta = the inner product of dy and y for each token and head
 //   backward_dkv, backward_dq: dqkv, overwritten; each element is summed by one warp in a fixed order
 //
-// A kernel is made for heads of up to D channels; the channels that a smaller head lacks are zeros in shared memory. Where the
-// head size or a pointer rules out 16-byte copies, tiles are copied element by element.
+// A kernel is made for heads of up to D channels; the channels that a smaller head lacks are zeros in shared memory.
+// Where the head size or a pointer rules out 16-byte copies, tiles are copied element by element.
 #include "common.cuh"
 
 namespace {
@@ -44,8 +44,8 @@ __device__ __forceinline__ Head<T> head_of(T* tensor, const Shape& shape, int he
     return {data, stride, shape.t, shape.d, shape.d % 8 == 0 && is_aligned(tensor)};
 }
 
-// Where eight channels of a row of a tile lie in shared memory. Eight rows have the same eight channels in different banks,
-// and a row has its own in different banks too.
+// Where eight channels of a row of a tile lie in shared memory. Eight rows have the same eight channels in different
+// banks, and a row has its own in different banks too.
 template <int D>
 __device__ __forceinline__ int place(int row, int eight) {
     return (row * (D / 8) + (eight ^ (row % 8))) * 8;
@@ -54,7 +54,7 @@ __device__ __forceinline__ int place(int row, int eight) {
 // Begins to copy tokens of a head to a tile; what the head lacks becomes 0.
 template <int ROWS, int D>
 __device__ __forceinline__ void load_tile(Shared<bf16> tile, const Head<const bf16>& head, int first_token) {
-    // A thread has the same channels of every `STEP`th row; `STEP` is a multiple of 8, so that they lie in the same place.
+    // A thread has the same channels of every `STEP`th row: a multiple of 8, so that they lie in the same place.
     constexpr int EIGHTS = D / 8, STEP = THREADS / EIGHTS;
     int first_row = threadIdx.x / EIGHTS, eight = threadIdx.x % EIGHTS;
     int token = first_token + first_row, left = head.d - 8 * eight;
@@ -90,7 +90,8 @@ __device__ __forceinline__ void for_each_element(Visit visit) {
     }
 }
 
-// Writes a warp's accumulators, multiplied by a factor, to tokens of a head by way of rows of a tile that no other warp uses.
+// Writes a warp's accumulators, multiplied by a factor, to tokens of a head by way of rows of a tile that no other warp
+// uses.
 template <int M, int D>
 __device__ __forceinline__ void store_rows(const Head<bf16>& head, int first_token, const float (&x)[M][D / 8][4],
                                            float factor, Shared<bf16> tile, int first_row) {
@@ -113,7 +114,9 @@ __device__ __forceinline__ void store_rows(const Head<bf16>& head, int first_tok
     for (int i = lane; i < 16 * M * D / 8; i += 32) {
         int row = i / (D / 8), eight = i % (D / 8);
         int left = first_token + row < head.t ? head.d - 8 * eight : 0;
-        if (left > 0) store8(head.at(first_token + row, 8 * eight), load8_aligned(&tile[place<D>(first_row + row, eight)]), left);
+        if (left <= 0) continue;
+        Eight values = load8_aligned(&tile[place<D>(first_row + row, eight)]);
+        store8(head.at(first_token + row, 8 * eight), values, left);
     }
 }
 
@@ -218,8 +221,8 @@ __device__ __forceinline__ const float* bias_of(const float* key_bias, int bias_
 // Adds the biases, and makes the scores of keys out of sight minus infinity. `queries_are_rows`, or else the keys are.
 // Returns what the scores must be multiplied with to be exponents of 2.
 template <bool queries_are_rows, int M, int N>
-__device__ __forceinline__ float complete(float (&scores)[M][N][4], const Shape& shape, const float* bias, int first_row,
-                                          int first_column) {
+__device__ __forceinline__ float complete(float (&scores)[M][N][4], const Shape& shape, const float* bias,
+                                          int first_row, int first_column) {
     const Sight& sight = shape.sight;
     float factor = shape.scale * LOG2_E;
     if (bias) {
@@ -354,8 +357,8 @@ __device__ __forceinline__ void forward(bf16* y, float* log_sum_exp, const bf16*
 }
 
 template <int D>
-__device__ __forceinline__ void backward_delta(float* delta, const bf16* dy, const bf16* y, unsigned long long rows, int t,
-                                               int h, int d) {
+__device__ __forceinline__ void backward_delta(float* delta, const bf16* dy, const bf16* y, unsigned long long rows,
+                                               int t, int h, int d) {
     constexpr int LANES = D / 8; // for each row, which is a head of a token
     unsigned long long row = (static_cast<unsigned long long>(blockIdx.x) * THREADS + threadIdx.x) / LANES;
     int channel = threadIdx.x % LANES * 8;
@@ -385,19 +388,23 @@ __device__ __forceinline__ void backward_dkv(bf16* dqkv, const bf16* dy, const b
     int k_head = shape.h + kv_head, v_head = k_head + shape.kv_heads;
 
     Shared<bf16> k_tile = shared<bf16>(0, KEYS * D), v_tile = shared<bf16>(KEYS * D * sizeof(bf16), KEYS * D);
-    constexpr size_t QUERIES_AT = 2 * KEYS * D * sizeof(bf16), STATISTICS_AT = QUERIES_AT + 4 * QUERIES * D * sizeof(bf16);
+    constexpr size_t QUERIES_AT = 2 * KEYS * D * sizeof(bf16);
+    constexpr size_t STATISTICS_AT = QUERIES_AT + 4 * QUERIES * D * sizeof(bf16);
     auto query_tile = [](int i) { return shared<bf16>(QUERIES_AT + i * QUERIES * D * sizeof(bf16), QUERIES * D); };
     auto statistics = [](int i) { return shared<float>(STATISTICS_AT + i * QUERIES * sizeof(float), QUERIES); };
     Range queries = sight.queries_of(first_key, KEYS);
     int first_tile = queries.first / QUERIES, tiles = (queries.end + QUERIES - 1) / QUERIES - first_tile;
     int steps = group * tiles;
+    auto head_at = [&](int step) { return kv_head * group + step / tiles; };
+    auto query_at = [&](int step) { return (first_tile + step % tiles) * QUERIES; };
     auto load = [&](int step) {
-        int stage = step % 2, head = kv_head * group + step / tiles, first_query = (first_tile + step % tiles) * QUERIES;
+        int stage = step % 2, head = head_at(step), first_query = query_at(step);
         load_tile<QUERIES, D>(query_tile(stage), head_of(qkv, shape, heads, head), first_query);
         load_tile<QUERIES, D>(query_tile(2 + stage), head_of(dy, shape, shape.h, head), first_query);
         if (threadIdx.x < 2 * QUERIES) {
             int i = threadIdx.x % QUERIES, which = threadIdx.x / QUERIES;
-            const float* from = (which ? delta : log_sum_exp) + (static_cast<size_t>(blockIdx.z) * shape.h + head) * shape.t;
+            const float* from = which ? delta : log_sum_exp;
+            from += (static_cast<size_t>(blockIdx.z) * shape.h + head) * shape.t;
             bool exists = first_query + i < shape.t;
             copy4_async(&statistics(2 * which + stage)[i], exists ? from + first_query + i : from, exists);
         }
@@ -416,7 +423,7 @@ __device__ __forceinline__ void backward_dkv(bf16* dqkv, const bf16* dy, const b
         copies_wait<0>();
         __syncthreads();
         if (step + 1 < steps) load(step + 1);
-        int stage = step % 2, head = kv_head * group + step / tiles, first_query = (first_tile + step % tiles) * QUERIES;
+        int stage = step % 2, head = head_at(step), first_query = query_at(step);
         if (sight.sees_none(first_query, QUERIES, warp_key, 16 * M)) continue;
         Shared<bf16> q_tile = query_tile(stage), dy_tile = query_tile(2 + stage);
         Shared<float> log_sum_exps = statistics(stage), deltas = statistics(2 + stage);
@@ -506,31 +513,33 @@ __device__ __forceinline__ void backward_dq(bf16* dqkv, const bf16* dy, const bf
 } // namespace
 
 // The tiles of each head size, chosen so that everything fits in registers; `gpu/attention.rs` has them again.
-#define KERNELS(D, FORWARD, DKV, DQ)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward_d##D##_bf16(                               \
-        bf16* y, float* log_sum_exp, const bf16* qkv, const float* key_bias, int bias_stride, int t, int h, int kv_heads, \
-        int d, int causal, int window, float scale) {                                                                     \
-        forward<FORWARD>(y, log_sum_exp, qkv, key_bias, bias_stride, {t, h, kv_heads, d, {t, causal, window}, scale});    \
-    }                                                                                                                     \
-    EXPORT(attention_forward_d##D##_bf16)                                                                                 \
-    extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_delta_d##D##_bf16(                           \
-        float* delta, const bf16* dy, const bf16* y, unsigned long long rows, int t, int h, int d) {                      \
-        backward_delta<D>(delta, dy, y, rows, t, h, d);                                                                   \
-    }                                                                                                                     \
-    EXPORT(attention_backward_delta_d##D##_bf16)                                                                          \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_backward_dkv_d##D##_bf16(                          \
-        bf16* dqkv, const bf16* dy, const bf16* qkv, const float* log_sum_exp, const float* delta, const float* key_bias, \
-        int bias_stride, int t, int h, int kv_heads, int d, int causal, int window, float scale) {                        \
-        backward_dkv<DKV>(dqkv, dy, qkv, log_sum_exp, delta, key_bias, bias_stride,                                       \
-                          {t, h, kv_heads, d, {t, causal, window}, scale});                                               \
-    }                                                                                                                     \
-    EXPORT(attention_backward_dkv_d##D##_bf16)                                                                            \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_backward_dq_d##D##_bf16(                           \
-        bf16* dqkv, const bf16* dy, const bf16* qkv, const float* log_sum_exp, const float* delta, const float* key_bias, \
-        int bias_stride, int t, int h, int kv_heads, int d, int causal, int window, float scale) {                        \
-        backward_dq<DQ>(dqkv, dy, qkv, log_sum_exp, delta, key_bias, bias_stride,                                         \
-                        {t, h, kv_heads, d, {t, causal, window}, scale});                                                 \
-    }                                                                                                                     \
+#define KERNELS(D, FORWARD, DKV, DQ)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward_d##D##_bf16(                            \
+        bf16* y, float* log_sum_exp, const bf16* qkv, const float* key_bias, int bias_stride, int t, int h,            \
+        int kv_heads, int d, int causal, int window, float scale) {                                                    \
+        forward<FORWARD>(y, log_sum_exp, qkv, key_bias, bias_stride, {t, h, kv_heads, d, {t, causal, window}, scale}); \
+    }                                                                                                                  \
+    EXPORT(attention_forward_d##D##_bf16)                                                                              \
+    extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_delta_d##D##_bf16(                        \
+        float* delta, const bf16* dy, const bf16* y, unsigned long long rows, int t, int h, int d) {                   \
+        backward_delta<D>(delta, dy, y, rows, t, h, d);                                                                \
+    }                                                                                                                  \
+    EXPORT(attention_backward_delta_d##D##_bf16)                                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_backward_dkv_d##D##_bf16(                       \
+        bf16* dqkv, const bf16* dy, const bf16* qkv, const float* log_sum_exp, const float* delta,                     \
+        const float* key_bias, int bias_stride, int t, int h, int kv_heads, int d, int causal, int window,             \
+        float scale) {                                                                                                 \
+        backward_dkv<DKV>(dqkv, dy, qkv, log_sum_exp, delta, key_bias, bias_stride,                                    \
+                          {t, h, kv_heads, d, {t, causal, window}, scale});                                            \
+    }                                                                                                                  \
+    EXPORT(attention_backward_dkv_d##D##_bf16)                                                                         \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_backward_dq_d##D##_bf16(                        \
+        bf16* dqkv, const bf16* dy, const bf16* qkv, const float* log_sum_exp, const float* delta,                     \
+        const float* key_bias, int bias_stride, int t, int h, int kv_heads, int d, int causal, int window,             \
+        float scale) {                                                                                                 \
+        backward_dq<DQ>(dqkv, dy, qkv, log_sum_exp, delta, key_bias, bias_stride,                                      \
+                        {t, h, kv_heads, d, {t, causal, window}, scale});                                              \
+    }                                                                                                                  \
     EXPORT(attention_backward_dq_d##D##_bf16)
 
 #define LIST(...) __VA_ARGS__

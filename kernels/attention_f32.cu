@@ -1,15 +1,16 @@
 // Attention of f32 without tensor cores, forward only: for scores that are to have f32's precision.
 //
-// qkv (b, t, (h + 2 kv_heads) d), y (b, t, h d), log-sum-exp (b, h, t) and key_bias (h, bias_stride), which may be null, are
-// f32; every sum is one of f32 and every exponential is exact to rounding. `ops/attention.rs` is the definition.
+// qkv (b, t, (h + 2 kv_heads) d), y (b, t, h d), log-sum-exp (b, h, t) and key_bias (h, bias_stride), which may be
+// null, are f32; every sum is one of f32 and every exponential is exact to rounding. `ops/attention.rs` is the
+// definition.
 //
 // A kernel is made for heads of up to D channels; the channels that a smaller head lacks are zeros in shared memory.
 #include "common.cuh"
 
 namespace {
 
-// Threads with the same row of a block's 16 columns own four queries: of the tile's keys, and of the channels, each has every
-// 16th group.
+// Threads with the same row of a block's 16 columns own four queries: of the tile's keys, and of the channels, each has
+// every 16th group.
 constexpr int COLUMNS = 16;
 constexpr int OWN_QUERIES = 4;
 
@@ -29,11 +30,12 @@ __device__ __forceinline__ void load_tile(Shared<float> tile, const float* head,
                                           int first_token) {
     for (int i = threadIdx.x; i < ROWS * D / 8; i += COLUMNS * ROWS / OWN_QUERIES) {
         int row = i / (D / 8), channel = i % (D / 8) * 8, token = first_token + row;
-        store8_aligned(&tile[row * (D + 4) + channel], load8(head + token * stride + channel, token < t ? d - channel : 0));
+        Eight values = load8(head + token * stride + channel, token < t ? d - channel : 0);
+        store8_aligned(&tile[row * (D + 4) + channel], values);
     }
 }
 
-// The best over the threads that share queries.
+// Combines the values of the threads that share queries.
 template <class Combine>
 __device__ __forceinline__ float over_columns(float x, Combine combine) {
 #pragma unroll
@@ -148,12 +150,12 @@ __device__ __forceinline__ void forward(float* y, float* log_sum_exp, const floa
 
 } // namespace
 
-#define KERNEL(D, ROWS)                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(4 * ROWS) attention_forward_d##D##_f32(                                  \
-        float* y, float* log_sum_exp, const float* qkv, const float* key_bias, int bias_stride, int t, int h,             \
-        int kv_heads, int d, int causal, int window, float scale) {                                                       \
-        forward<D, ROWS>(y, log_sum_exp, qkv, key_bias, bias_stride, t, h, kv_heads, d, {t, causal, window}, scale);      \
-    }                                                                                                                     \
+#define KERNEL(D, ROWS)                                                                                                \
+    extern "C" __global__ void __launch_bounds__(4 * ROWS, 1) attention_forward_d##D##_f32(                            \
+        float* y, float* log_sum_exp, const float* qkv, const float* key_bias, int bias_stride, int t, int h,          \
+        int kv_heads, int d, int causal, int window, float scale) {                                                    \
+        forward<D, ROWS>(y, log_sum_exp, qkv, key_bias, bias_stride, t, h, kv_heads, d, {t, causal, window}, scale);   \
+    }                                                                                                                  \
     EXPORT(attention_forward_d##D##_f32)
 
 KERNEL(64, 64)

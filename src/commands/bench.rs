@@ -126,7 +126,7 @@ fn measure(args: &BenchArgs, arch: &Arch, placement: &Placement) -> Result<Vec<f
             for step in 0..=args.steps {
                 let started = Instant::now();
                 engine.zero_gradients();
-                engine.accumulate(rows, 1.0, None)?;
+                engine.accumulate(rows, 1.0, None, None)?;
                 let scale = clip::clip_factor(engine.gradient_norm()?, clip_norm);
                 engine.update(step as u64, learning_rate, scale)?;
                 seconds.push(started.elapsed().as_secs_f64());

@@ -137,7 +137,7 @@ impl Training {
 
     fn accumulate(&mut self, rows: &Value, scale: f32) -> f64 {
         let (tokens, row_len) = flatten_rows(rows);
-        self.engine.accumulate(Rows::new(&tokens, tokens.len() / row_len, row_len), scale, None).unwrap()
+        self.engine.accumulate(Rows::new(&tokens, tokens.len() / row_len, row_len), scale, None, None).unwrap()
     }
 
     fn params(&mut self) -> Vec<f32> {

@@ -205,7 +205,7 @@ impl Engine for GpuEngine {
         self.gpu.zero(self.gradients.view_mut());
     }
 
-    fn accumulate(&mut self, rows: Rows, scale: f32, dropout: Option<DropoutSeed>) -> Result<f64> {
+    fn accumulate(&mut self, rows: Rows, scale: f32, dropout: Option<DropoutSeed>, next: Option<Rows>) -> Result<f64> {
         ensure!(rows.row_len > 1, "a row of one token has nothing to predict");
         if dropout.is_some() {
             return Err(input("model.dropout is for the CPU only: set it to 0, or train.device to cpu"));
@@ -218,6 +218,9 @@ impl Engine for GpuEngine {
         let num_targets = rows.num_rows * (rows.row_len - 1);
         decoder.forward(&params, pass);
         decoder.backward(&params, gradients, pass, scale / num_targets as f32);
+        if let Some(next) = next {
+            decoder.send_ahead(next);
+        }
         let memory = decoder.memory.as_ref().expect("made by prepare");
         let losses = gpu.to_vec(part(&memory.losses, pass.n, 1))?;
         Ok(losses.into_iter().map(f64::from).sum::<f64>() / num_targets as f64)

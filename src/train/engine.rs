@@ -28,8 +28,9 @@ pub trait Engine: Scorer {
     /// Begins a step.
     fn zero_gradients(&mut self);
 
-    /// Returns the mean loss over the targets of the rows and adds `scale` times its gradient.
-    fn accumulate(&mut self, rows: Rows, scale: f32, dropout: Option<DropoutSeed>) -> Result<f64>;
+    /// Returns the mean loss over the targets of the rows and adds `scale` times its gradient. `next` are the rows of the next
+    /// call, where they are known: they may be sent ahead while these are computed.
+    fn accumulate(&mut self, rows: Rows, scale: f32, dropout: Option<DropoutSeed>, next: Option<Rows>) -> Result<f64>;
 
     /// The gradients become their sums over all processes.
     fn sum_over(&mut self, collective: &dyn Collective) -> Result<()>;
@@ -120,7 +121,7 @@ impl Engine for CpuEngine {
         self.gradients.as_mut_slice().fill(0.0);
     }
 
-    fn accumulate(&mut self, rows: Rows, scale: f32, dropout: Option<DropoutSeed>) -> Result<f64> {
+    fn accumulate(&mut self, rows: Rows, scale: f32, dropout: Option<DropoutSeed>, _next: Option<Rows>) -> Result<f64> {
         let (params, gradients) = (self.weights.params.as_slice(), self.gradients.as_mut_slice());
         self.model.loss_and_gradients(params, gradients, rows, scale, dropout).map(f64::from)
     }

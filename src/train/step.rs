@@ -9,6 +9,7 @@ use anyhow::Result;
 
 use super::engine::Engine;
 use super::state::Place;
+use crate::data::Batch;
 use crate::data::loader::Loader;
 use crate::dist::Collective;
 use crate::interrupt;
@@ -57,11 +58,18 @@ impl<'a> Stepper<'a> {
         let mut tokens = 0;
         let mut cursor = place.cursor;
         engine.zero_gradients();
+        let mut upcoming = None;
         for micro_step in 0..self.micro_steps {
-            let Some(batch) = loader.next_batch()? else { return Ok(None) };
+            let Some(batch) = upcoming.take().map_or_else(|| loader.next_batch(), |batch| Ok(Some(batch)))? else {
+                return Ok(None);
+            };
+            if micro_step + 1 < self.micro_steps {
+                let Some(next) = loader.next_batch()? else { return Ok(None) };
+                upcoming = Some(next);
+            }
             let dropout = self.dropout(place.step, micro_step, world.rank);
-            let rows = Rows::new(&batch.tokens, batch.num_rows, batch.row_len);
-            loss += engine.accumulate(rows, scale as f32, dropout)? * scale;
+            let next = upcoming.as_ref().map(rows_of);
+            loss += engine.accumulate(rows_of(&batch), scale as f32, dropout, next)? * scale;
             tokens += (batch.tokens.len() * world.size) as u64;
             cursor = batch.cursor_after;
             // After the last micro-step the update is nearly all that is left, and too good to throw away.
@@ -103,4 +111,8 @@ impl<'a> Stepper<'a> {
             DropoutSeed { rate, seed }
         })
     }
+}
+
+fn rows_of(batch: &Batch) -> Rows<'_> {
+    Rows::new(&batch.tokens, batch.num_rows, batch.row_len)
 }

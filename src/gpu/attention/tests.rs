@@ -1,4 +1,5 @@
-//! Proof of the attention kernels: by the reference in f64 on the same inputs, and by both emulated GPUs giving the same bits.
+//! Proof of the attention kernels: by the reference in f64 on the same inputs, and by both emulated GPUs giving the
+//! same bits.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,8 +10,8 @@ use crate::ops::testing::{assert_close, values, wide};
 
 /// Of `y` and the gradient of values in bf16: at most 2.5e-3 was seen, of which rounding the result alone costs 1.7e-3.
 const VALUE_TOLERANCE: f64 = 4.5e-3;
-/// Of the gradients of queries and keys, made from a rounded `y` and rounded gradients of scores: 3.2e-3 was seen, and 4.1e-3
-/// for two tokens.
+/// Of the gradients of queries and keys, made from a rounded `y` and rounded gradients of scores: 3.2e-3 was seen, and
+/// 4.1e-3 for two tokens.
 const SCORE_TOLERANCE: f64 = 7e-3;
 /// Of everything in f32: at most 6e-7 was seen.
 const F32_TOLERANCE: f64 = 1.2e-6;
@@ -66,7 +67,8 @@ impl Case {
     }
 }
 
-/// Lengths around the sizes of tiles, every kind of mask, groups of heads, heads that fill a tile or not.
+/// Lengths around the sizes of tiles, every kind of mask, groups of heads, heads that fill a tile or not. With a window
+/// of 66 the last query that sees a key of a tile is the first of another tile, and the first key in turn the last.
 fn cases() -> Vec<Case> {
     vec![
         case(2, 1, 2, 1, 64),
@@ -84,15 +86,12 @@ fn cases() -> Vec<Case> {
         case(1, 129, 2, 1, 80).not_causal(),
         case(1, 129, 2, 1, 64).not_causal().bias(),
         case(1, 130, 2, 1, 16).window(200),
-        // The first query of a tile sees the last key of the one before.
-        case(1, 130, 2, 1, 16).window(2),
-        case(1, 130, 1, 1, 128).window(2),
         case(1, 200, 3, 1, 64).shifted(1),
         case(1, 200, 1, 1, 128).shifted(4).bias(),
         case(1, 200, 2, 2, 16).window(33).bias(),
         case(1, 200, 2, 1, 64).not_causal(),
-        case(1, 300, 2, 1, 64).window(70),
-        case(1, 300, 1, 1, 128).window(70),
+        case(1, 300, 2, 1, 64).window(66),
+        case(1, 300, 1, 1, 128).window(66),
         case(1, 333, 1, 1, 64),
     ]
 }
@@ -277,7 +276,7 @@ fn not_a_number_reaches_every_later_token_of_its_head_and_no_other_sequence() {
         }
     }
     assert!(dqkv[70 * case.shape.qkv_width()..].iter().all(|x| x.is_finite()));
-    assert!(part(&dqkv, 0, case.shape)[69 * y_width..][16..].iter().all(|x| x.is_nan()));
+    assert!(part(&dqkv, 0, case.shape)[69 * y_width..70 * y_width][16..].iter().all(|x| x.is_nan()));
 }
 
 #[test]

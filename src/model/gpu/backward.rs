@@ -79,7 +79,7 @@ impl Decoder<bf16> {
             norm::backward(gpu, arch.norm, io);
         }
         let [num_ids, num_rows] = pass.num_sorted;
-        let [ids, starts, order] = memory.batch.sorted.as_ref().expect("prepared for training");
+        let [ids, starts, order] = memory.batches.current.sorted.as_ref().expect("prepared for training");
         let sorted = SortedViews {
             ids: part(ids, num_ids, 1),
             starts: part(starts, num_ids + 1, 1),
@@ -98,7 +98,8 @@ impl Decoder<bf16> {
         scale_per_target: f32,
     ) {
         let Self { gpu, arch, memory, .. } = self;
-        let Memory { batch, losses, last, residual, logits, backward, .. } = memory.as_mut().expect("made by prepare");
+        let Memory { batches, losses, last, residual, logits, backward, .. } =
+            memory.as_mut().expect("made by prepare");
         let BackwardMemory { dx, narrow, dinput, partials, .. } = backward.as_mut().expect("prepared for training");
         let (n, c) = (pass.n, arch.width);
         let dweight = gradients.head.as_mut().unwrap_or(&mut gradients.token).reborrow();
@@ -110,7 +111,7 @@ impl Decoder<bf16> {
             HeadGradients { dweight, dbias },
             part(&last.0, n, c),
             params.head(arch),
-            part(&batch.targets, n, 1),
+            part(&batches.current.targets, n, 1),
             scale_per_target,
             logits.view_mut().cast::<bf16>(),
             partials.view_mut(),

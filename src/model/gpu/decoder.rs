@@ -6,7 +6,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::memory::{Memory, part, part_mut};
+use super::memory::{Batch, Memory, Sent, part, part_mut};
 use super::positions::Positions;
 use crate::gpu::cross_entropy::Head;
 use crate::gpu::embedding::SortedIds;
@@ -80,23 +80,24 @@ impl<T: Element> Decoder<T> {
             self.memory = Some(Memory::new(&self.gpu, &self.arch, tokens, self.recompute, training)?);
         }
         self.positions.prepare(&self.gpu, &self.arch, row_len)?;
-        let batch = &mut self.memory.as_mut().expect("made above").batch;
-        let mut targets = tokens.to_vec();
-        for row in targets.chunks_mut(row_len) {
-            row.rotate_left(1);
-            row[row_len - 1] = NO_TARGET;
+        let Self { gpu, arch, memory, .. } = self;
+        let batches = &mut memory.as_mut().expect("made above").batches;
+        let was_sent = |sent: &Sent| sent.tokens == tokens && sent.row_len == row_len;
+        let sent = match batches.sent.take().filter(was_sent) {
+            Some(sent) => sent,
+            None => send(gpu, arch, &mut batches.other, rows),
+        };
+        std::mem::swap(&mut batches.current, &mut batches.other);
+        Ok(Pass { rows: num_rows, row_len, n, num_sorted: sent.num_sorted })
+    }
+
+    /// Sends the rows of the next `prepare` ahead, while the device computes.
+    pub(super) fn send_ahead(&mut self, rows: Rows) {
+        let Self { gpu, arch, memory, .. } = self;
+        let fits = memory.as_mut().filter(|memory| memory.tokens >= rows.tokens.len());
+        if let (Some(memory), Ok(())) = (fits, check_tokens(arch, rows)) {
+            memory.batches.sent = Some(send(gpu, arch, &mut memory.batches.other, rows));
         }
-        self.gpu.upload(part_mut(&mut batch.ids, n, 1), tokens);
-        self.gpu.upload(part_mut(&mut batch.targets, n, 1), &targets);
-        let mut num_sorted = [0; 2];
-        if let (true, Some(lists)) = (training, &mut batch.sorted) {
-            let sorted = SortedIds::of(tokens, self.arch.frozen_id);
-            num_sorted = [sorted.ids.len(), sorted.order.len()];
-            for (list, values) in lists.iter_mut().zip([&sorted.ids, &sorted.starts, &sorted.order]) {
-                self.gpu.upload(part_mut(list, values.len(), 1), values);
-            }
-        }
-        Ok(Pass { rows: num_rows, row_len, n, num_sorted })
     }
 
     /// From token ids to what the head reads, `memory.last`.
@@ -104,7 +105,7 @@ impl<T: Element> Decoder<T> {
         let Self { gpu, arch, memory, .. } = self;
         let memory = memory.as_mut().expect("made by prepare");
         let (n, c) = (pass.n, arch.width);
-        let ids = part(&memory.batch.ids, n, 1);
+        let ids = part(&memory.batches.current.ids, n, 1);
         let (token, position) = (params.masters.token, params.masters.position);
         let into = match &mut memory.embedded {
             Some((embedded, _)) => part_mut(embedded, n, c),
@@ -358,7 +359,7 @@ impl<T: Element> Decoder<T> {
         let Self { gpu, arch, memory, .. } = self;
         let memory = memory.as_mut().expect("made by prepare");
         let (n, c) = (pass.n, arch.width);
-        let (x, targets) = (part(&memory.last.0, n, c), part(&memory.batch.targets, n, 1));
+        let (x, targets) = (part(&memory.last.0, n, c), part(&memory.batches.current.targets, n, 1));
         let losses = part_mut(&mut memory.losses, n, 1);
         cross_entropy::forward(gpu, losses, x, params.head(arch), targets, memory.logits.view_mut());
         let losses = gpu.to_vec(part(&memory.losses, n, 1))?;
@@ -389,6 +390,28 @@ impl<T: Element> Decoder<T> {
         }
         Ok(logits)
     }
+}
+
+/// Sends ids, targets and sorted ids. The step that read the batch before is over, because its losses were downloaded.
+fn send(gpu: &Gpu, arch: &Arch, batch: &mut Batch, rows: Rows) -> Sent {
+    let Rows { tokens, row_len, .. } = rows;
+    let n = tokens.len();
+    let mut targets = tokens.to_vec();
+    for row in targets.chunks_mut(row_len) {
+        row.rotate_left(1);
+        row[row_len - 1] = NO_TARGET;
+    }
+    gpu.upload_ahead(part_mut(&mut batch.ids, n, 1), tokens);
+    gpu.upload_ahead(part_mut(&mut batch.targets, n, 1), &targets);
+    let mut num_sorted = [0; 2];
+    if let Some(lists) = &mut batch.sorted {
+        let sorted = SortedIds::of(tokens, arch.frozen_id);
+        num_sorted = [sorted.ids.len(), sorted.order.len()];
+        for (list, values) in lists.iter_mut().zip([&sorted.ids, &sorted.starts, &sorted.order]) {
+            gpu.upload_ahead(part_mut(list, values.len(), 1), values);
+        }
+    }
+    Sent { tokens: tokens.to_vec(), row_len, num_sorted }
 }
 
 /// A compute format into which the residual stream can be rounded.

@@ -23,6 +23,21 @@ pub(super) struct Batch {
     pub(super) sorted: Option<[Buffer<u32>; 3]>,
 }
 
+/// The batch that is computed, and room for the next one, which may arrive meanwhile; they take turns.
+pub(super) struct Batches {
+    pub(super) current: Batch,
+    pub(super) other: Batch,
+    /// What was sent ahead to `other`.
+    pub(super) sent: Option<Sent>,
+}
+
+/// Tokens that were sent, and how many different ids and rows their sorted lists have.
+pub(super) struct Sent {
+    pub(super) tokens: Vec<u32>,
+    pub(super) row_len: usize,
+    pub(super) num_sorted: [usize; 2],
+}
+
 /// What backward passes need beside what forward passes keep.
 pub(super) struct BackwardMemory<T> {
     /// The residual stream's gradient, and the same rounded.
@@ -45,7 +60,7 @@ pub(super) struct BackwardMemory<T> {
 /// Every buffer of passes over up to `tokens` tokens in rows of up to `row_len`.
 pub(super) struct Memory<T> {
     pub(super) tokens: usize,
-    pub(super) batch: Batch,
+    pub(super) batches: Batches,
     pub(super) losses: Buffer<f32>,
     pub(super) embedded: Option<(Buffer<f32>, Stats)>,
     /// Inputs of the blocks, then the last block's output; two that take turns where nothing is kept.
@@ -128,6 +143,10 @@ impl<T: Element> Memory<T> {
         let wide = |width: usize| gpu.zeros::<f32>(tokens * width);
         let stats = || gpu.zeros::<[f32; 2]>(tokens);
         let words = |len: usize| gpu.zeros::<u32>(len);
+        let batch = || -> Result<Batch> {
+            let sorted = || Ok::<_, anyhow::Error>([words(tokens)?, words(tokens + 1)?, words(tokens)?]);
+            Ok(Batch { ids: words(tokens)?, targets: words(tokens)?, sorted: training.then(sorted).transpose()? })
+        };
         let if_present = |present: bool, count: usize| if present { count } else { 0 };
         let num_middles = if_present(plan.has_middle, plan.blocks);
         let num_norms = if_present(plan.has_second_norm, plan.blocks);
@@ -152,13 +171,7 @@ impl<T: Element> Memory<T> {
         };
         Ok(Self {
             tokens,
-            batch: Batch {
-                ids: words(tokens)?,
-                targets: words(tokens)?,
-                sorted: training
-                    .then(|| Ok::<_, anyhow::Error>([words(tokens)?, words(tokens + 1)?, words(tokens)?]))
-                    .transpose()?,
-            },
+            batches: Batches { current: batch()?, other: batch()?, sent: None },
             losses: wide(1)?,
             embedded: arch.embedding_norm.then(|| Ok::<_, anyhow::Error>((wide(c)?, stats()?))).transpose()?,
             residual: many(plan.residuals, || wide(c))?,
@@ -224,8 +237,8 @@ impl ActivationBytes {
             given(plan.is_post_norm, wide(c)),
         ]);
         let saved = sum(&[
-            // Ids and targets, ids sorted in three lists, losses.
-            6 * WIDE,
+            // Twice ids and targets and ids sorted in three lists; losses.
+            11 * WIDE,
             given(arch.embedding_norm, wide(c).saturating_add(stats)),
             of(plan.residuals).saturating_mul(wide(c)),
             of(plan.blocks).saturating_mul(block),
@@ -253,8 +266,8 @@ impl ActivationBytes {
             usize::try_from(tokens).is_ok_and(|tokens| tokens < 1 << 32) && [c, m, qkv, v].iter().all(|&x| x < 1 << 32);
         let partials = if sane { of(partials_len(arch, rows * row_len)) } else { u128::from(u64::MAX) };
         Self {
-            // The sorted ids' starts are one more than there are tokens.
-            saved: saved.saturating_mul(tokens).saturating_add(WIDE),
+            // The sorted ids' starts are one more than there are tokens, twice.
+            saved: saved.saturating_mul(tokens).saturating_add(2 * WIDE),
             backward: backward.saturating_mul(tokens).saturating_add(wide(partials)),
             logits: narrow(tokens.min(of(cross_entropy::CHUNK_ROWS)).max(2))
                 .saturating_mul(v.saturating_add(127) / 128 * 128),

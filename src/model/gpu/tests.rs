@@ -60,7 +60,7 @@ fn loss_and_gradients(gpu: &Gpu, arch: &Arch, recompute: Recompute, params: &[f3
     let options = Options { recompute, ..Options::usual(&layout) };
     let mut engine = GpuEngine::new(gpu, arch, &options, Weights::starting_at(params)).unwrap();
     engine.zero_gradients();
-    let loss = engine.accumulate(rows, 1.0, None).unwrap();
+    let loss = engine.accumulate(rows, 1.0, None, None).unwrap();
     (loss, engine.host_gradients().unwrap())
 }
 
@@ -162,7 +162,7 @@ fn a_small_llama_trains_as_on_the_cpu() {
             (0..2 * row_len as u64).map(|i| (random::uniform(1, step % 4, i) * 320.0) as u32).collect();
         let losses = engines.each_mut().map(|engine| {
             engine.zero_gradients();
-            let loss = engine.accumulate(Rows::new(&tokens, 2, row_len), 1.0, None).unwrap();
+            let loss = engine.accumulate(Rows::new(&tokens, 2, row_len), 1.0, None, None).unwrap();
             let norm = engine.gradient_norm().unwrap();
             engine.update(step, 1e-3, 1.0 / norm.max(1.0)).unwrap();
             loss
@@ -193,7 +193,7 @@ fn the_estimate_is_what_is_allocated_and_a_step_allocates_nothing_after_the_firs
             let tokens = vec![1; rows * row_len];
             let step = |engine: &mut dyn Engine| {
                 engine.zero_gradients();
-                engine.accumulate(Rows::new(&tokens, rows, row_len), 1.0, None).unwrap();
+                engine.accumulate(Rows::new(&tokens, rows, row_len), 1.0, None, None).unwrap();
                 engine.gradient_norm().unwrap();
                 engine.update(0, 1e-3, 1.0).unwrap();
             };
@@ -207,6 +207,27 @@ fn the_estimate_is_what_is_allocated_and_a_step_allocates_nothing_after_the_firs
             assert!((estimate..=estimate + small).contains(&taken), "{name}, {recompute:?}: {taken}, not {estimate}");
         }
     }
+}
+
+#[test]
+fn rows_sent_ahead_change_no_bit_even_where_others_come() {
+    let Some(gpu) = a_gpu() else { return };
+    let arch = Arch::gpt2(40, 8, 16, 2, 2);
+    let layout = Layout::of(&arch);
+    let mut params = vec![0.0; layout.len()];
+    model::init::scratch(&arch, &layout, 1, &mut params);
+    let batches: Vec<Vec<u32>> = (0..4).map(|b| (0..16).map(|i| (i * 7 + b * 3) % 40).collect()).collect();
+    let run = |sent_ahead: &[usize]| {
+        let mut engine = GpuEngine::new(&gpu, &arch, &Options::usual(&layout), Weights::starting_at(&params)).unwrap();
+        let losses = [0, 1, 2, 3].map(|i| {
+            let next = sent_ahead.get(i).map(|&next| Rows::new(&batches[next], 2, 8));
+            engine.accumulate(Rows::new(&batches[i], 2, 8), 1.0, None, next).unwrap()
+        });
+        (losses, engine.host_gradients().unwrap())
+    };
+    let expected = run(&[]);
+    assert_eq!(run(&[1, 2, 3]), expected);
+    assert_eq!(run(&[3, 3, 0, 1]), expected);
 }
 
 #[test]
@@ -233,7 +254,7 @@ fn dropout_is_refused_and_want_of_memory_names_what_would_fit() {
     let layout = Layout::of(&arch);
     let mut engine = engine(&gpu, &arch, &Options::usual(&layout), Weights::zeros(&layout)).unwrap();
     let dropout = Some(DropoutSeed { rate: 0.1, seed: 1 });
-    let error = engine.accumulate(Rows::new(&[1, 2], 1, 2), 1.0, dropout).unwrap_err();
+    let error = engine.accumulate(Rows::new(&[1, 2], 1, 2), 1.0, dropout, None).unwrap_err();
     assert!(error.to_string().contains("model.dropout"), "{error}");
 
     // GPT-2 large without its last narrow columns, on cards of 80, 24 and 8 GB.

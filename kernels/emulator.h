@@ -6,8 +6,8 @@
 // asked for (guards behind it, and AddressSanitizer where it is compiled in); asynchronous copies read before they were
 // waited for, because they happen no earlier than that. Shared memory starts as NaN.
 //
-// Blocks and threads run one at a time in a fixed order, so that a missing barrier shows as a wrong number: in ascending order
-// by default, in descending order on demand. Tests run both and compare bits.
+// Blocks, warps and lanes run one at a time in a fixed order, each as far as it can, so that a missing barrier shows as a
+// wrong number: in ascending order by default, in descending order on demand. Tests run both and compare bits.
 #pragma once
 
 #include <cstddef>
@@ -211,15 +211,20 @@ inline void run_block(bool descending) {
     std::memset(b.shared, 0xff, b.shared_bytes);
     std::memset(b.shared + b.shared_bytes, 0xa5, GUARD_BYTES);
     while (b.error.empty()) {
-        bool ran = false;
-        for (unsigned i = 0; i < b.num_threads && b.error.empty(); ++i) {
-            unsigned t = descending ? b.num_threads - 1 - i : i;
-            if (b.fibers[t].state == State::ready) {
-                resume(t);
-                ran = true;
+        // A warp runs as far as it can before the next one begins, so that nothing but barriers holds it back.
+        for (unsigned i = 0; i < b.warps.size() && b.error.empty(); ++i) {
+            unsigned first = (descending ? static_cast<unsigned>(b.warps.size()) - 1 - i : i) * LANES;
+            for (bool ran = true; ran && b.error.empty();) {
+                ran = false;
+                for (unsigned lane = 0; lane < LANES && b.error.empty(); ++lane) {
+                    unsigned t = first + (descending ? LANES - 1 - lane : lane);
+                    if (b.fibers[t].state != State::ready) continue;
+                    resume(t);
+                    ran = true;
+                }
             }
         }
-        if (ran) continue;
+        if (!b.error.empty()) break;
         unsigned done = 0, waiting = 0;
         int line = -1;
         bool same = true;

@@ -125,13 +125,16 @@ inline void in_fiber() {
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack.bottom, &scheduler_stack.bytes);
 }
 inline void in_scheduler() { __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr); }
-// Threads that a fault ended have left marks of their variables on the stack.
+// Threads that a fault ended have left marks of their variables all over their stacks (clean_stacks),
+// and fiber_main, which never returns, leaves its own at the top.
+inline void clean_top(char* stack) { __asan_unpoison_memory_region(stack + STACK_BYTES - 4096, 4096); }
 inline void clean_stacks() { __asan_unpoison_memory_region(current->stacks.data(), current->stacks.size()); }
 #else
 inline void to_fiber(const char*) {}
 inline void to_scheduler() {}
 inline void in_fiber() {}
 inline void in_scheduler() {}
+inline void clean_top(char*) {}
 inline void clean_stacks() {}
 #endif
 
@@ -185,6 +188,7 @@ inline void prepare(unsigned thread) {
     Fiber& fiber = b.fibers[thread];
     fiber.state = State::ready;
     char* stack = b.stacks.data() + thread * STACK_BYTES;
+    clean_top(stack);
 #if defined(__x86_64__)
     uintptr_t top = (reinterpret_cast<uintptr_t>(stack) + STACK_BYTES) & ~uintptr_t(63);
     void** frame = reinterpret_cast<void**>(top) - 8; // six registers, the entry, and room that keeps calls aligned

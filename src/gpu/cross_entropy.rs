@@ -232,18 +232,19 @@ mod tests {
             ([INF, 2.0, 2.0], 1, f32::NAN),
             ([2.0, f32::NAN, 2.0], 0, f32::NAN),
         ] {
-            // Behind so many logits of probability zero, which fill what one thread looks at.
-            for before in [0, 16] {
+            // Behind so many logits of probability zero, which are all that a thread sees before it comes to the others.
+            for before in [0, 8 * THREADS as usize] {
+                let (v, padded_v) = (before + 3, (before + 3).next_multiple_of(VOCABULARY_MULTIPLE));
                 let Some([losses]) = on_both(|gpu| {
                     // Of the bias, since an infinite weight is no number times the others' zero.
                     let mut bias = [vec![-INF; before], logits.to_vec()].concat();
-                    bias.resize(VOCABULARY_MULTIPLE, 0.0);
+                    bias.resize(padded_v, 0.0);
                     let bias = gpu.buffer_of(&bias).unwrap();
-                    let (weight, x) = (gpu.zeros(VOCABULARY_MULTIPLE).unwrap(), gpu.zeros::<f32>(1).unwrap());
-                    let head = Head { weight: weight.view(), bias: Some(bias.view()), v: before + 3, c: 1 };
+                    let (weight, x) = (gpu.zeros(padded_v).unwrap(), gpu.zeros::<f32>(1).unwrap());
+                    let head = Head { weight: weight.view(), bias: Some(bias.view()), v, c: 1 };
                     let (mut losses, targets) =
                         (gpu.zeros(1).unwrap(), gpu.buffer_of(&[before as u32 + target]).unwrap());
-                    let mut scratch = gpu.zeros(logits_len(1, before + 3)).unwrap();
+                    let mut scratch = gpu.zeros(logits_len(1, v)).unwrap();
                     forward(gpu, losses.view_mut(), x.view(), head, targets.view(), scratch.view_mut());
                     [check(gpu, losses.view())]
                 }) else {

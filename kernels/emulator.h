@@ -355,7 +355,8 @@ inline void run(const Launch& launch, const std::function<void()>& body, char* m
     block.warps.resize((launch.threads + LANES - 1) / LANES);
     block.open_copies.resize(launch.threads);
     block.groups.resize(launch.threads);
-    if (block.stacks.size() < launch.threads * STACK_BYTES) block.stacks.resize(launch.threads * STACK_BYTES);
+    // Anew and not resized, since nothing on old stacks is worth a copy, which AddressSanitizer would not like.
+    if (block.stacks.size() < launch.threads * STACK_BYTES) block.stacks = std::vector<char>(launch.threads * STACK_BYTES);
     // An allocation of its own, so that AddressSanitizer sees its ends.
     block.shared_bytes = launch.shared_bytes;
     void* shared = nullptr;

@@ -312,11 +312,12 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// The sum over a block, the same in every thread; `scratch` has a float for each warp, and one more.
+// The sum over a block, the same in every thread; `scratch` has a float for each warp, and one more, which only these sums
+// and maxima use. They need no barrier before: the warps' floats are read between the two barriers, and the last one, which
+// may still be read from the sum before, is written only behind the first.
 __device__ __forceinline__ float block_sum(float x, Shared<float> scratch) {
     x = warp_sum(x);
     int warps = (blockDim.x + 31) / 32;
-    __syncthreads(); // the scratch may still be read from an earlier sum
     if (lane_index() == 0) scratch[warp_index()] = x;
     __syncthreads();
     if (warp_index() == 0) {
@@ -330,7 +331,6 @@ __device__ __forceinline__ float block_sum(float x, Shared<float> scratch) {
 __device__ __forceinline__ float block_max(float x, Shared<float> scratch) {
     x = warp_max(x);
     int warps = (blockDim.x + 31) / 32;
-    __syncthreads();
     if (lane_index() == 0) scratch[warp_index()] = x;
     __syncthreads();
     if (warp_index() == 0) {

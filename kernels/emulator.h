@@ -6,8 +6,8 @@
 // asked for (guards behind it, and AddressSanitizer where it is compiled in); asynchronous copies read before they were
 // waited for, because they happen no earlier than that. Shared memory starts as NaN.
 //
-// Blocks and threads run one at a time in a fixed order, so that a missing barrier shows as a wrong number: in ascending order
-// by default, in descending order on demand. Tests run both and compare bits.
+// Blocks, warps and lanes run one at a time in a fixed order, each as far as it can, so that a missing barrier shows as a
+// wrong number: in ascending order by default, in descending order on demand. Tests run both and compare bits.
 #pragma once
 
 #include <cstddef>
@@ -21,6 +21,10 @@
 #include <vector>
 #if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
 #endif
 
 #define __global__
@@ -38,7 +42,11 @@ struct Index {
 
 constexpr unsigned LANES = 32;
 constexpr size_t STACK_BYTES = 256 * 1024;
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t GUARD_BYTES = 0; // it has its own
+#else
 constexpr size_t GUARD_BYTES = 256;
+#endif
 
 enum class State { ready, at_barrier, in_warp, done };
 
@@ -100,14 +108,46 @@ __attribute__((naked, noinline)) inline void switch_stacks(void**, void*) {
 }
 #endif
 
+// AddressSanitizer wants to know on which stack the program runs: before a switch where it goes, after it that it is there.
+struct Stack {
+    const void* bottom;
+    size_t bytes;
+};
+#if defined(__SANITIZE_ADDRESS__)
+inline thread_local Stack scheduler_stack{};
+inline void will_switch(Stack to) {
+    void* unused; // of stacks in use after return, which are not looked for
+    __sanitizer_start_switch_fiber(&unused, to.bottom, to.bytes);
+}
+inline void to_fiber(const char* stack) { will_switch({stack, STACK_BYTES}); }
+inline void to_scheduler() { will_switch(scheduler_stack); }
+inline void in_fiber() {
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack.bottom, &scheduler_stack.bytes);
+}
+inline void in_scheduler() { __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr); }
+// Threads that a fault ended have left marks of their variables all over their stacks (clean_stacks),
+// and fiber_main, which never returns, leaves its own at the top.
+inline void clean_top(char* stack) { __asan_unpoison_memory_region(stack + STACK_BYTES - 4096, 4096); }
+inline void clean_stacks() { __asan_unpoison_memory_region(current->stacks.data(), current->stacks.size()); }
+#else
+inline void to_fiber(const char*) {}
+inline void to_scheduler() {}
+inline void in_fiber() {}
+inline void in_scheduler() {}
+inline void clean_top(char*) {}
+inline void clean_stacks() {}
+#endif
+
 inline void yield() {
     Block& b = *current;
     Fiber& fiber = b.fibers[b.thread];
+    to_scheduler();
 #if defined(__x86_64__)
     switch_stacks(&fiber.stack_pointer, b.scheduler);
 #else
     swapcontext(&fiber.context, &b.scheduler);
 #endif
+    in_fiber();
 }
 
 // Ends the launch with a sentence. The fiber that finds the fault never goes on.
@@ -123,6 +163,7 @@ inline void yield() {
 }
 
 inline void fiber_main() {
+    in_fiber();
     current->body();
     current->fibers[current->thread].state = State::done;
     yield();
@@ -133,11 +174,13 @@ inline void resume(unsigned thread) {
     Block& b = *current;
     b.thread = thread;
     Fiber& fiber = b.fibers[thread];
+    to_fiber(b.stacks.data() + thread * STACK_BYTES);
 #if defined(__x86_64__)
     switch_stacks(&b.scheduler, fiber.stack_pointer);
 #else
     swapcontext(&b.scheduler, &fiber.context);
 #endif
+    in_scheduler();
 }
 
 inline void prepare(unsigned thread) {
@@ -145,6 +188,7 @@ inline void prepare(unsigned thread) {
     Fiber& fiber = b.fibers[thread];
     fiber.state = State::ready;
     char* stack = b.stacks.data() + thread * STACK_BYTES;
+    clean_top(stack);
 #if defined(__x86_64__)
     uintptr_t top = (reinterpret_cast<uintptr_t>(stack) + STACK_BYTES) & ~uintptr_t(63);
     void** frame = reinterpret_cast<void**>(top) - 8; // six registers, the entry, and room that keeps calls aligned
@@ -171,15 +215,20 @@ inline void run_block(bool descending) {
     std::memset(b.shared, 0xff, b.shared_bytes);
     std::memset(b.shared + b.shared_bytes, 0xa5, GUARD_BYTES);
     while (b.error.empty()) {
-        bool ran = false;
-        for (unsigned i = 0; i < b.num_threads && b.error.empty(); ++i) {
-            unsigned t = descending ? b.num_threads - 1 - i : i;
-            if (b.fibers[t].state == State::ready) {
-                resume(t);
-                ran = true;
+        // A warp runs as far as it can before the next one begins, so that nothing but barriers holds it back.
+        for (unsigned i = 0; i < b.warps.size() && b.error.empty(); ++i) {
+            unsigned first = (descending ? static_cast<unsigned>(b.warps.size()) - 1 - i : i) * LANES;
+            for (bool ran = true; ran && b.error.empty();) {
+                ran = false;
+                for (unsigned lane = 0; lane < LANES && b.error.empty(); ++lane) {
+                    unsigned t = first + (descending ? LANES - 1 - lane : lane);
+                    if (b.fibers[t].state != State::ready) continue;
+                    resume(t);
+                    ran = true;
+                }
             }
         }
-        if (ran) continue;
+        if (!b.error.empty()) break;
         unsigned done = 0, waiting = 0;
         int line = -1;
         bool same = true;
@@ -196,7 +245,7 @@ inline void run_block(bool descending) {
             for (Fiber& fiber : b.fibers) fiber.state = State::ready;
         } else if (waiting + done == b.num_threads) {
             b.error = "barrier divergence: " + std::to_string(waiting) + " of " + std::to_string(b.num_threads) +
-                      " threads wait at a barrier" + (same ? "" : "s in different lines") + ", one of them line " +
+                      " threads wait at " + (same ? "a barrier" : "barriers in different lines") + ", one of them line " +
                       std::to_string(line) + ", and " + std::to_string(done) + " have ended";
         } else {
             for (const Warp& warp : b.warps) {
@@ -306,11 +355,13 @@ inline void run(const Launch& launch, const std::function<void()>& body, char* m
     block.warps.resize((launch.threads + LANES - 1) / LANES);
     block.open_copies.resize(launch.threads);
     block.groups.resize(launch.threads);
-    if (block.stacks.size() < launch.threads * STACK_BYTES) block.stacks.resize(launch.threads * STACK_BYTES);
+    // Anew and not resized, since nothing on old stacks is worth a copy, which AddressSanitizer would not like.
+    if (block.stacks.size() < launch.threads * STACK_BYTES) block.stacks = std::vector<char>(launch.threads * STACK_BYTES);
     // An allocation of its own, so that AddressSanitizer sees its ends.
-    size_t guard = GUARD_BYTES;
     block.shared_bytes = launch.shared_bytes;
-    block.shared = static_cast<char*>(std::aligned_alloc(128, (launch.shared_bytes + guard + 127) / 128 * 128));
+    void* shared = nullptr;
+    if (posix_memalign(&shared, 128, launch.shared_bytes + GUARD_BYTES) != 0) std::abort();
+    block.shared = static_cast<char*>(shared);
     unsigned total = launch.blocks[0] * launch.blocks[1] * launch.blocks[2];
     for (unsigned i = 0; i < total && block.error.empty(); ++i) {
         unsigned index = launch.descending ? total - 1 - i : i;
@@ -318,6 +369,7 @@ inline void run(const Launch& launch, const std::function<void()>& body, char* m
         block.block = {x, rest % launch.blocks[1], rest / launch.blocks[1]};
         run_block(launch.descending != 0);
     }
+    if (!block.error.empty()) clean_stacks();
     std::free(block.shared);
     std::snprintf(message, message_bytes, "%s", block.error.c_str());
     current = nullptr;

@@ -76,6 +76,7 @@ mod tests {
     use super::*;
     use crate::gpu::emulator;
     use crate::gpu::testing::{F32_TOLERANCE, check, on_both};
+    use crate::ops::random;
     use crate::ops::testing::{assert_close, values};
     use crate::optim::adamw::AdamW;
     use crate::recipe::Optimizer;
@@ -130,10 +131,11 @@ mod tests {
 
     #[test]
     fn stochastic_rounding_goes_to_a_neighbour_and_is_right_in_the_mean() {
+        const KEY: u64 = 0x5_0000_0007;
         let len = 1 << 16;
         for gpu in emulator::gpus().into_iter().flatten() {
             // A quarter of the way from one bfloat16 to the next.
-            let value = 1.0 + 0.25 / 128.0;
+            let value: f32 = 1.0 + 0.25 / 128.0;
             let mut params = gpu.buffer_of(&vec![value; len]).unwrap();
             let [mut means, mut squares, gradients] = [(); 3].map(|()| gpu.zeros::<f32>(len).unwrap());
             let mut copy = gpu.zeros::<bf16>(len).unwrap();
@@ -147,9 +149,11 @@ mod tests {
                 copy: Some(copy.view_mut()),
                 decays: decays.view(),
             };
-            step(&gpu, &optimizer.factors(0, 1e-2, 1.0), Rounding::Stochastic(7), buffers);
+            step(&gpu, &optimizer.factors(0, 1e-2, 1.0), Rounding::Stochastic(KEY), buffers);
             let copy = check(&gpu, copy.view());
-            assert!(copy.iter().all(|&x| x == 1.0 || x == 1.0 + 1.0 / 128.0));
+            let is_up = |i| (random::bits(KEY, i, 0) & 0xffff) + (value.to_bits() & 0xffff) > 0xffff;
+            let expected = (0..).map(|i| if is_up(i) { 1.0 + 1.0 / 128.0 } else { 1.0 });
+            assert!(copy.iter().copied().zip(expected).all(|(x, expected): (f32, f32)| x == expected));
             let share = copy.iter().filter(|&&x| x > 1.0).count() as f64 / len as f64;
             // Four standard deviations: sqrt(0.25 * 0.75 / 65,536) is 1.7e-3.
             assert!((share - 0.25).abs() < 7e-3, "{share}");

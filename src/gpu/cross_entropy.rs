@@ -232,25 +232,30 @@ mod tests {
             ([INF, 2.0, 2.0], 1, f32::NAN),
             ([2.0, f32::NAN, 2.0], 0, f32::NAN),
         ] {
-            let Some([losses]) = on_both(|gpu| {
-                // Of the bias, since an infinite weight is no number times the others' zero.
-                let mut bias = logits.to_vec();
-                bias.resize(VOCABULARY_MULTIPLE, 0.0);
-                let bias = gpu.buffer_of(&bias).unwrap();
-                let (weight, x) = (gpu.zeros(VOCABULARY_MULTIPLE).unwrap(), gpu.zeros::<f32>(1).unwrap());
-                let head = Head { weight: weight.view(), bias: Some(bias.view()), v: 3, c: 1 };
-                let (mut losses, targets) = (gpu.zeros(1).unwrap(), gpu.buffer_of(&[target]).unwrap());
-                let mut scratch = gpu.zeros(logits_len(1, 3)).unwrap();
-                forward(gpu, losses.view_mut(), x.view(), head, targets.view(), scratch.view_mut());
-                [check(gpu, losses.view())]
-            }) else {
-                return;
-            };
-            let (actual, what) = (losses[0], format!("{logits:?} {target}: {}", losses[0]));
-            assert!(
-                (actual - loss).abs() <= 2e-7 * loss || actual == loss || actual.is_nan() && loss.is_nan(),
-                "{what}"
-            );
+            // Behind so many logits of probability zero, which are all that a thread sees before it comes to the others.
+            for before in [0, 8 * THREADS as usize] {
+                let (v, padded_v) = (before + 3, (before + 3).next_multiple_of(VOCABULARY_MULTIPLE));
+                let Some([losses]) = on_both(|gpu| {
+                    // Of the bias, since an infinite weight is no number times the others' zero.
+                    let mut bias = [vec![-INF; before], logits.to_vec()].concat();
+                    bias.resize(padded_v, 0.0);
+                    let bias = gpu.buffer_of(&bias).unwrap();
+                    let (weight, x) = (gpu.zeros(padded_v).unwrap(), gpu.zeros::<f32>(1).unwrap());
+                    let head = Head { weight: weight.view(), bias: Some(bias.view()), v, c: 1 };
+                    let (mut losses, targets) =
+                        (gpu.zeros(1).unwrap(), gpu.buffer_of(&[before as u32 + target]).unwrap());
+                    let mut scratch = gpu.zeros(logits_len(1, v)).unwrap();
+                    forward(gpu, losses.view_mut(), x.view(), head, targets.view(), scratch.view_mut());
+                    [check(gpu, losses.view())]
+                }) else {
+                    return;
+                };
+                let (actual, what) = (losses[0], format!("{before}, then {logits:?} {target}: {}", losses[0]));
+                assert!(
+                    (actual - loss).abs() <= 2e-7 * loss || actual == loss || actual.is_nan() && loss.is_nan(),
+                    "{what}"
+                );
+            }
         }
     }
 }

@@ -1,9 +1,14 @@
 //! A [`Driver`] for tests: the kernels of `kernels/*.cu`, compiled by this machine's C++ compiler against
 //! `kernels/emulator.h`, in ordinary memory; matrix products by the CPU's.
 //!
-//! The library is compiled once per content of `kernels/` (and flags) and kept beside the build. `ASSAY_EMULATOR_FLAGS`
-//! adds compiler flags, such as `-fsanitize=address`. Where there is no C++ compiler the tests that need it say so and do
-//! nothing, except in continuous integration (`CI` is set), where they fail.
+//! Each file is compiled once per content (its own, the headers' and the flags) and kept beside the build, and so is the
+//! library made of them. `ASSAY_EMULATOR_FLAGS` adds compiler flags, such as `-fsanitize=address`. `ASSAY_KERNELS` is a
+//! folder that takes the place of `kernels/`, such as one with a mistake in it (`.ci/mutate-kernels`); what is compiled for
+//! it is kept in its own folder `built`. Where there is no C++ compiler the tests that need it say so and do nothing,
+//! except in continuous integration (`CI` is set), where they fail.
+//!
+//! `tests/` in the folder of the kernels holds kernels with mistakes that the emulator must find; the program carries none
+//! of them.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use half::bf16;
 use sha2::{Digest, Sha256};
 
@@ -35,6 +40,24 @@ type Signature = unsafe extern "C" fn() -> *const c_char;
 /// Alignment of allocations, as CUDA gives it.
 const ALIGNMENT: usize = 256;
 
+/// Shared memory that every card from compute capability 8.0 on gives a block: 99 KiB on those of 8.6 and 8.9.
+const MAX_SHARED_BYTES: u32 = 99 * 1024;
+
+/// Bytes behind each allocation that nothing may write to; as floats they are no numbers, so that reading them shows.
+/// AddressSanitizer has its own, and finds reading too.
+fn guard_bytes() -> usize {
+    if is_sanitized() { 0 } else { 64 }
+}
+
+const GUARD: u8 = 0xff;
+
+/// Whether AddressSanitizer is compiled into the kernels.
+fn is_sanitized() -> bool {
+    static IS_SANITIZED: OnceLock<bool> = OnceLock::new();
+    let flags = || std::env::var("ASSAY_EMULATOR_FLAGS").unwrap_or_default();
+    *IS_SANITIZED.get_or_init(|| flags().contains("-fsanitize=address"))
+}
+
 /// The library, or why there is none.
 fn library() -> &'static Result<libloading::Library, String> {
     static LIBRARY: OnceLock<Result<libloading::Library, String>> = OnceLock::new();
@@ -45,61 +68,87 @@ fn library() -> &'static Result<libloading::Library, String> {
     })
 }
 
+/// The files in a folder whose names have one of these ends, in order.
+fn files(folder: &Path, ends: &[&str]) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| ends.iter().any(|&end| extension == end)));
+    files.sort();
+    files
+}
+
+/// Sixteen digits that stand for some bytes.
+fn digits(hash: Sha256) -> String {
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Compiles what is not compiled yet; returns the library's path.
 fn compile() -> Result<PathBuf, String> {
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&kernels).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.retain(|file| file.extension().is_some_and(|extension| ["cu", "cuh", "h"].iter().any(|&e| extension == e)));
-    files.sort();
+    let beside_the_build = std::env::current_exe().unwrap().parent().unwrap().join("emulated-kernels");
+    let (kernels, built) = match std::env::var_os("ASSAY_KERNELS") {
+        Some(folder) => (PathBuf::from(&folder), PathBuf::from(folder).join("built")),
+        None => (Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels"), beside_the_build.clone()),
+    };
+    let mut sources = files(&kernels, &["cu"]);
+    sources.extend(files(&kernels.join("tests"), &["cu"]));
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned());
     let extra = std::env::var("ASSAY_EMULATOR_FLAGS").unwrap_or_default();
-    let flags = format!("-std=c++17 -O2 -g -fPIC -shared -DEMULATED -Wall -Wno-unknown-pragmas {extra}");
-    let mut hash = Sha256::new();
-    hash.update(&compiler);
-    hash.update(&flags);
-    files.iter().for_each(|file| hash.update(std::fs::read(file).unwrap()));
-    let name: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let built = std::env::current_exe().unwrap().parent().unwrap().join("emulated-kernels").join(name);
-    let library = built.join("libkernels.so");
+    let flags = format!("-std=c++17 -O2 -g -fPIC -DEMULATED -Wall -Wno-unknown-pragmas {extra}");
+    let mut common = Sha256::new();
+    common.update(&compiler);
+    common.update(&flags);
+    files(&kernels, &["cuh", "h"]).iter().for_each(|file| common.update(std::fs::read(file).unwrap()));
+    let mut all = common.clone();
+    let names: Vec<String> = sources
+        .iter()
+        .map(|source| {
+            let text = std::fs::read(source).unwrap();
+            all.update(&text);
+            format!("{}-{}.o", source.file_stem().unwrap().display(), digits(common.clone().chain_update(text)))
+        })
+        .collect();
+    let library = built.join(format!("libkernels-{}.so", digits(all)));
     if library.is_file() {
         return Ok(library);
     }
     std::fs::create_dir_all(&built).unwrap();
-    let sources: Vec<&PathBuf> = files.iter().filter(|file| file.extension().unwrap() == "cu").collect();
-    let unique = format!("{}", std::process::id());
-    let objects: Vec<PathBuf> = sources
-        .iter()
-        .map(|source| built.join(source.file_stem().unwrap()).with_extension(format!("{unique}.o")))
-        .collect();
-    // One compiler at a time per core would be overkill for a dozen small files: all at once.
-    let compilers: Vec<_> = sources
-        .iter()
-        .zip(&objects)
-        .map(|(source, object)| {
-            let mut command = Command::new(&compiler);
-            command.args(flags.split_whitespace().filter(|&flag| flag != "-shared"));
-            command.args(["-x", "c++", "-c"]).arg(source).arg("-o").arg(object);
-            command.stderr(std::process::Stdio::piped()).spawn()
-        })
-        .collect();
-    for (compiling, source) in compilers.into_iter().zip(&sources) {
-        let compiling = compiling.map_err(|error| format!("no C++ compiler: {compiler}: {error}"))?;
-        let output = compiling.wait_with_output().unwrap();
+    // Written under a name of its own and moved, because other processes compile the same.
+    let unfinished = |path: &Path| path.with_extension(format!("{}.unfinished", std::process::id()));
+    let compile = |source: &Path, name: &str| {
+        let kept = beside_the_build.join(name);
+        if kept.is_file() {
+            return Ok(kept);
+        }
+        let object = built.join(name);
+        if object.is_file() {
+            return Ok(object);
+        }
+        let mut command = Command::new(&compiler);
+        command.args(flags.split_whitespace()).args(["-x", "c++", "-c"]).arg(source);
+        let output = command.arg("-o").arg(unfinished(&object)).output();
+        let output = output.map_err(|error| format!("no C++ compiler: {compiler}: {error}"))?;
         let messages = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{} does not compile:\n{messages}", source.display());
         assert!(messages.is_empty(), "{} compiles with warnings:\n{messages}", source.display());
-    }
-    let linked = library.with_extension(unique);
+        std::fs::rename(unfinished(&object), &object).unwrap();
+        Ok(object)
+    };
+    // One compiler at a time per core would be overkill for a dozen small files: all at once.
+    let objects: Vec<PathBuf> = std::thread::scope(|scope| {
+        let compilers: Vec<_> =
+            sources.iter().zip(&names).map(|(source, name)| scope.spawn(|| compile(source, name))).collect();
+        compilers.into_iter().map(|compiler| compiler.join().unwrap()).collect::<Result<_, String>>()
+    })?;
     let output = Command::new(&compiler)
         .args(flags.split_whitespace())
+        .arg("-shared")
         .args(&objects)
         .arg("-o")
-        .arg(&linked)
+        .arg(unfinished(&library))
         .output()
         .map_err(|error| format!("no C++ compiler: {compiler}: {error}"))?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    std::fs::rename(linked, &library).unwrap();
-    objects.iter().for_each(|object| std::fs::remove_file(object).unwrap());
+    std::fs::rename(unfinished(&library), &library).unwrap();
     Ok(library)
 }
 
@@ -141,6 +190,17 @@ impl Emulator {
         }
     }
 
+    /// Fails if a guard was written to.
+    fn check_guards(&self) -> Result<()> {
+        for (&address, layout) in self.allocations.lock().unwrap().iter() {
+            // SAFETY: what `allocate` took.
+            let memory = unsafe { std::slice::from_raw_parts(address as *const u8, layout.size()) };
+            let guard = &memory[layout.size() - guard_bytes()..];
+            ensure!(guard.iter().all(|&byte| byte == GUARD), "memory behind a buffer was written to");
+        }
+        Ok(())
+    }
+
     fn failed(&self) -> bool {
         self.first_error.lock().unwrap().is_some()
     }
@@ -163,8 +223,9 @@ impl Emulator {
             .collect();
         ensure!(letters == signature, "{kernel} takes {signature} and was given {letters}");
         ensure!(grid.threads > 0 && grid.threads <= 1024 && grid.threads.is_multiple_of(32), "{kernel}: {grid:?}");
+        ensure!(grid.blocks[0] <= i32::MAX as u32, "{kernel}: {grid:?}");
         ensure!(grid.blocks[1] <= 65_535 && grid.blocks[2] <= 65_535, "{kernel}: {grid:?}");
-        ensure!(grid.shared_bytes <= 227 * 1024, "{kernel}: {grid:?}");
+        ensure!(grid.shared_bytes <= MAX_SHARED_BYTES, "{kernel}: {grid:?}");
         let mut words: Vec<u64> = args
             .iter()
             .map(|arg| match *arg {
@@ -185,7 +246,7 @@ impl Emulator {
             CStr::from_ptr(message.as_ptr()).to_str()?
         };
         ensure!(message.is_empty(), "{kernel}: {message}");
-        Ok(())
+        self.check_guards().with_context(|| kernel.to_owned())
     }
 }
 
@@ -206,22 +267,24 @@ impl Driver for Emulator {
     }
 
     fn memory(&self) -> Result<[usize; 2]> {
-        let taken: usize = self.allocations.lock().unwrap().values().map(std::alloc::Layout::size).sum();
+        let taken: usize = self.allocations.lock().unwrap().values().map(|layout| layout.size() - guard_bytes()).sum();
         Ok([(1 << 36) - taken, 1 << 36])
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address> {
-        let layout = std::alloc::Layout::from_size_align(bytes, ALIGNMENT)?;
+        let layout = std::alloc::Layout::from_size_align(bytes + guard_bytes(), ALIGNMENT)?;
         // SAFETY: the size is not zero.
         let address = unsafe { std::alloc::alloc_zeroed(layout) } as Address;
         ensure!(address != 0, "no memory");
+        // SAFETY: the guard is the end of what was taken.
+        unsafe { std::ptr::write_bytes((address as *mut u8).add(bytes), GUARD, guard_bytes()) };
         self.allocations.lock().unwrap().insert(address, layout);
         Ok(address)
     }
 
     fn free(&self, address: Address, bytes: usize) {
         let layout = self.allocations.lock().unwrap().remove(&address).unwrap();
-        assert_eq!(layout.size(), bytes);
+        assert_eq!(layout.size(), bytes + guard_bytes());
         // SAFETY: allocated by `allocate` with this layout, and removed from the list.
         unsafe { std::alloc::dealloc(address as *mut u8, layout) }
     }
@@ -292,3 +355,6 @@ impl Driver for Emulator {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,8 @@
 //! A [`Driver`] for tests: the kernels of `kernels/*.cu`, compiled by this machine's C++ compiler against
 //! `kernels/emulator.h`, in ordinary memory; matrix products by the CPU's.
 //!
-//! The library is compiled once per content of `kernels/` (and flags) and kept beside the build. `ASSAY_EMULATOR_FLAGS`
+//! The library is compiled once per content of `kernels/` (and flags) and kept in `emulated-kernels` beside the test
+//! executable, with which it can be carried to a machine that has no compiler. `ASSAY_EMULATOR_FLAGS`
 //! adds compiler flags, such as `-fsanitize=address`. Where there is no C++ compiler the tests that need it say so and do
 //! nothing, except in continuous integration (`CI` is set), where they fail.
 
@@ -9,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -18,6 +19,7 @@ use half::bf16;
 use sha2::{Digest, Sha256};
 
 use super::{Address, Arg, Driver, Dtype, Gpu, Grid, Operand, Product};
+use crate::golden::repository;
 use crate::ops::{self, matmul};
 
 /// What `emulator::Launch` is in C++.
@@ -47,7 +49,7 @@ fn library() -> &'static Result<libloading::Library, String> {
 
 /// Compiles what is not compiled yet; returns the library's path.
 fn compile() -> Result<PathBuf, String> {
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let kernels = repository().join("kernels");
     let mut files: Vec<PathBuf> = std::fs::read_dir(&kernels).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|file| file.extension().is_some_and(|extension| ["cu", "cuh", "h"].iter().any(|&e| extension == e)));
     files.sort();

@@ -1,5 +1,5 @@
-// What each wrapper of common.cuh does, for the test that holds a card's against their twins (`gpu/wrappers.rs`): a block of
-// one warp, inputs and outputs per lane, 32-bit words as they are. Nothing else launches these.
+// What each wrapper of common.cuh does, for the test that holds a card's against their twins (`gpu/wrappers.rs`): a
+// block of one warp, inputs and outputs per lane, 32-bit words as they are. Nothing else launches these.
 #include "common.cuh"
 
 // mma: c (blocks, 32, 4) += a (blocks, 32, 4) b (blocks, 32, 2), fragment by fragment.
@@ -34,9 +34,9 @@ extern "C" __global__ void wrapped_loads(unsigned* y, const unsigned* x, const i
 }
 EXPORT(wrapped_loads)
 
-// copies: a lane copies `valid[lane]` bytes of its 16 of x (32, 4), closes the group, copies its word of z (32), if there is
-// any valid byte, and closes that; y (32, 5) is what is there after waiting for the first group, and for both. What was there
-// before is ones.
+// copies: a lane copies `valid[lane]` bytes of its 16 of x (32, 4), closes the group, copies its word of z (32), if
+// there is any valid byte, and closes that; y (32, 5) is what is there after waiting for the first group, and for both.
+// What was there before is ones.
 extern "C" __global__ void wrapped_copies(unsigned* y, const unsigned* x, const unsigned* z, const int* valid) {
     int lane = lane_index();
     Shared<Sixteen> sixteens = shared<Sixteen>(0, 32);
@@ -55,8 +55,8 @@ extern "C" __global__ void wrapped_copies(unsigned* y, const unsigned* x, const 
 }
 EXPORT(wrapped_copies)
 
-// lanes: of x (32): the lane's that differs in one bit, for five bits, and in all; that of `lanes[lane]`; the votes for being
-// above 0; the warp's sum and maximum: y (32, 10).
+// lanes: of x (32): the lane's that differs in one bit, for five bits, and in all; that of `lanes[lane]`; the votes for
+// being above 0; the warp's sum and maximum: y (32, 10).
 extern "C" __global__ void wrapped_lanes(unsigned* y, const float* x, const int* lanes) {
     int lane = lane_index();
     float mine = x[lane];
@@ -69,8 +69,8 @@ extern "C" __global__ void wrapped_lanes(unsigned* y, const float* x, const int*
 }
 EXPORT(wrapped_lanes)
 
-// numbers: of x and z (blocks * 32): x as a bfloat16, both as two of them, each of these as a float again, the larger of x and
-// z, 2 to the power of x: y (blocks * 32, 6).
+// numbers: of x and z (blocks * 32): x as a bfloat16, both as two of them, each of these as a float again, the larger of
+// x and z, 2 to the power of x: y (blocks * 32, 6).
 extern "C" __global__ void wrapped_numbers(unsigned* y, const float* x, const float* z) {
     size_t i = static_cast<size_t>(blockIdx.x) * 32 + threadIdx.x;
     unsigned packed = pack_bf16(x[i], z[i]);

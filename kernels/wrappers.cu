@@ -69,8 +69,8 @@ extern "C" __global__ void wrapped_lanes(unsigned* y, const float* x, const int*
 }
 EXPORT(wrapped_lanes)
 
-// numbers: of x and z (blocks * 32): x as a bfloat16, both as two of them, each of these as a float again, the larger of
-// x and z, 2 to the power of x: y (blocks * 32, 6).
+// numbers: of x and z (blocks * 32): x as a bfloat16, both as two of them, each of these as a float again, the larger
+// of x and z, 2 to the power of x: y (blocks * 32, 6).
 extern "C" __global__ void wrapped_numbers(unsigned* y, const float* x, const float* z) {
     size_t i = static_cast<size_t>(blockIdx.x) * 32 + threadIdx.x;
     unsigned packed = pack_bf16(x[i], z[i]);

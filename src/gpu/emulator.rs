@@ -2,9 +2,9 @@
 //! `kernels/emulator.h`, in ordinary memory; matrix products by the CPU's.
 //!
 //! The library is compiled once per content of `kernels/` (and flags) and kept in `emulated-kernels` beside the test
-//! executable, with which it can be carried to a machine that has no compiler. `ASSAY_EMULATOR_FLAGS`
-//! adds compiler flags, such as `-fsanitize=address`. Where there is no C++ compiler the tests that need it say so and do
-//! nothing, except in continuous integration (`CI` is set), where they fail.
+//! executable, with which it can be carried to a machine that has no compiler. `ASSAY_EMULATOR_FLAGS` adds compiler
+//! flags, such as `-fsanitize=address`. Where there is no C++ compiler the tests that need it say so and do nothing,
+//! except in continuous integration (`CI` is set), where they fail.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,9 +1,9 @@
 //! What the tests of kernels share: numbers in both formats, and two GPUs that must agree.
 //!
-//! The two are emulated ones that run threads in opposite orders. With the environment variable `ASSAY_TEST_GPU=N` they are
-//! twice this machine's GPU N, so that the same tests hold a card to the same definitions, and their agreement says that
-//! two runs on it give the same bits. An error on the card that one test leaves behind is not to be another's: run them
-//! with `--test-threads=1` there.
+//! The two are emulated ones that run threads in opposite orders. With the environment variable `ASSAY_TEST_GPU=N` they
+//! are twice this machine's GPU N, so that the same tests hold a card to the same definitions, and their agreement says
+//! that two runs on it give the same bits. An error on the card that one test leaves behind is not to be another's: run
+//! them with `--test-threads=1` there.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,9 +1,9 @@
-//! Proof of the wrappers in `kernels/common.cuh`, lane by lane: those of the GPUs that tests use against plain definitions,
-//! which are written here from NVIDIA's description and know nothing of the twins; and, where these GPUs are a card, a card's
-//! words against the emulator's.
+//! Proof of the wrappers in `kernels/common.cuh`, lane by lane: those of the GPUs that tests use against plain
+//! definitions, which are written here from NVIDIA's description and know nothing of the twins; and, where these GPUs
+//! are a card, a card's words against the emulator's.
 //!
-//! Words are the same bit for bit except where this says otherwise: tensor cores add in an order and with a precision of
-//! their own, and the power of two is an approximation.
+//! Words are the same bit for bit except where this says otherwise: tensor cores add in an order and with a precision
+//! of their own, and the power of two is an approximation.
 
 #![allow(clippy::unwrap_used)]
 
@@ -202,7 +202,8 @@ fn numbers_are_rounded_compared_and_raised() {
     let mut x = vec![0.0, -0.0, 1.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN, f32::MAX, f32::MIN];
     x.extend([f32::from_bits(0x7f80_0001), f32::from_bits(0xffff_ffff)]); // not numbers with other bits
     x.extend([tie(0), tie(1), -tie(0), -tie(1), f32::from_bits(0x3f80_8001), f32::from_bits(0x3f80_7fff)]);
-    x.extend([f32::MIN_POSITIVE, 1e-40, -1e-40, f32::from_bits(1), f32::from_bits(0x8000_8000)]); // too small to be normal
+    // Numbers too small to be normal, and one beside them.
+    x.extend([f32::MIN_POSITIVE, 1e-40, -1e-40, f32::from_bits(1), f32::from_bits(0x8000_8000)]);
     x.extend([f32::from_bits(0x7f7f_7fff), f32::from_bits(0x7f7f_8000), 127.5, 128.0, -126.0, -126.5, -140.0, -150.0]);
     x.extend(values(9, LANES * 64 - x.len()).into_iter().map(|x| 40.0 * x));
     let z: Vec<f32> = x.iter().rev().copied().collect();

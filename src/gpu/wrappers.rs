@@ -129,7 +129,7 @@ fn tensor_cores_multiply_fragments_where_the_twin_has_them() {
 
 #[test]
 fn matrices_are_loaded_as_they_lie_and_transposed() {
-    let halves = |row: usize, column: usize| (row * 8 + column + 1) as u32 * 251 & 0xffff;
+    let halves = |row: usize, column: usize| ((row * 8 + column + 1) as u32 * 251) & 0xffff;
     let pair = |low: u32, high: u32| low | high << 16;
     let words: Vec<u32> =
         (0..LANES * 4).map(|i| pair(halves(i / 4, i % 4 * 2), halves(i / 4, i % 4 * 2 + 1))).collect();

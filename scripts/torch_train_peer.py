@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""PyTorch doing what `assay bench` does: GPT-2 or Llama in float32, eager or compiled, trained or scored on random tokens, timed.
+"""PyTorch doing what `assay bench` does: GPT-2 or Llama, eager or compiled, trained or scored on random tokens, timed.
 
     "$(scripts/python-env)" scripts/torch_train_peer.py train|score --layers L --width D --heads H --vocab V --seq T
         --batch B --steps N [--threads N] [--attention sdpa|explicit] [--adamw fused|foreach]
+        [--device cpu|cuda] [--dtype f32|bf16]
 
 Prints one JSON object with the keys of `assay bench`: tokens_per_s, step_s (median of the steps after one that warms
 up), gflops (6N + 12LdT per trained token, a third of it when scoring) and peak_mib. The model is written as plainly as
 nanoGPT's, without dropout; a training step is forward, backward, clipping by global norm, and AdamW. The defaults are
-the faster ones on the CPU, so that the comparison is fair.
+the faster ones on the CPU, so that the comparison is fair. With bf16 the weights stay in float32 and autocast computes in
+bfloat16. On a GPU gpu_mib is the most that PyTorch had of its memory in use.
 """
 
 import argparse
@@ -117,11 +119,15 @@ def main():
     parser.add_argument("--family", choices=["gpt2", "llama"], default="gpt2")
     parser.add_argument("--compile", action="store_true", help="torch.compile the loss; its first call is not counted")
     parser.add_argument("--adamw", choices=["fused", "foreach"], default="fused")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
+    torch.set_default_device(options.device)
     torch.manual_seed(1)
     model = Decoder(options)
+    autocast = torch.autocast(options.device, dtype=torch.bfloat16, enabled=options.dtype == "bf16")
     loss_of = torch.compile(model.loss) if options.compile else model.loss
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     batches = torch.randint(options.vocab, (options.steps + 1, options.batch, options.seq))
@@ -129,7 +135,8 @@ def main():
 
     def train(tokens):
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(tokens)
+        with autocast:
+            loss = loss_of(tokens)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -137,7 +144,8 @@ def main():
 
     @torch.inference_mode()
     def score(tokens):
-        return loss_of(tokens).item()
+        with autocast:
+            return loss_of(tokens).item()
 
     step = train if options.what == "train" else score
     seconds = []
@@ -149,12 +157,14 @@ def main():
     tokens_per_s = options.batch * options.seq / step_s
     flops_per_token = 6 * num_parameters + 12 * options.layers * options.width * options.seq
     flops_per_token /= 1 if options.what == "train" else 3
+    on_gpu = {"gpu_mib": torch.cuda.max_memory_allocated() / 2**20} if options.device == "cuda" else {}
     print(
         json.dumps({
             "tokens_per_s": tokens_per_s,
             "step_s": step_s,
             "gflops": tokens_per_s * flops_per_token / 1e9,
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            **on_gpu,
         })
     )
 

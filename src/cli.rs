@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::model::arch::Reference;
 use crate::model::family::Family;
 use crate::recipe::DeviceChoice;
+use crate::rules::ScoreDtype;
 
 /// Train language models for Bittensor subnet 9, and judge them as its validators would.
 #[derive(Debug, Parser)]
@@ -269,6 +270,9 @@ pub struct BenchArgs {
     /// Family of the model.
     #[arg(long, value_enum, default_value_t)]
     pub family: Family,
+    /// Number format of scoring on a GPU; the CPU scores in f32, and training has its own.
+    #[arg(long, value_enum, default_value_t)]
+    pub dtype: ScoreDtype,
     /// Which implementation to measure.
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,

@@ -6,9 +6,15 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+/// The repository's root: where it was when the tests were compiled, or, for tests that were carried to another machine,
+/// where `CARGO_MANIFEST_DIR` says.
+pub(crate) fn repository() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).into(), PathBuf::from)
+}
+
 /// A file or folder below `tests/golden`.
 pub(crate) fn path(name: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).join(name)
+    repository().join("tests/golden").join(name)
 }
 
 /// The JSON files of a folder whose top level has `key`, in the order of their names, each with its path; or the one file

@@ -51,9 +51,10 @@ impl Tokenizer {
 }
 
 /// The number format in which validators compute losses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum ScoreDtype {
     /// 32-bit floats, whatever the file holds.
+    #[default]
     F32,
     /// bfloat16 with flash attention.
     Bf16,

@@ -1,7 +1,8 @@
 //! `assay bench`: how fast this machine trains or scores a GPT-2 of a given shape, on random weights and tokens.
 //!
 //! A training step is what a run does: forward, backward, norm, clipping, AdamW. The first step, which takes the memory,
-//! is not counted; figures are medians over the others.
+//! is not counted; figures are medians over the others. On a GPU training also tells what it took of the card's memory
+//! beside what `assay check` would have said, as `gpu_mib` and `gpu_estimate_mib`.
 
 use std::time::Instant;
 
@@ -21,10 +22,11 @@ use crate::ops::random;
 use crate::optim::clip;
 use crate::placement::Placement;
 use crate::recipe::{Activations, Recompute};
-use crate::rules::Rules;
 use crate::train::engine::{self, Options};
 use crate::train::meter;
 use crate::train::state::Weights;
+
+const MIB: f64 = 1_048_576.0;
 
 /// Runs the command.
 pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
@@ -55,7 +57,7 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
             bytes(free)
         )));
     }
-    let mut seconds = measure(args, &arch, &placement)?;
+    let Measured { mut seconds, gpu_bytes } = measure(args, &arch, &placement)?;
     seconds.sort_by(f64::total_cmp);
     let step_s = seconds[seconds.len() / 2];
     let tokens_per_s = (args.batch * args.seq) as f64 / step_s;
@@ -66,15 +68,22 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
     let gflops = tokens_per_s * flops_per_token / 1e9;
     let peak_mib = meter::peak_memory_mib();
     if args.json {
-        let report = json!({
+        let mut report = json!({
             "tokens_per_s": tokens_per_s, "step_s": step_s, "gflops": gflops, "peak_mib": peak_mib,
         });
+        if let Some(taken) = gpu_bytes {
+            report["gpu_mib"] = json!(taken as f64 / MIB);
+            report["gpu_estimate_mib"] = json!(needed as f64 / MIB);
+        }
         return printer.result(&report.to_string());
     }
     let peak = peak_mib.map_or("n/a".to_owned(), |mib| format!("{mib:.0} MiB"));
+    let on_gpu = gpu_bytes.map_or(String::new(), |taken| {
+        format!("\nmemory of the GPU: {}, estimated {}", bytes(taken as u128), bytes(needed))
+    });
     printer.result(&format!(
         "{tokens_per_s:.0} tokens/s, {step_s:.4} s a step, {gflops:.1} GFLOP/s, peak memory {peak}\n\
-         ({} parameters, median of {} steps on {})",
+         ({} parameters, median of {} steps on {}){on_gpu}",
         Layout::of(&arch).len(),
         args.steps,
         placement.name()
@@ -109,8 +118,24 @@ fn memory_needed(args: &BenchArgs, arch: &Arch) -> u128 {
     }
 }
 
-/// Seconds of each counted step.
-fn measure(args: &BenchArgs, arch: &Arch, placement: &Placement) -> Result<Vec<f64>> {
+/// What the steps took.
+struct Measured {
+    /// Seconds of each counted step.
+    seconds: Vec<f64>,
+    /// Bytes of the GPU's memory that training holds after its last step, which is what it holds at any time after the
+    /// first.
+    gpu_bytes: Option<usize>,
+}
+
+/// Free memory of the GPU, if there is one.
+fn free_on_gpu(placement: &Placement) -> Result<Option<usize>> {
+    Ok(match placement {
+        Placement::Cpu => None,
+        Placement::Gpu(card) => Some(card.memory()?[0]),
+    })
+}
+
+fn measure(args: &BenchArgs, arch: &Arch, placement: &Placement) -> Result<Measured> {
     let (layout, backend) = (Layout::of(arch), args.backend.into());
     let mut weights = Weights::zeros(&layout);
     init::scratch(arch, &layout, 1, weights.params.as_mut_slice());
@@ -118,10 +143,12 @@ fn measure(args: &BenchArgs, arch: &Arch, placement: &Placement) -> Result<Vec<f
         (0..(args.batch * args.seq) as u64).map(|i| random::bits(2, i, 0) % arch.vocab_size as u32).collect();
     let rows = Rows::new(&tokens, args.batch, args.seq);
     let mut seconds = Vec::new();
+    let mut gpu_bytes = None;
     match args.what {
         BenchKind::Train => {
             let options = Options { backend, ..Options::usual(&layout) };
             let (learning_rate, clip_norm) = (options.optimizer.learning_rate, options.optimizer.clip_norm);
+            let free = free_on_gpu(placement)?;
             let mut engine = engine::open(placement, arch, &options, weights)?;
             for step in 0..=args.steps {
                 let started = Instant::now();
@@ -131,9 +158,10 @@ fn measure(args: &BenchArgs, arch: &Arch, placement: &Placement) -> Result<Vec<f
                 engine.update(step as u64, learning_rate, scale)?;
                 seconds.push(started.elapsed().as_secs_f64());
             }
+            gpu_bytes = free.zip(free_on_gpu(placement)?).map(|(before, after)| before.saturating_sub(after));
         }
         BenchKind::Score => {
-            let scoring = Scoring { placement: placement.clone(), backend, dtype: Rules::default().criteria.dtype };
+            let scoring = Scoring { placement: placement.clone(), backend, dtype: args.dtype };
             let mut scorer = scoring.scorer(arch, weights.params.as_slice())?;
             for _ in 0..=args.steps {
                 let started = Instant::now();
@@ -143,5 +171,5 @@ fn measure(args: &BenchArgs, arch: &Arch, placement: &Placement) -> Result<Vec<f
         }
     }
     seconds.remove(0);
-    Ok(seconds)
+    Ok(Measured { seconds, gpu_bytes })
 }

@@ -74,7 +74,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::gpu::emulator;
+    use crate::gpu::testing;
     use crate::gpu::testing::{F32_TOLERANCE, check, on_both};
     use crate::ops::random;
     use crate::ops::testing::{assert_close, values};
@@ -133,7 +133,7 @@ mod tests {
     fn stochastic_rounding_goes_to_a_neighbour_and_is_right_in_the_mean() {
         const KEY: u64 = 0x5_0000_0007;
         let len = 1 << 16;
-        for gpu in emulator::gpus().into_iter().flatten() {
+        for gpu in testing::gpus().into_iter().flatten() {
             // A quarter of the way from one bfloat16 to the next.
             let value: f32 = 1.0 + 0.25 / 128.0;
             let mut params = gpu.buffer_of(&vec![value; len]).unwrap();

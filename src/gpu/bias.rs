@@ -21,7 +21,7 @@ mod tests {
     use half::bf16;
 
     use super::*;
-    use crate::gpu::{Element, Gpu, emulator};
+    use crate::gpu::{Element, Gpu, testing};
     use crate::ops::testing::values;
 
     fn check<C: Element, B: Element>(gpu: &Gpu, [rows, columns]: [usize; 2]) {
@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn a_bias_is_added_to_each_row_in_every_pair_of_formats() {
-        for gpu in emulator::gpus().into_iter().flatten() {
+        for gpu in testing::gpus().into_iter().flatten() {
             for sizes in [[1, 1], [3, 5], [2, 256], [5, 777]] {
                 check::<f32, f32>(&gpu, sizes);
                 check::<f32, bf16>(&gpu, sizes);

@@ -16,14 +16,14 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::gpu::emulator;
+    use crate::gpu::testing;
     use crate::ops::testing::values;
 
     #[test]
     fn casts_round_to_nearest_at_every_length_and_alignment() {
         let specials =
             [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, f32::MAX];
-        for gpu in emulator::gpus().into_iter().flatten() {
+        for gpu in testing::gpus().into_iter().flatten() {
             for len in [1, 7, 8, 9, 2047, 2048, 2049] {
                 let mut x = values(1, len + 3);
                 x.iter_mut().zip(specials).for_each(|(x, special)| *x = special);

@@ -2,7 +2,7 @@
 //! `kernels/emulator.h`, in ordinary memory; matrix products by the CPU's.
 //!
 //! Each file is compiled once per content (its own, the headers' and the flags) and kept beside the build, and so is the
-//! library made of them. `ASSAY_EMULATOR_FLAGS` adds compiler flags, such as `-fsanitize=address`. `ASSAY_KERNELS` is a
+//! library made of them, which can be carried along to a machine that has no compiler. `ASSAY_EMULATOR_FLAGS` adds compiler flags, such as `-fsanitize=address`. `ASSAY_KERNELS` is a
 //! folder that takes the place of `kernels/`, such as one with a mistake in it (`.ci/mutate-kernels`); what is compiled for
 //! it is kept in its own folder `built`. Where there is no C++ compiler the tests that need it say so and do nothing,
 //! except in continuous integration (`CI` is set), where they fail.
@@ -23,6 +23,7 @@ use half::bf16;
 use sha2::{Digest, Sha256};
 
 use super::{Address, Arg, Driver, Dtype, Gpu, Grid, Operand, Product};
+use crate::golden::repository;
 use crate::ops::{self, matmul};
 
 /// What `emulator::Launch` is in C++.
@@ -87,7 +88,7 @@ fn compile() -> Result<PathBuf, String> {
     let beside_the_build = std::env::current_exe().unwrap().parent().unwrap().join("emulated-kernels");
     let (kernels, built) = match std::env::var_os("ASSAY_KERNELS") {
         Some(folder) => (PathBuf::from(&folder), PathBuf::from(folder).join("built")),
-        None => (Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels"), beside_the_build.clone()),
+        None => (repository().join("kernels"), beside_the_build.clone()),
     };
     let mut sources = files(&kernels, &["cu"]);
     sources.extend(files(&kernels.join("tests"), &["cu"]));

@@ -38,13 +38,13 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::gpu::emulator;
+    use crate::gpu::testing;
     use crate::ops::testing::values;
     use crate::optim::clip;
 
     #[test]
     fn sums_are_the_cpus_and_not_finite_where_an_element_is_not() {
-        for gpu in emulator::gpus().into_iter().flatten() {
+        for gpu in testing::gpus().into_iter().flatten() {
             for len in [1, 9, 2047, PER_BLOCK, PER_BLOCK + 5] {
                 let mut x = values(1, len);
                 let sum = |x: &[f32]| {

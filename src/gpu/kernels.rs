@@ -26,14 +26,14 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::collections::HashSet;
-    use std::path::Path;
 
     use sha2::{Digest, Sha256};
 
     use super::*;
+    use crate::golden::repository;
 
     fn source(name: &str) -> String {
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(name)).unwrap()
+        std::fs::read_to_string(repository().join("kernels").join(name)).unwrap()
     }
 
     /// Whether an export is of this kernel; in a macro only the name's beginning and end are written out.
@@ -55,7 +55,7 @@ mod tests {
                 assert!(exported.iter().any(|export| exports(export, kernel)), "{name}.cu does not export {kernel}");
             }
         }
-        let files = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")).unwrap();
+        let files = std::fs::read_dir(repository().join("kernels")).unwrap();
         let files = files.filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|end| end == "cu"));
         assert_eq!(files.count(), MODULES.len());
         let names: Vec<&str> = MODULES.iter().flat_map(|module| module.kernels).map(|kernel| kernel.name).collect();

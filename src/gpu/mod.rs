@@ -32,6 +32,8 @@ pub mod norm;
 pub mod rotary;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod wrappers;
 
 use std::marker::PhantomData;
 use std::ops::Range;

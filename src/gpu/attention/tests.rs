@@ -1,10 +1,9 @@
-//! Proof of the attention kernels: by the reference in f64 on the same inputs, and by both emulated GPUs giving the
-//! same bits.
+//! Proof of the attention kernels: by the reference in f64 on the same inputs, and by two GPUs giving the same bits.
 
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::gpu::{Buffer, emulator};
+use crate::gpu::{Buffer, testing};
 use crate::ops::attention::reference;
 use crate::ops::testing::{assert_close, values, wide};
 
@@ -150,11 +149,11 @@ fn run<T: Element>(gpu: &Gpu, case: Case, qkv: &[f32], dy: Option<&[f32]>) -> [V
     [y_elements, lse_elements, dqkv.read(gpu)]
 }
 
-/// The same from both emulated GPUs, which must agree in every bit. `None` where there are none.
+/// The same from both GPUs, which must agree in every bit. `None` where there are none.
 fn run_on_both<T: Element>(case: Case, qkv: &[f32], dy: Option<&[f32]>) -> Option<[Vec<f32>; 3]> {
     let bits = |results: &[Vec<f32>; 3]| results.each_ref().map(|x| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
-    let [ascending, descending] = emulator::gpus()?.map(|gpu| run::<T>(&gpu, case, qkv, dy));
-    assert!(bits(&ascending) == bits(&descending), "the order of threads changes {case:?}");
+    let [ascending, descending] = testing::gpus()?.map(|gpu| run::<T>(&gpu, case, qkv, dy));
+    assert!(bits(&ascending) == bits(&descending), "the second GPU, or the second run, changes {case:?}");
     Some(ascending)
 }
 
@@ -282,6 +281,6 @@ fn not_a_number_reaches_every_later_token_of_its_head_and_no_other_sequence() {
 #[test]
 #[should_panic(expected = "head size of an attention")]
 fn larger_heads_are_refused() {
-    let Some([gpu, _]) = emulator::gpus() else { panic!("head size of an attention: not tested") };
+    let Some([gpu, _]) = testing::gpus() else { panic!("head size of an attention: not tested") };
     run::<bf16>(&gpu, case(1, 1, 1, 1, 136), &[0.0; 3 * 136], None);
 }

@@ -126,7 +126,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::gpu::emulator;
+    use crate::gpu::testing;
     use crate::ops::testing::values;
     use crate::optim::adamw::decayed_ranges;
 
@@ -137,7 +137,7 @@ mod tests {
         let device = DeviceLayout::of(&layout);
         assert_eq!(device.len() as u128, device_len_of(&arch));
         let params = values(1, layout.len());
-        for gpu in emulator::gpus().into_iter().flatten() {
+        for gpu in testing::gpus().into_iter().flatten() {
             let mut buffer = gpu.zeros::<f32>(device.len()).unwrap();
             device.upload(&gpu, &mut buffer, &params);
             let mut back = vec![f32::NAN; layout.len()];

@@ -1,4 +1,4 @@
-//! The decoder on an emulated GPU against the references of every backend.
+//! The decoder on a GPU, emulated unless a card is named (see `gpu::testing`), against the references of every backend.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::estimate::what_would_fit;
 use super::*;
 use crate::golden;
-use crate::gpu::emulator;
+use crate::gpu::testing;
 use crate::model::DropoutSeed;
 use crate::model::arch::Reference;
 use crate::model::golden_tests::{GoldenModel, check_scorer, golden_models, read_json};
@@ -24,9 +24,9 @@ use crate::train::engine::gpu::GpuEngine;
 use crate::train::engine::{Engine, Options};
 use crate::train::state::Weights;
 
-/// One of the two emulated GPUs; `None` where there is no C++ compiler.
+/// One of the two GPUs; `None` where there are none.
 fn a_gpu() -> Option<Gpu> {
-    emulator::gpus().map(|[gpu, _]| gpu)
+    testing::gpus().map(|[gpu, _]| gpu)
 }
 
 /// What bfloat16 costs in PyTorch (`tests/golden/bf16/make.py`).
@@ -119,7 +119,7 @@ fn gradients_in_bf16_are_as_near_those_in_f32_as_pytorchs() {
 
 #[test]
 fn recomputing_changes_no_bit_and_neither_does_the_order_of_threads() {
-    let Some([gpu, other]) = emulator::gpus() else { return };
+    let Some([gpu, other]) = testing::gpus() else { return };
     let mut kinds = std::collections::HashSet::new();
     for GoldenModel { name, model, batches, .. } in golden_models() {
         let arch = &model.config.arch;
@@ -194,14 +194,14 @@ fn a_small_llama_trains_as_on_the_cpu() {
 #[test]
 fn the_estimate_is_what_is_allocated_and_a_step_allocates_nothing_after_the_first() {
     let Some(gpu) = a_gpu() else { return };
+    let on_a_card = testing::card().is_some();
     let names = ["gpt2", "llama", "bart", "gptj", "gpt_neox", "phi_gqa"];
     for GoldenModel { name, model, .. } in golden_models().into_iter().filter(|golden| names.contains(&&*golden.name)) {
         let arch = &model.config.arch;
         for (recompute, rows) in [(Recompute::None, 3), (Recompute::Mlp, 2), (Recompute::Block, 1)] {
             let row_len = 9;
-            let before = gpu.memory().unwrap()[0];
             let options = Options { recompute, ..Options::usual(&model.layout) };
-            let mut engine = engine(&gpu, arch, &options, Weights::starting_at(&model.params)).unwrap();
+            let make = || engine(&gpu, arch, &options, Weights::starting_at(&model.params)).unwrap();
             let tokens = vec![1; rows * row_len];
             let step = |engine: &mut dyn Engine| {
                 engine.zero_gradients();
@@ -209,13 +209,22 @@ fn the_estimate_is_what_is_allocated_and_a_step_allocates_nothing_after_the_firs
                 engine.gradient_norm().unwrap();
                 engine.update(0, 1e-3, 1.0).unwrap();
             };
+            if on_a_card {
+                step(&mut *make()); // a card's driver takes memory for code when that first runs
+            }
+            gpu.synchronize().unwrap();
+            let before = gpu.memory().unwrap()[0];
+            let mut engine = make();
             step(&mut *engine);
             let taken = (before - gpu.memory().unwrap()[0]) as f64;
             step(&mut *engine);
             assert_eq!(before - gpu.memory().unwrap()[0], taken as usize, "{name} allocates in its second step");
             let estimate = memory_estimate(arch, rows, row_len, recompute).total() as f64;
-            // Beside them are tables of angles, flags of decay and parts of a norm.
+            // Beside them are tables of angles, flags of decay and parts of a norm; and a card rounds each of some hundred
+            // allocations up, to 512 bytes as far as is known: these models show that nothing is forgotten or kept, and
+            // `scripts/gpu-gate` how near the estimate is at real sizes.
             let small = (layout::device_len_of(arch) as usize / 128 + 9 * 16 * 4 * arch.heads + 64) as f64;
+            let small = if on_a_card { small + f64::from(1 << 20) } else { small };
             assert!((estimate..=estimate + small).contains(&taken), "{name}, {recompute:?}: {taken}, not {estimate}");
         }
     }

@@ -17,6 +17,24 @@ pub enum Rounding {
     Stochastic(u64),
 }
 
+impl Rounding {
+    fn args(self) -> [Arg; 2] {
+        match self {
+            Self::Nearest => [Arg::I32(0), Arg::U64(0)],
+            Self::Stochastic(key) => [Arg::I32(1), Arg::U64(key)],
+        }
+    }
+}
+
+/// The copy of the masters that a step with this rounding has left.
+pub fn round(gpu: &Gpu, copy: ViewMut<bf16>, params: View<f32>, rounding: Rounding) {
+    let len = params.len();
+    assert_eq!(copy.len(), len, "size of the rounded copy");
+    let [is_stochastic, key] = rounding.args();
+    let args = [copy.arg(), params.arg(), Arg::U64(len as u64), is_stochastic, key];
+    gpu.launch("adamw_copy", Grid::new(len.div_ceil(8 * 256), 256), &args);
+}
+
 /// The buffers of a step, all of one length.
 pub struct Buffers<'a> {
     /// f32 masters.
@@ -39,10 +57,7 @@ pub fn step(gpu: &Gpu, factors: &Factors, rounding: Rounding, buffers: Buffers) 
     let lens = [buffers.gradients.len(), buffers.means.len(), buffers.squares.len()];
     assert!(lens == [len; 3] && buffers.decays.len() == len.div_ceil(DECAY_GROUP), "sizes of an optimizer step");
     assert!(buffers.copy.as_ref().is_none_or(|copy| copy.len() == len), "size of the rounded copy");
-    let (is_stochastic, key) = match rounding {
-        Rounding::Nearest => (0, 0),
-        Rounding::Stochastic(key) => (1, key),
-    };
+    let [is_stochastic, key] = rounding.args();
     let Factors {
         gradient_scale,
         keep,
@@ -65,7 +80,7 @@ pub fn step(gpu: &Gpu, factors: &Factors, rounding: Rounding, buffers: Buffers) 
     ];
     let numbers = [gradient_scale, keep, beta1, one_minus_beta1, beta2, one_minus_beta2];
     args.extend(numbers.into_iter().chain([step_size, inverse_root_correction2, eps]).map(Arg::F32));
-    args.extend([Arg::I32(is_stochastic), Arg::U64(key)]);
+    args.extend([is_stochastic, key]);
     gpu.launch("adamw", Grid::new(len.div_ceil(8 * 256), 256), &args);
 }
 
@@ -154,6 +169,13 @@ mod tests {
             let is_up = |i| (random::bits(KEY, i, 0) & 0xffff) + (value.to_bits() & 0xffff) > 0xffff;
             let expected = (0..).map(|i| if is_up(i) { 1.0 + 1.0 / 128.0 } else { 1.0 });
             assert!(copy.iter().copied().zip(expected).all(|(x, expected): (f32, f32)| x == expected));
+            for len in [1, 9, len] {
+                let mut again = gpu.zeros::<bf16>(len).unwrap();
+                round(&gpu, again.view_mut(), params.view().window(0..len), Rounding::Stochastic(KEY));
+                assert_eq!(check(&gpu, again.view()), copy[..len]);
+                round(&gpu, again.view_mut(), params.view().window(0..len), Rounding::Nearest);
+                assert!(check(&gpu, again.view()).iter().all(|&x| x == 1.0));
+            }
             let share = copy.iter().filter(|&&x| x > 1.0).count() as f64 / len as f64;
             // Four standard deviations: sqrt(0.25 * 0.75 / 65,536) is 1.7e-3.
             assert!((share - 0.25).abs() < 7e-3, "{share}");

@@ -62,6 +62,8 @@ pub struct Options {
     pub bf16_rounding: Bf16Rounding,
     /// The run's seed; what is drawn from it here is stochastic rounding.
     pub seed: u64,
+    /// Updates that the weights have seen: by the last one's number their copy was rounded.
+    pub updates: u64,
 }
 
 impl Options {
@@ -74,6 +76,7 @@ impl Options {
             decayed: adamw::decayed_ranges(layout),
             bf16_rounding: recipe.train.bf16_rounding,
             seed: recipe.train.seed,
+            updates: 0,
         }
     }
 
@@ -86,6 +89,7 @@ impl Options {
             decayed: adamw::decayed_ranges(layout),
             bf16_rounding: Bf16Rounding::default(),
             seed: 0,
+            updates: 0,
         }
     }
 }

@@ -153,7 +153,8 @@ impl<'a> Session<'a> {
             },
         };
         place = Place { threads: resolved.threads, device, world_size: world.size, ..place };
-        let engine = engine::open(placement, &resolved.arch, &Options::of(recipe, &layout), weights)?;
+        let options = Options { updates: place.updates, ..Options::of(recipe, &layout) };
+        let engine = engine::open(placement, &resolved.arch, &options, weights)?;
         let flops = meter::train_flops_per_token(&resolved.arch, resolved.row_len);
         let (steps_before, total_steps) = (place.step, recipe.train.steps as u64);
         Ok(Self {

@@ -252,6 +252,42 @@ fn rows_sent_ahead_change_no_bit_even_where_others_come() {
 }
 
 #[test]
+fn an_engine_that_goes_on_from_saved_weights_computes_the_same_bits() {
+    let Some(gpu) = a_gpu() else { return };
+    let arch = Arch::gpt2(40, 8, 16, 2, 2);
+    let layout = Layout::of(&arch);
+    let mut first = Weights::zeros(&layout);
+    model::init::scratch(&arch, &layout, 1, first.params.as_mut_slice());
+    for bf16_rounding in [Bf16Rounding::Nearest, Bf16Rounding::Stochastic] {
+        let options = |updates| Options { bf16_rounding, seed: 3, updates, ..Options::usual(&layout) };
+        let copy = |weights: &Weights| {
+            let mut copy = Weights::zeros(&layout);
+            copy.params.as_mut_slice().copy_from_slice(weights.params.as_slice());
+            copy.means.as_mut_slice().copy_from_slice(weights.means.as_slice());
+            copy.squares.as_mut_slice().copy_from_slice(weights.squares.as_slice());
+            copy
+        };
+        let step = |engine: &mut GpuEngine, update: u64| {
+            let tokens: Vec<u32> = (0..16).map(|i| (i * 7 + update as u32 * 3) % 40).collect();
+            engine.zero_gradients();
+            let loss = engine.accumulate(Rows::new(&tokens, 2, 8), 1.0, None, None).unwrap();
+            engine.update(update, 1e-2, 1.0).unwrap();
+            loss
+        };
+        let mut whole = GpuEngine::new(&gpu, &arch, &options(0), copy(&first)).unwrap();
+        let losses: Vec<f64> = (0..4).map(|update| step(&mut whole, update)).collect();
+        let mut begun = GpuEngine::new(&gpu, &arch, &options(0), copy(&first)).unwrap();
+        (0..2).for_each(|update| assert_eq!(step(&mut begun, update), losses[update as usize]));
+        let saved = copy(begun.weights().unwrap());
+        let mut resumed = GpuEngine::new(&gpu, &arch, &options(2), saved).unwrap();
+        assert_eq!(resumed.rounded().unwrap(), begun.rounded().unwrap());
+        (2..4).for_each(|update| assert_eq!(step(&mut resumed, update), losses[update as usize]));
+        let params = |engine: &mut GpuEngine| engine.weights().unwrap().params.as_slice().to_vec();
+        assert_eq!(params(&mut resumed), params(&mut whole), "{bf16_rounding:?}");
+    }
+}
+
+#[test]
 fn stochastic_rounding_is_drawn_anew_at_each_update() {
     let Some(gpu) = a_gpu() else { return };
     let arch = Arch::gpt2(40, 8, 16, 1, 2);

@@ -62,7 +62,7 @@ impl GpuEngine {
             None => error,
         })?;
         let decays = gpu.buffer_of(&model.layout.decays(&options.decayed))?;
-        Ok(Self {
+        let mut engine = Self {
             partials: Partials::new(gpu, model.layout.len())?,
             model,
             arch: arch.clone(),
@@ -76,7 +76,12 @@ impl GpuEngine {
             rounding_key: random::derive_named(options.seed, "bf16 rounding"),
             host: weights,
             host_is_current: true,
-        })
+        };
+        if let (Some(last), Some(rounded)) = (options.updates.checked_sub(1), &mut engine.model.rounded) {
+            let rounding = rounding_of(engine.rounding, engine.rounding_key, last);
+            adamw::round(gpu, rounded.view_mut(), engine.model.masters.view(), rounding);
+        }
+        Ok(engine)
     }
 
     /// What stands in the gradient buffer, in the host's order.
@@ -98,6 +103,13 @@ impl GpuEngine {
         let Some(&OutOfMemory { total, .. }) = error.downcast_ref::<OutOfMemory>() else { return error };
         let advice = what_would_fit(&self.arch, rows.num_rows, rows.row_len, self.recompute, total as u128);
         input(format!("{error}. {advice}"))
+    }
+}
+
+fn rounding_of(choice: Bf16Rounding, key: u64, update: u64) -> Rounding {
+    match choice {
+        Bf16Rounding::Nearest => Rounding::Nearest,
+        Bf16Rounding::Stochastic => Rounding::Stochastic(random::derive(key, update)),
     }
 }
 
@@ -125,10 +137,7 @@ impl Engine for GpuEngine {
     }
 
     fn update(&mut self, update: u64, learning_rate: f64, gradient_scale: f64) -> Result<()> {
-        let rounding = match self.rounding {
-            Bf16Rounding::Nearest => Rounding::Nearest,
-            Bf16Rounding::Stochastic => Rounding::Stochastic(random::derive(self.rounding_key, update)),
-        };
+        let rounding = rounding_of(self.rounding, self.rounding_key, update);
         let buffers = adamw::Buffers {
             params: self.model.masters.view_mut(),
             gradients: self.gradients.view(),

@@ -3,9 +3,11 @@
 use anyhow::Result;
 
 use crate::error::input;
+use crate::figures::bytes;
 use crate::gpu::{Gpu, cuda};
 use crate::metrics::printer::Printer;
-use crate::recipe::{Backend, DeviceChoice};
+use crate::model::gpu::memory_estimate;
+use crate::recipe::{Backend, DeviceChoice, Resolved};
 
 /// Why candle and a GPU do not go together.
 pub(crate) const CANDLE_ON_CPU: &str =
@@ -29,16 +31,48 @@ impl Placement {
     pub fn open(choice: DeviceChoice, backend: Backend, printer: &Printer) -> Result<Self> {
         match (choice, backend) {
             (DeviceChoice::Cuda(_), Backend::Candle) => Err(input(format!("device {choice}: {CANDLE_ON_CPU}"))),
-            (DeviceChoice::Cuda(index), Backend::Native) => Ok(Self::Gpu(cuda::open(index)?)),
-            _ if may_be_gpu(choice, backend) => Ok(match cuda::open(0) {
-                Ok(gpu) => Self::Gpu(gpu),
-                Err(error) => {
-                    printer.warn(&format!("the GPU cannot be used, and the CPU computes instead: {error:#}"));
-                    Self::Cpu
-                }
+            (DeviceChoice::Cuda(index), Backend::Native) => match cuda::open(index) {
+                Ok(gpu) => Ok(Self::Gpu(gpu)),
+                Err(error) => Err(input(format!("{error:#} Or choose the device cpu or auto."))),
+            },
+            (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, Backend::Candle) => Ok(Self::Cpu),
+            (DeviceChoice::Auto, Backend::Native) => Ok(match cuda::count() {
+                // Nobody expects a GPU to work where there is nothing of CUDA.
+                Err(_) if !cuda::is_expected() => Self::Cpu,
+                Ok(0) => Self::Cpu,
+                count => match count.and_then(|_| cuda::open(0)) {
+                    Ok(gpu) => Self::Gpu(gpu),
+                    Err(error) => {
+                        printer.warn(&format!("the GPU cannot be used, and the CPU computes instead: {error:#}"));
+                        Self::Cpu
+                    }
+                },
             }),
-            _ => Ok(Self::Cpu),
         }
+    }
+
+    /// Opens the device that a recipe's model is trained on. `auto` means the CPU where the first GPU has too little free
+    /// memory, which is told.
+    ///
+    /// # Errors
+    /// As [`Placement::open`].
+    pub fn for_training(resolved: &Resolved, printer: &Printer) -> Result<Self> {
+        let (choice, train) = (resolved.device(), &resolved.recipe.train);
+        let placement = Self::open(choice, resolved.recipe.model.backend, printer)?;
+        let Self::Gpu(gpu) = &placement else { return Ok(placement) };
+        let needed = memory_estimate(&resolved.arch, train.micro_batch, resolved.row_len, train.recompute).total();
+        let [free, _] = gpu.memory()?;
+        if choice == DeviceChoice::Auto && needed > free as u128 {
+            printer.warn(&format!(
+                "the run needs {} of memory and the {} has {} free: the CPU computes instead (train.recompute, or a smaller \
+                 train.micro_batch, takes less; --device cuda tries all the same)",
+                bytes(needed),
+                gpu.name(),
+                bytes(free as u128)
+            ));
+            return Ok(Self::Cpu);
+        }
+        Ok(placement)
     }
 
     /// The card's name, or `cpu`: part of what determines a run's bits.

@@ -63,12 +63,11 @@ pub(super) fn free_memory() -> Option<u128> {
     Some(kibibytes * 1024)
 }
 
-/// A card's name and its free memory, if it opens.
+/// A card's name and its free memory, if it tells.
 fn free_gpu_memory(choice: DeviceChoice) -> Option<(String, u128)> {
     let index = if let DeviceChoice::Cuda(index) = choice { index } else { 0 };
-    let card = cuda::open(index).ok()?;
-    let [free, _] = card.memory().ok()?;
-    Some((card.name(), free as u128))
+    let (name, free) = cuda::name_and_free_memory(index).ok()?;
+    Some((name, free as u128))
 }
 
 /// Free space where a folder is or would be made.

@@ -37,10 +37,10 @@ pub fn run(args: &TrainArgs, printer: &Printer) -> Result<()> {
     for warning in &resolved.warnings {
         printer.warn(&source.located(warning));
     }
+    super::set_threads(Some(resolved.threads))?;
     for shortage in machine::shortages(&resolved) {
         printer.warn(&shortage);
     }
-    super::set_threads(Some(resolved.threads))?;
     // From here on Ctrl-C is an orderly end; commands that have nothing to save are ended by it at once.
     interrupt::install()?;
     if args.dry_run {
@@ -93,7 +93,7 @@ fn check_writable(run_dir: &Path) -> Result<()> {
 /// All that a run would meet, up to its first batch, without writing anything.
 fn dry_run(resolved: &Resolved, start: Start, printer: &Printer) -> Result<String> {
     let recipe = &resolved.recipe;
-    let placement = Placement::open(resolved.device(), recipe.model.backend, printer)?;
+    let placement = Placement::for_training(resolved, printer)?;
     resolved.micro_steps(World::SINGLE.size)?;
     let found = run_folder::examine(&resolved.run_dir, recipe, start)?;
     check_writable(&resolved.run_dir)?;

@@ -11,6 +11,13 @@ use crate::ops::norm::NormKind;
 /// Blocks of a backward pass, each of which leaves one partial sum: fixed, so that the bits depend on no card.
 const MAX_BLOCKS: usize = 512;
 
+/// Shared memory that every card gives a block.
+const SHARED_BYTES: usize = 99 * 1024;
+/// The widest rows of a forward pass: one warp keeps one of them.
+pub const MAX_WIDTH_FORWARD: usize = SHARED_BYTES / 4 / 8 * 8;
+/// The widest rows of a backward pass: a block keeps two sums for each channel.
+pub const MAX_WIDTH_BACKWARD: usize = (SHARED_BYTES - 33 * 4) / 8;
+
 /// What a forward pass reads and writes.
 pub struct Forward<'a, T> {
     /// The result, (n, c).

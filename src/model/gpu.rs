@@ -21,13 +21,13 @@ use half::bf16;
 use super::arch::Arch;
 use super::layout::Layout;
 use super::{Rows, Scorer};
-use crate::gpu::{Buffer, Dtype, Element, Gpu, View, attention, cast};
+use crate::gpu::{Buffer, Dtype, Element, Gpu, View, attention, cast, norm};
 use crate::recipe::Recompute;
 use crate::rules::ScoreDtype;
-use decoder::{Decoder, Params};
+use decoder::{Decoder, Params, Pass};
 pub use estimate::{GpuMemory, memory_estimate};
 pub(crate) use layout::DeviceLayout;
-use memory::part;
+use memory::{Memory, part};
 
 /// A number format that the decoder computes in.
 pub(crate) trait Compute: Element {
@@ -83,17 +83,37 @@ impl<T: Compute> Model<T> {
     }
 }
 
+impl<T: Compute> Model<T> {
+    /// Scores rows. Memory of training is left as it is where the rows do not fit into it: what it would grow by is far more
+    /// than what scoring takes.
+    fn score<R>(
+        &mut self,
+        rows: Rows,
+        compute: impl FnOnce(&mut Decoder<T>, &Params<'_, T>, Pass) -> Result<R>,
+    ) -> Result<R> {
+        let (decoder, params) = self.parts();
+        let is_too_small = |memory: &Memory<T>| memory.backward.is_some() && memory.tokens < rows.tokens.len();
+        let kept = if decoder.memory.as_ref().is_some_and(is_too_small) { decoder.memory.take() } else { None };
+        let result = decoder.prepare(rows, false).and_then(|pass| compute(decoder, &params, pass));
+        if kept.is_some() {
+            decoder.memory = kept;
+        }
+        result
+    }
+
+    /// Gives back what only passes need; the next one takes it again.
+    pub(crate) fn make_room(&mut self) {
+        self.decoder.memory = None;
+    }
+}
+
 impl<T: Compute> Scorer for Model<T> {
     fn row_losses(&mut self, rows: Rows) -> Result<Vec<f32>> {
-        let (decoder, params) = self.parts();
-        let pass = decoder.prepare(rows, false)?;
-        decoder.row_losses(&params, pass)
+        self.score(rows, Decoder::row_losses)
     }
 
     fn logits(&mut self, rows: Rows) -> Result<Vec<f32>> {
-        let (decoder, params) = self.parts();
-        let pass = decoder.prepare(rows, false)?;
-        decoder.logits(&params, pass)
+        self.score(rows, Decoder::logits)
     }
 }
 
@@ -147,7 +167,8 @@ pub fn scorer(gpu: &Gpu, arch: &Arch, params: &[f32], dtype: ScoreDtype) -> Resu
 
 /// Whether the kernels can score a model.
 pub fn can_score(arch: &Arch, dtype: ScoreDtype) -> bool {
-    arch.head_size <= max_head_size(if dtype == ScoreDtype::F32 { Dtype::F32 } else { Dtype::Bf16 })
+    let dtype = if dtype == ScoreDtype::F32 { Dtype::F32 } else { Dtype::Bf16 };
+    arch.head_size <= max_head_size(dtype) && arch.width <= norm::MAX_WIDTH_FORWARD
 }
 
 /// Why a GPU cannot train a model, if it cannot.
@@ -155,6 +176,10 @@ pub fn cannot_train(arch: &Arch, dropout: f32) -> Option<String> {
     let most = max_head_size(Dtype::Bf16);
     if arch.head_size > most {
         return Some(format!("a GPU trains heads of up to {most} channels, and this model's have {}", arch.head_size));
+    }
+    if arch.width > norm::MAX_WIDTH_BACKWARD {
+        let most = norm::MAX_WIDTH_BACKWARD;
+        return Some(format!("a GPU trains models of up to {most} channels, and this one has {}", arch.width));
     }
     (dropout > 0.0).then(|| "a GPU trains without dropout, and model.dropout is not 0".to_owned())
 }

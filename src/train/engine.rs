@@ -43,6 +43,9 @@ pub trait Engine: Scorer {
     /// Changes the weights by `gradient_scale` times the gradients; `update` counts from 0.
     fn update(&mut self, update: u64, learning_rate: f64, gradient_scale: f64) -> Result<()>;
 
+    /// Gives back what only steps need, so that other models find room; the next step takes it again.
+    fn make_room(&mut self) {}
+
     /// Parameters and moments as they are.
     fn weights(&mut self) -> Result<&Weights>;
 }

@@ -43,7 +43,7 @@ pub enum Start {
 /// the error [`crate::error::Failure::Interrupted`], after everything is saved.
 pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, printer: &Printer) -> Result<Summary> {
     let recipe = &resolved.recipe;
-    let placement = Placement::open(resolved.device(), recipe.model.backend, printer)?;
+    let placement = Placement::for_training(resolved, printer)?;
     let micro_steps = resolved.micro_steps(collective.world().size)?;
     let data = data::open(recipe, resolved.rules.criteria.sequence_length)?;
     let held_out = HeldOut::read(&data, recipe.eval.rows, resolved.rules.criteria.sequence_length)?;

@@ -95,6 +95,7 @@ impl<'a> RunContest<'a> {
         self.last_step = Some(step);
         let (arch, scoring) = (&self.contest.resolved.arch, self.contest.scoring.clone());
         let model_dir = session.model_dir();
+        session.make_room();
         let mut score = |rows: &[Vec<u32>]| field::losses(arch, &scoring, session.params()?, rows);
         match self.judge_and_act(step, &model_dir, &mut score) {
             Ok(outcome) => Ok(outcome),

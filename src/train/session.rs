@@ -29,7 +29,7 @@ use crate::model::config::{self, ModelConfig};
 use crate::model::layout::Layout;
 use crate::model::{init, weights};
 use crate::placement::Placement;
-use crate::recipe::{Init, Resolved};
+use crate::recipe::{DeviceChoice, Init, Resolved};
 
 /// An open run.
 pub struct Session<'a> {
@@ -130,10 +130,20 @@ impl<'a> Session<'a> {
                 }
                 place = restored.state;
                 if !place.device.is_empty() && place.device != device {
-                    printer.warn(&format!(
-                        "the device was {} and is now {device}: the same curve, but with other rounding",
-                        place.device
-                    ));
+                    let is_other_kind = (place.device == "cpu") != (device == "cpu");
+                    if is_other_kind && recipe.train.device == DeviceChoice::Auto {
+                        let kind = if device == "cpu" { "cpu" } else { "cuda" };
+                        return Err(input(format!(
+                            "this run was computed on {} so far, and now the device would be {device}: name it if that is \
+                             meant, with --device {kind}, or the other one",
+                            place.device
+                        )));
+                    }
+                    let how = match is_other_kind {
+                        true => "a GPU computes in bf16 and the CPU in f32, so that the curve is about the same",
+                        false => "the same curve, but with other rounding",
+                    };
+                    printer.warn(&format!("the device was {} and is now {device}: {how}", place.device));
                 }
                 printer.note(&format!(
                     "Going on with {} at step {} of {}, from {}.",
@@ -181,6 +191,11 @@ impl<'a> Session<'a> {
     /// How far the run is.
     pub fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Gives back what only steps need, so that other models find room.
+    pub fn make_room(&mut self) {
+        self.engine.make_room();
     }
 
     /// The weights as they are.

@@ -195,7 +195,7 @@ fn a_gpu_that_is_not_there_is_refused_with_a_sentence_before_anything_is_written
         dir.train(args)
             .run()
             .assert_exit(2)
-            .assert_stderr_contains("no CUDA driver")
+            .assert_stderr_contains("No GPU can be used")
             .assert_stderr_contains("cpu or auto");
         assert_eq!(dir.listing(), before);
     }
@@ -215,7 +215,7 @@ fn a_gpu_that_is_not_there_is_refused_with_a_sentence_before_anything_is_written
         &["publish", "run/latest", "--recipe", "recipe.yaml", "--repo", "me/model", "--gate"],
     ] {
         let outcome = dir.assay(args).args(&["--device", "cuda:1"]).run().assert_exit(2);
-        outcome.assert_stderr_contains("no CUDA driver");
+        outcome.assert_stderr_contains("No GPU can be used");
     }
 }
 

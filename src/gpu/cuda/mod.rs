@@ -20,7 +20,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
-use rayon::prelude::*;
 
 use super::{Address, Arg, Driver, Gpu, Grid, OutOfMemory, Product, bias, kernels};
 use crate::error::input;
@@ -66,9 +65,7 @@ pub fn count() -> Result<usize> {
         )));
     }
     match result::init().and_then(|()| result::device::get_count()) {
-        Ok(0) | Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Err(input(
-            "The NVIDIA driver finds no GPU: see what nvidia-smi says, and whether CUDA_VISIBLE_DEVICES hides it.",
-        )),
+        Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Ok(0),
         Ok(count) => Ok(count as usize),
         Err(error) => {
             Err(input(format!("The NVIDIA driver does not start: {}. See what nvidia-smi says.", sentence(error))))
@@ -82,11 +79,36 @@ pub fn count() -> Result<usize> {
 /// CUDA, or this GPU, is not there or too old, which is of the kind [`input`]; or something fails on it.
 pub fn open(index: usize) -> Result<Gpu> {
     let count = count()?;
+    if count == 0 {
+        return Err(input(
+            "The NVIDIA driver finds no GPU: see what nvidia-smi says, and whether CUDA_VISIBLE_DEVICES hides it.",
+        ));
+    }
     if index >= count {
         let range = if count == 1 { "only GPU 0".to_owned() } else { format!("GPUs 0 to {}", count - 1) };
         return Err(input(format!("There is no GPU {index}: this machine has {range}.")));
     }
     Ok(Gpu::new(Arc::new(Cuda::open(index).with_context(|| format!("GPU {index}"))?)))
+}
+
+/// A card's name and how many bytes of its memory are free, without taking it into use.
+///
+/// # Errors
+/// As [`open`].
+pub fn name_and_free_memory(index: usize) -> Result<(String, usize)> {
+    ensure!(index < count()?, "there is no GPU {index}");
+    let device = check(result::device::get(index as i32), "finding the GPU")?;
+    let name = check(result::device::get_name(device), "asking for the GPU's name")?;
+    let context = Context::retain(device)?;
+    context.make_current()?;
+    let (free, _) = check(result::mem_get_info(), "asking for free memory")?;
+    Ok((name, free))
+}
+
+/// Whether something of CUDA is there that a GPU may be expected to work with.
+pub fn is_expected() -> bool {
+    // SAFETY: loads the library, whose initialisers are NVIDIA's.
+    unsafe { sys::is_culib_present() }
 }
 
 /// A kernel on the card.
@@ -163,8 +185,15 @@ impl Cuda {
         check(set, "setting up the GPU's memory pool")?;
 
         let compute = Stream::new()?;
-        let loaded: Vec<(Module, Vec<_>)> =
-            kernels::MODULES.par_iter().map(|module| load(&context, module)).collect::<Result<_>>()?;
+        // Not in rayon's pool: its size is the caller's to choose, and that may still come.
+        let loaded: Vec<(Module, Vec<_>)> = std::thread::scope(|scope| {
+            let compilers: Vec<_> =
+                kernels::MODULES.iter().map(|module| scope.spawn(|| load(&context, module))).collect();
+            let join = |compiler: std::thread::ScopedJoinHandle<'_, _>| {
+                compiler.join().unwrap_or_else(|_| bail!("compiling the kernels panicked"))
+            };
+            compilers.into_iter().map(join).collect::<Result<_>>()
+        })?;
         let (modules, functions): (Vec<_>, Vec<_>) = loaded.into_iter().unzip();
         // SAFETY: a plain allocation, whose first use is in the same stream.
         let workspace = unsafe { result::malloc_async(compute.0, products::WORKSPACE_BYTES) };
@@ -206,7 +235,16 @@ impl Cuda {
 
     fn try_allocate(&self, bytes: usize) -> Result<Address> {
         // SAFETY: a plain allocation; `compute` is the stream in whose order all memory is used.
-        let address = match unsafe { result::malloc_async(self.compute.0, bytes) } {
+        let mut taken = unsafe { result::malloc_async(self.compute.0, bytes) };
+        if matches!(taken, Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY))) {
+            // The pool may hold what was given back in pieces of other sizes, or be about to get it.
+            self.compute.synchronize()?;
+            // SAFETY: the pool is the device's; only what nobody uses is given back.
+            check(unsafe { result::mem_pool::trim_to(self.pool, 0) }, "tidying the GPU's memory pool")?;
+            // SAFETY: as above.
+            taken = unsafe { result::malloc_async(self.compute.0, bytes) };
+        }
+        let address = match taken {
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
                 let [free, total] = self.memory()?;
                 bail!(OutOfMemory { asked: bytes, free, total });
@@ -400,11 +438,13 @@ impl Driver for Cuda {
     }
 
     fn multiply(&self, product: Product) {
+        let mut has_bias = false;
         self.queue(|| {
             ensure!(product.a.dtype == product.b.dtype, "a product of two formats: {product:?}");
-            lock(&self.products).multiply(&self.compute, &product)
+            has_bias = lock(&self.products).multiply(&self.compute, &product)?;
+            Ok(())
         });
-        if let Some(bias) = product.bias.filter(|_| !products::adds_bias(&product)) {
+        if let Some(bias) = product.bias.filter(|_| !has_bias) {
             let [rows, columns, _] = product.sizes;
             bias::add(self, product.c, (bias, product.a.dtype), [rows, columns]);
         }

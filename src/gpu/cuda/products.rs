@@ -56,7 +56,7 @@ fn column_major([m, n, k]: [usize; 3], a_transposed: bool, b_transposed: bool) -
 }
 
 /// Whether cuBLASLt can add a product's bias: it takes one of the destination's format, well aligned.
-pub(super) fn adds_bias(product: &Product) -> bool {
+fn adds_bias(product: &Product) -> bool {
     product.bias.is_some_and(|bias| product.a.dtype == product.c.1 && bias.is_multiple_of(BIAS_ALIGNMENT))
 }
 
@@ -87,6 +87,7 @@ struct Plan {
     operation: Owned<sys::cublasLtMatmulDesc_t>,
     layouts: [Owned<sys::cublasLtMatrixLayout_t>; 3],
     algorithm: sys::cublasLtMatmulAlgo_t,
+    adds_bias: bool,
 }
 
 /// cuBLASLt on one device.
@@ -108,8 +109,9 @@ impl Products {
         self.workspace
     }
 
-    /// Queues a product, with its bias if [`adds_bias`]; always with the same stream, for the workspace's sake.
-    pub(super) fn multiply(&mut self, stream: &Stream, product: &Product) -> Result<()> {
+    /// Queues a product; whether with its bias, which is left to the caller where cuBLASLt cannot add it. Always with the same
+    /// stream, for the workspace's sake.
+    pub(super) fn multiply(&mut self, stream: &Stream, product: &Product) -> Result<bool> {
         let Product { sizes, a, b, beta, c: (c, destination), bias } = *product;
         let bias = bias.filter(|_| adds_bias(product));
         let [first, second] = [b.address, a.address];
@@ -127,9 +129,16 @@ impl Products {
         };
         let plan = match self.plans.entry(key) {
             Entry::Occupied(plan) => plan.into_mut(),
-            Entry::Vacant(place) => place.insert(plan(&self.handle, &key, bias).map_err(explain)?),
+            Entry::Vacant(place) => {
+                // There may be no algorithm with a bias where there is one without.
+                let plan = plan(&self.handle, &key, bias).or_else(|error| match bias {
+                    Some(_) => plan(&self.handle, &key, None),
+                    None => Err(error),
+                });
+                place.insert(plan.map_err(explain)?)
+            }
         };
-        if let Some(bias) = bias {
+        if let Some(bias) = bias.filter(|_| plan.adds_bias) {
             set(&plan.operation, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias).map_err(explain)?;
         }
         let alpha = 1.0_f32;
@@ -157,7 +166,8 @@ impl Products {
                 stream.0.cast(),
             )
         }
-        .map_err(explain)
+        .map_err(explain)?;
+        Ok(plan.adds_bias)
     }
 }
 
@@ -216,7 +226,7 @@ fn plan(handle: &Owned<sys::cublasLtHandle_t>, key: &Key, bias: Option<Address>)
     }
     // SAFETY: all descriptors are alive.
     let found = unsafe { result::get_matmul_algo_heuristic(handle.0, operation.0, a.0, b.0, c.0, c.0, preference.0)? };
-    Ok(Plan { operation, layouts: [a, b, c], algorithm: found.algo })
+    Ok(Plan { operation, layouts: [a, b, c], algorithm: found.algo, adds_bias: bias.is_some() })
 }
 
 /// The largest power of two that divides an address, up to the 256 bytes of an allocation.

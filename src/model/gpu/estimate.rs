@@ -5,12 +5,18 @@ use super::memory::ActivationBytes;
 use crate::model::arch::Arch;
 use crate::recipe::Recompute;
 
-/// The first change of options with which training fits into `total` bytes, as a sentence.
-pub(crate) fn what_would_fit(arch: &Arch, rows: usize, row_len: usize, recompute: Recompute, total: u128) -> String {
+/// The first change of options with which training fits into `available` bytes, as a sentence.
+pub(crate) fn what_would_fit(
+    arch: &Arch,
+    rows: usize,
+    row_len: usize,
+    recompute: Recompute,
+    available: u128,
+) -> String {
     // CUDA itself, cuBLASLt's workspace and fragments of free memory.
     const RESERVE: u128 = 1 << 30;
     let fits =
-        |rows, recompute| memory_estimate(arch, rows, row_len, recompute).total().saturating_add(RESERVE) <= total;
+        |rows, recompute| memory_estimate(arch, rows, row_len, recompute).total().saturating_add(RESERVE) <= available;
     let choices = [(Recompute::Mlp, "mlp"), (Recompute::Block, "block")];
     let saving = choices.into_iter().skip_while(|&(choice, _)| recompute != Recompute::None && choice != recompute);
     if let Some((_, name)) = saving.filter(|&(choice, _)| choice != recompute).find(|&(choice, _)| fits(rows, choice)) {

@@ -19,9 +19,19 @@ impl Positions {
     /// Makes sure that the tables serve rows of `row_len`.
     pub(super) fn prepare(&mut self, gpu: &Gpu, arch: &Arch, row_len: usize) -> Result<()> {
         if self.host.prepare(arch, row_len) {
-            self.table = self.host.table().map(|table| rotary::Table::new(gpu, table)).transpose()?;
-            self.key_bias = self.host.key_bias_slice().map(|bias| gpu.buffer_of(bias)).transpose()?;
+            let uploaded = self.upload(gpu);
+            if uploaded.is_err() {
+                // So that the next call makes them anew, and does not take the old ones for these.
+                *self = Self::default();
+            }
+            return uploaded;
         }
+        Ok(())
+    }
+
+    fn upload(&mut self, gpu: &Gpu) -> Result<()> {
+        self.table = self.host.table().map(|table| rotary::Table::new(gpu, table)).transpose()?;
+        self.key_bias = self.host.key_bias_slice().map(|bias| gpu.buffer_of(bias)).transpose()?;
         Ok(())
     }
 

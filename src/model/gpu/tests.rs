@@ -252,6 +252,31 @@ fn rows_sent_ahead_change_no_bit_even_where_others_come() {
 }
 
 #[test]
+fn scoring_longer_rows_and_making_room_leave_training_as_it_was() {
+    let Some(gpu) = a_gpu() else { return };
+    let arch = Arch::gpt2(40, 32, 16, 3, 2);
+    let layout = Layout::of(&arch);
+    let mut first = Weights::zeros(&layout);
+    model::init::scratch(&arch, &layout, 1, first.params.as_mut_slice());
+    let tokens: Vec<u32> = (0..32).map(|i| i * 7 % 40).collect();
+    let mut engine = GpuEngine::new(&gpu, &arch, &Options::usual(&layout), first).unwrap();
+    let accumulate = |engine: &mut GpuEngine| {
+        engine.zero_gradients();
+        (engine.accumulate(Rows::new(&tokens[..16], 2, 8), 1.0, None, None).unwrap(), engine.host_gradients().unwrap())
+    };
+    let expected = accumulate(&mut engine);
+    let free = |gpu: &Gpu| gpu.memory().unwrap()[0];
+    let in_training = free(&gpu);
+    let long = engine.row_losses(Rows::new(&tokens, 1, 32)).unwrap();
+    assert_eq!(free(&gpu), in_training, "a longer row has changed the memory of training");
+    assert_eq!(accumulate(&mut engine), expected);
+    engine.make_room();
+    assert!(free(&gpu) > in_training);
+    assert_eq!(engine.row_losses(Rows::new(&tokens, 1, 32)).unwrap(), long);
+    assert_eq!(accumulate(&mut engine), expected);
+}
+
+#[test]
 fn an_engine_that_goes_on_from_saved_weights_computes_the_same_bits() {
     let Some(gpu) = a_gpu() else { return };
     let arch = Arch::gpt2(40, 8, 16, 2, 2);

@@ -11,7 +11,7 @@ use crate::gpu::adamw::{self, Rounding};
 use crate::gpu::gradient_norm::{self, Partials};
 use crate::gpu::{Buffer, Gpu, OutOfMemory};
 use crate::model::arch::Arch;
-use crate::model::gpu::estimate::what_would_fit;
+use crate::model::gpu::estimate::{memory_estimate, what_would_fit};
 use crate::model::gpu::{Model, cannot_train};
 use crate::model::{DropoutSeed, Rows, Scorer};
 use crate::ops::random;
@@ -56,7 +56,7 @@ impl GpuEngine {
         let (model, gradients, means, squares) = make().map_err(|error| match error.downcast_ref::<OutOfMemory>() {
             Some(_) => input(format!(
                 "{error}. Parameters, gradients and moments alone take 18 bytes for each of {} parameters: choose a \
-                 smaller model, or a larger card.",
+                 smaller model, a larger card, or train.device: cpu.",
                 figures::count(arch.num_parameters())
             )),
             None => error,
@@ -99,10 +99,15 @@ impl GpuEngine {
     }
 
     /// Adds to an error for want of memory which options would fit.
-    fn advise(&self, error: anyhow::Error, rows: Rows) -> anyhow::Error {
-        let Some(&OutOfMemory { total, .. }) = error.downcast_ref::<OutOfMemory>() else { return error };
-        let advice = what_would_fit(&self.arch, rows.num_rows, rows.row_len, self.recompute, total as u128);
-        input(format!("{error}. {advice}"))
+    fn advise(&mut self, error: anyhow::Error, rows: Rows) -> anyhow::Error {
+        let Some(&OutOfMemory { free, .. }) = error.downcast_ref::<OutOfMemory>() else { return error };
+        // What training can have: what is free without its activations, and what it holds beside them.
+        self.model.make_room();
+        let free = self.model.gpu.memory().map_or(free, |[free, _]| free);
+        let held = memory_estimate(&self.arch, 0, 0, self.recompute).total();
+        let available = (free as u128).saturating_add(held);
+        let advice = what_would_fit(&self.arch, rows.num_rows, rows.row_len, self.recompute, available);
+        input(format!("{error}. {advice} train.device: cpu always does."))
     }
 }
 
@@ -149,6 +154,10 @@ impl Engine for GpuEngine {
         adamw::step(&self.model.gpu, &self.optimizer.factors(update, learning_rate, gradient_scale), rounding, buffers);
         self.host_is_current = false;
         Ok(())
+    }
+
+    fn make_room(&mut self) {
+        self.model.make_room();
     }
 
     fn weights(&mut self) -> Result<&Weights> {

@@ -1,6 +1,5 @@
-//! The decoder on a GPU: forward ([`decoder`]) and backward ([`backward`]) over the operations of `crate::gpu`, its memory
-//! ([`memory`]) and the order of its parameters ([`layout`]), together a [`Model`]; what it takes of a card's memory
-//! ([`estimate`]).
+//! The decoder on a GPU: forward and backward over the operations of `crate::gpu`, its memory and the order of its
+//! parameters, together a model; and what that takes of a card's memory.
 //!
 //! It computes what `model/decoder.rs` computes, in another order of the same operations; the tests hold it to the same
 //! references, on the emulated GPU.

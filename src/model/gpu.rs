@@ -80,9 +80,7 @@ impl<T: Compute> Model<T> {
         };
         (decoder, params)
     }
-}
 
-impl<T: Compute> Model<T> {
     /// Scores rows. Memory of training is left as it is where the rows do not fit into it: what it would grow by is far more
     /// than what scoring takes.
     fn score<R>(

@@ -10,7 +10,7 @@ use super::decoder::{Decoder, Params, Pass, embedding_shape};
 use super::memory::{BackwardMemory, Memory, part, part_mut};
 use crate::gpu::cross_entropy::HeadGradients;
 use crate::gpu::embedding::SortedViews;
-use crate::gpu::{View, ViewMut, activation, attention, cross_entropy, embedding, linear, norm, rotary};
+use crate::gpu::{View, ViewMut, activation, attention, cast, cross_entropy, embedding, linear, norm, rotary};
 use crate::model::arch::Residual;
 use crate::model::parts::{BlockParts, LinearParts, NormParts, Parts};
 use crate::recipe::Recompute;
@@ -87,6 +87,19 @@ impl Decoder<bf16> {
         };
         let shape = embedding_shape(arch, pass);
         embedding::backward(gpu, shape, gradients.token, gradients.position, part(&work.dx, n, c), sorted);
+    }
+
+    /// The block's input again, from what is kept of the stream, to compute the block again.
+    fn restore_input(&mut self, params: &Params<bf16>, pass: Pass, layer: usize) {
+        if self.arch.residual == Residual::PostNorm {
+            let Self { gpu, arch, memory, .. } = self;
+            let memory = memory.as_mut().expect("made by prepare");
+            let (n, c) = (pass.n, arch.width);
+            let block = layer % memory.norm1.len();
+            cast::to_bf16(gpu, part_mut(&mut memory.norm1[block], n, c), part(&memory.residual[layer], n, c));
+        } else {
+            self.norm_of_stream(params, pass, layer, layer, [false; 2]);
+        }
     }
 
     /// The loss, and the gradient of the last block's output in `dx`, rounded in `narrow`; with post-norms it waits in `dinput`.

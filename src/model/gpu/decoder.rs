@@ -10,9 +10,7 @@ use super::memory::{Batch, Memory, Sent, part, part_mut};
 use super::positions::Positions;
 use crate::gpu::cross_entropy::Head;
 use crate::gpu::embedding::SortedIds;
-use crate::gpu::{
-    Element, Gpu, View, ViewMut, activation, attention, cast, cross_entropy, embedding, linear, norm, rotary,
-};
+use crate::gpu::{Element, Gpu, View, activation, attention, cross_entropy, embedding, linear, norm, rotary};
 use crate::model::arch::{Arch, Position, Residual};
 use crate::model::parts::{BlockParts, LinearParts, NormParts, Parts};
 use crate::model::{Rows, check_tokens};
@@ -146,29 +144,17 @@ impl<T: Element> Decoder<T> {
         let x = part(&memory.residual[layer % memory.residual.len()], n, c);
         let attended = memory.branches[0].as_ref().map(|branch| part(branch, n, c));
         match arch.residual {
-            Residual::Serial => {
-                let of_norm = masters.norm2.as_ref().expect("serial blocks have one");
-                let io = norm::Forward {
-                    y: part_mut(&mut memory.norm2[block], n, c),
-                    wide: None,
-                    sum: Some(part_mut(&mut memory.middle[block], n, c)),
-                    stats: part_mut(&mut memory.norm2_stats[block], n, 1),
-                    x,
-                    branches: [attended, None],
-                    gain: of_norm.gain,
-                    bias: of_norm.bias,
-                };
-                norm::forward(gpu, arch.norm, arch.norm_eps, io);
-            }
-            Residual::Parallel => {
+            Residual::Serial | Residual::Parallel => {
                 let of_norm = masters.norm2.as_ref().expect("blocks with two norms have one");
+                // Between branches that follow one another; parallel ones both read the block's input.
+                let middle = memory.middle.get_mut(block);
                 let io = norm::Forward {
                     y: part_mut(&mut memory.norm2[block], n, c),
                     wide: None,
-                    sum: None,
+                    branches: [attended.filter(|_| middle.is_some()), None],
+                    sum: middle.map(|middle| part_mut(middle, n, c)),
                     stats: part_mut(&mut memory.norm2_stats[block], n, 1),
                     x,
-                    branches: [None, None],
                     gain: of_norm.gain,
                     bias: of_norm.bias,
                 };
@@ -337,22 +323,6 @@ impl<T: Element> Decoder<T> {
         norm::forward(gpu, arch.norm, arch.norm_eps, io);
     }
 
-    /// The block's inputs again, from what is kept of the stream, to compute the block again.
-    pub(super) fn restore_input(&mut self, params: &Params<T>, pass: Pass, layer: usize)
-    where
-        T: FromStream,
-    {
-        if self.arch.residual == Residual::PostNorm {
-            let Self { gpu, arch, memory, .. } = self;
-            let memory = memory.as_mut().expect("made by prepare");
-            let (n, c) = (pass.n, arch.width);
-            let block = layer % memory.norm1.len();
-            T::round(gpu, part_mut(&mut memory.norm1[block], n, c), part(&memory.residual[layer], n, c));
-        } else {
-            self.norm_of_stream(params, pass, layer, layer, [false; 2]);
-        }
-    }
-
     /// Mean loss of each row, after `prepare`.
     pub(super) fn row_losses(&mut self, params: &Params<T>, pass: Pass) -> Result<Vec<f32>> {
         self.forward(params, pass);
@@ -412,17 +382,6 @@ fn send(gpu: &Gpu, arch: &Arch, batch: &mut Batch, rows: Rows) -> Sent {
         }
     }
     Sent { tokens: tokens.to_vec(), row_len, num_sorted }
-}
-
-/// A compute format into which the residual stream can be rounded.
-pub(super) trait FromStream: Element {
-    fn round(gpu: &Gpu, to: ViewMut<Self>, from: View<f32>);
-}
-
-impl FromStream for half::bf16 {
-    fn round(gpu: &Gpu, to: ViewMut<Self>, from: View<f32>) {
-        cast::to_bf16(gpu, to, from);
-    }
 }
 
 pub(super) fn embedding_shape(arch: &Arch, pass: Pass) -> Embedding {

@@ -92,7 +92,9 @@ impl<'a> Contest<'a> {
         let mut models = Vec::with_capacity(roster.entries.len());
         for entry in &roster.entries {
             let competitor = Competitor::bring(&self.network, rules, entry.uid, &entry.hotkey, &entry.metadata)?;
-            let Some(losses) = field::losses_of(&competitor, &self.scoring, &rows)? else { return Ok(None) };
+            let Some(losses) = field::losses_of(&competitor, &self.scoring, &self.network.losses, &rows)? else {
+                return Ok(None);
+            };
             models.push(Model { entry: entry.clone(), losses: losses.map(|losses| by_step(losses, &num_batches)) });
         }
         let inputs = Inputs {

@@ -16,6 +16,7 @@ use crate::model::scorer::Scoring;
 use crate::model::weights;
 use crate::network::Network;
 use crate::rules::Rules;
+use crate::score::cache::LossCache;
 use crate::score::loss;
 use crate::train::meter::score_flops_per_token;
 
@@ -61,6 +62,7 @@ pub fn losses(arch: &Arch, scoring: &Scoring, params: &[f32], rows: &[Vec<u32>])
 pub fn losses_of(
     competitor: &Competitor,
     scoring: &Scoring,
+    _cache: &LossCache,
     rows: &[Vec<u32>],
 ) -> Result<Option<Result<Vec<f64>, String>>> {
     let dir = match &competitor.model {

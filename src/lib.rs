@@ -5,6 +5,7 @@
 pub mod chain;
 pub mod checkpoint;
 pub mod cli;
+pub mod clock;
 pub mod commands;
 pub mod contest;
 pub mod data;

@@ -14,6 +14,7 @@ use crate::local;
 use crate::metrics::printer::Printer;
 use crate::recipe::{self, HubKind, LOCAL_DIR};
 use crate::rules::Rules;
+use crate::score::cache::LossCache;
 
 /// Where models are published and committed.
 pub struct Network {
@@ -23,6 +24,8 @@ pub struct Network {
     pub chain: Box<dyn Chain>,
     /// Where downloaded models are kept.
     pub cache: Cache,
+    /// Losses that were computed before.
+    pub losses: LossCache,
 }
 
 impl Network {
@@ -31,7 +34,12 @@ impl Network {
         let recipe::Network::Local = chain.network;
         let ledger = Ledger::open(&chain.ledger)?;
         let HubKind::Folder = hub.kind;
-        Ok(Self { hub: Box::new(FolderHub::open(&hub.dir)?), chain: Box::new(ledger), cache: Cache::new(&hub.cache) })
+        Ok(Self {
+            hub: Box::new(FolderHub::open(&hub.dir)?),
+            chain: Box::new(ledger),
+            cache: Cache::new(&hub.cache),
+            losses: LossCache::none(),
+        })
     }
 
     /// Opens what is there; an embedded network that is missing is made first, with the own hotkeys registered.

@@ -12,6 +12,8 @@
 //!
 //! Sources: RaoFoundation/pretraining at the commits named in [`VALIDATORS`].
 
+use crate::score::output::{self, OutputRule};
+
 /// The subnet's number on the chain.
 pub const NETUID: u16 = 9;
 
@@ -170,6 +172,8 @@ pub struct Validator {
     pub sample_max: usize,
     /// A model that has not finished a step's batches after so many seconds loses them all.
     pub seconds_per_model: u64,
+    /// What the text that a model writes must be like; `None`: nobody looks.
+    pub output: Option<OutputRule>,
 }
 
 /// The known versions of the validator's program, oldest first.
@@ -186,6 +190,7 @@ pub static VALIDATORS: [Validator; 4] = [
         keep: Keep::WinRate,
         sample_max: 50,
         seconds_per_model: 60,
+        output: None,
     },
     Validator {
         since: "2024-03-21",
@@ -199,6 +204,7 @@ pub static VALIDATORS: [Validator; 4] = [
         keep: Keep::WinRate,
         sample_max: 50,
         seconds_per_model: 60,
+        output: Some(output::MARCH_2024),
     },
     Validator {
         since: "2024-03-27",
@@ -212,6 +218,7 @@ pub static VALIDATORS: [Validator; 4] = [
         keep: Keep::WinRate,
         sample_max: 14,
         seconds_per_model: 360,
+        output: Some(output::MARCH_2024),
     },
     Validator {
         since: "2024-06-25",
@@ -225,6 +232,7 @@ pub static VALIDATORS: [Validator; 4] = [
         keep: Keep::WeightThenWinRate { from_weight: 0.001 },
         sample_max: 14,
         seconds_per_model: 360,
+        output: Some(output::JUNE_2024),
     },
 ];
 

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use rusqlite::{OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
-use super::{Chain, Commitment, Hotkey, Neuron, Snapshot};
+use super::{Chain, Commitment, ConsensusParams, Hotkey, Neuron, Snapshot};
 use crate::error::{Failure, input};
 use crate::figures;
 use crate::hub::model_id::MAX_COMMITMENT_BYTES;
@@ -337,7 +337,17 @@ impl Chain for Ledger {
                 weights.entry(validator_uid).or_default().push(weight);
             }
             let Settings { tempo, immunity_period, activity_cutoff, .. } = self.settings;
-            Ok(Snapshot { block, tempo, immunity_period, activity_cutoff, neurons, commitments, weights })
+            Ok(Snapshot {
+                block,
+                tempo,
+                immunity_period,
+                activity_cutoff,
+                neurons,
+                commitments,
+                weights,
+                bonds: BTreeMap::new(),
+                consensus: ConsensusParams::default(),
+            })
         })
     }
 
@@ -366,6 +376,12 @@ impl Chain for Ledger {
             insert_commitment(transaction, hotkey, block, bytes)?;
             Ok(block)
         })
+    }
+
+    fn set_weights(&self, hotkey: &str, weights: &[(u16, u16)], _version_key: u64) -> Result<u64> {
+        let uid = self.read(|transaction, _| self.registered(transaction, hotkey))?;
+        Self::set_weights(self, uid, weights)?;
+        self.block()
     }
 }
 

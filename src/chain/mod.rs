@@ -54,6 +54,26 @@ impl Commitment {
     }
 }
 
+/// The subnet's parameters of Yuma Consensus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConsensusParams {
+    /// Part of the stake that must support a weight, out of [`FULL_SHARE`].
+    pub kappa: u16,
+    /// Part of the old bonds that stays at each epoch, out of 1,000,000.
+    pub bonds_moving_average: u64,
+    /// How many validators may hold a permit.
+    pub max_validators: u16,
+    /// What an epoch distributes to miners and validators, in the chain's smallest unit.
+    pub emission: u64,
+}
+
+impl Default for ConsensusParams {
+    /// Those of subnet 9 in March 2024; an epoch's emission is that of a subnet that gets the 32nd part of a block's 1 TAO.
+    fn default() -> Self {
+        Self { kappa: 32_767, bonds_moving_average: 900_000, max_validators: 64, emission: 360 * 1_000_000_000 / 32 }
+    }
+}
+
 /// A subnet at one finalized block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -71,6 +91,10 @@ pub struct Snapshot {
     pub commitments: BTreeMap<Hotkey, Commitment>,
     /// The weights that each uid has set, as (uid, weight).
     pub weights: BTreeMap<u16, Vec<(u16, u16)>>,
+    /// The bonds of each validator to miners after the last epoch, as (uid, bond).
+    pub bonds: BTreeMap<u16, Vec<(u16, u16)>>,
+    /// What Yuma Consensus is computed with.
+    pub consensus: ConsensusParams,
 }
 
 impl Snapshot {
@@ -125,4 +149,8 @@ pub trait Chain: Send + Sync {
     /// Commits bytes, waits until they are finalized, and returns their block. At most
     /// [`MAX_COMMITMENT_BYTES`](crate::hub::model_id::MAX_COMMITMENT_BYTES).
     fn commit(&self, hotkey: &str, bytes: &[u8]) -> Result<u64>;
+
+    /// Replaces the weights that a validator has set, as (uid, weight), and returns the block. `version_key` says by which
+    /// version of the validator's program.
+    fn set_weights(&self, hotkey: &str, weights: &[(u16, u16)], version_key: u64) -> Result<u64>;
 }

@@ -125,6 +125,7 @@ mod tests {
             neurons: (0..6).map(neuron).collect(),
             commitments: commitments.map(|(uid, block)| (format!("key-{uid}"), commitment(block, "model"))).into(),
             weights: [(0, vec![(2, 9), (5, 0)]), (1, vec![(3, 9)]), (4, vec![(5, 9)])].into(),
+            ..Snapshot::default()
         }
     }
 

@@ -16,6 +16,7 @@ use crate::hub::{Hub, RemoteFile};
 use crate::model::arch::Arch;
 use crate::model::weights;
 use crate::rules::Rules;
+use crate::score::cache::LossCache;
 
 const STEPS: [Step; 8] = [
     Step::Checked,
@@ -48,6 +49,7 @@ impl Fixture {
             hub: Box::new(hub),
             chain: Box::new(Ledger::open(&path).unwrap()),
             cache: Cache::new(&dir.path().join("cache")),
+            losses: LossCache::none(),
         };
         let criteria = Criteria { sequence_length: 16, ..Rules::default().criteria };
         let fixture = Self { dir, network, ledger, criteria };

@@ -401,13 +401,32 @@ pub struct Gate {
     pub min_gain: f64,
     /// Probability with which a decision to publish must be right; all candidates since the last publish share what is left.
     pub confidence: f64,
+    /// Blocks after an own commitment during which nothing is published under that hotkey again.
+    pub cooldown_blocks: u64,
+    /// Pages that one decision may draw.
+    pub max_pages: usize,
+    /// `pay` only: bet on the gain instead of taking an asymptotic bound: safe whatever its distribution, and slower to be
+    /// certain.
+    pub exact: bool,
+    /// How far the incentives that are foretold for the best five miners may lie from the chain's before the gate distrusts
+    /// its picture of the network.
+    pub tolerance: f64,
     /// Whether a model may be published that is byte for byte another miner's.
     pub allow_copies: bool,
 }
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { rule: GateRule::Pay, min_gain: 0.01, confidence: 0.95, allow_copies: false }
+        Self {
+            rule: GateRule::Pay,
+            min_gain: 0.01,
+            confidence: 0.95,
+            cooldown_blocks: 0,
+            max_pages: 300,
+            exact: false,
+            tolerance: 0.1,
+            allow_copies: false,
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! The validator's arithmetic and nothing else: losses ([`loss`]), duels ([`duel`]), weights ([`weights`]), and what a whole
 //! step makes of them ([`step`]); the order of its models ([`uid_set`]), and what their text must be like ([`output`]).
 
+pub mod cache;
+pub mod certainty;
 pub mod comparison;
 pub mod duel;
 pub mod loss;
@@ -8,3 +10,4 @@ pub mod output;
 pub mod step;
 pub mod uid_set;
 pub mod weights;
+pub mod yuma;

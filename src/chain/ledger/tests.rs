@@ -75,6 +75,7 @@ fn a_snapshot_holds_all_that_was_written_and_a_second_process_sees_it() {
             ("rival".to_owned(), commitment(1_400, b"later")),
         ]),
         weights: BTreeMap::from([(0, vec![(0, 3), (1, 65_535)])]),
+        ..Snapshot::default()
     };
     assert_eq!(ledger.snapshot().unwrap(), expected);
     let other = Ledger::open(&path).unwrap();

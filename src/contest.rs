@@ -4,6 +4,7 @@
 //! A run asks at its interval (`train/run_contest.rs`), `assay publish --gate` asks once.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -11,8 +12,8 @@ use crate::chain::{Chain, Hotkey, Snapshot};
 use crate::data::Opened;
 use crate::data::pages::Pages;
 use crate::field::{self, Competitor};
-use crate::gate::roster::Roster;
-use crate::gate::{self, Candidate, Decision, Inputs, Model, OwnHotkey};
+use crate::gate::roster::{Entry, Roster};
+use crate::gate::{self, Candidate, Decision, Inputs, Model, OwnHotkey, Verdict};
 use crate::hub::fetch::publishable_hash;
 use crate::metrics::printer::Printer;
 use crate::model::scorer::Scoring;
@@ -20,7 +21,7 @@ use crate::network::{self, Network};
 use crate::ops::random;
 use crate::placement::Placement;
 use crate::publish::journal::Hold;
-use crate::publish::{self, Order, Published};
+use crate::publish::{self, Order, Published, sanity};
 use crate::recipe::Resolved;
 use crate::rules::Rules;
 use crate::score::comparison::{self, Compared, mean_and_error};
@@ -48,6 +49,10 @@ pub struct Judged {
     pub decision: Decision,
     /// The first document of each page, step by step.
     pub pages: Vec<Vec<usize>>,
+    /// Seconds of scoring.
+    pub seconds: f64,
+    /// Whether time was up before the gate was sure.
+    pub cut_short: bool,
     roster: Roster,
     models: Vec<Model>,
     candidate: Candidate,
@@ -55,69 +60,157 @@ pub struct Judged {
     rules: Rules,
 }
 
+/// What came of a judging.
+#[derive(Clone, Debug)]
+pub enum Judging {
+    /// A decision.
+    Judged(Box<Judged>),
+    /// Nothing, for the fewest steps that can decide anything would take longer than is allowed.
+    TooLong {
+        /// How long they would take.
+        needed: Duration,
+        /// What was spent on finding out.
+        spent: Duration,
+    },
+    /// Nothing: an orderly end was asked for.
+    Interrupted,
+}
+
+/// A published model that is being scored.
+struct Rival {
+    entry: Entry,
+    competitor: Competitor,
+    losses: Result<Vec<Vec<f64>>, String>,
+}
+
 impl<'a> Contest<'a> {
-    /// Opens hub, chain and pages; an embedded network that is missing is made.
+    /// Opens hub, chain and pages; an embedded network that is missing is made. Scores where the recipe says, or else at
+    /// `placement`.
     pub fn open(resolved: &'a Resolved, placement: &Placement, data: &Opened, printer: &'a Printer) -> Result<Self> {
         let recipe = &resolved.recipe;
         let dtype = resolved.rules.criteria.dtype;
-        let scoring = Scoring { placement: placement.clone(), backend: recipe.model.backend, dtype };
+        let placement = match recipe.score.device {
+            Some(device) => Placement::open(device, recipe.model.backend, printer)?,
+            None => placement.clone(),
+        };
+        let scoring = Scoring { placement, backend: recipe.model.backend, dtype };
         let pages = Pages::read(data, recipe.score.page_documents, resolved.rules.criteria.sequence_length)?;
         let network = Network::open_or_make(&recipe.hub, &recipe.chain, printer)?;
         Ok(Self { resolved, network, scoring, pages, printer })
     }
 
-    /// Judges a model folder, whose losses `score` computes. `num_tested`: the how many-th candidate it is since the last
-    /// publish, from 1. `None` if an orderly end was asked for.
+    /// Judges a model folder, whose losses `score` computes, step by step until the gate is sure, `gate.max_pages` are
+    /// drawn, or the time `allowed` is over. `num_tested`: the how many-th candidate it is since the last publish, from 1.
     pub fn judge(
         &self,
         model_dir: &Path,
         seed: u64,
         num_tested: u64,
+        allowed: Option<Duration>,
         score: ScoreCandidate<'_>,
-    ) -> Result<Option<Judged>> {
+    ) -> Result<Judging> {
+        let started = Instant::now();
         let (recipe, rules) = (&self.resolved.recipe, &self.resolved.rules);
-        let chain = self.network.chain.as_ref();
-        let snapshot = chain.snapshot()?;
+        let snapshot = self.network.chain.snapshot()?;
         let roster = Roster::of(&snapshot, &recipe.chain.hotkeys);
         let own = self.own_hotkeys(&snapshot)?;
-
+        let mut candidate = Candidate { hash: publishable_hash(model_dir)?, losses: Vec::new() };
+        let mut rivals: Vec<Rival> = Vec::new();
+        let mut offsets = Vec::new();
         let num_pages = recipe.score.pages.unwrap_or(rules.validator.pages_per_step);
-        let draws: Vec<_> =
-            (0..recipe.score.steps as u64).map(|step| self.pages.draw(num_pages, random::derive(seed, step))).collect();
-        let num_batches: Vec<usize> = draws.iter().map(|draw| draw.rows.len()).collect();
-        let rows: Vec<Vec<u32>> = draws.iter().flat_map(|draw| draw.rows.iter().cloned()).collect();
+        let max_steps = recipe.gate.max_pages.map_or(100, |max_pages| (max_pages / num_pages).max(1));
+        loop {
+            let steps = candidate.losses.len()..gate::next_look(candidate.losses.len(), max_steps);
+            let draws: Vec<_> =
+                steps.map(|step| self.pages.draw(num_pages, random::derive(seed, step as u64))).collect();
+            let num_batches: Vec<usize> = draws.iter().map(|draw| draw.rows.len()).collect();
+            let rows: Vec<Vec<u32>> = draws.iter().flat_map(|draw| draw.rows.iter().cloned()).collect();
 
-        let Some(losses) = score(&rows)? else { return Ok(None) };
-        let candidate = Candidate { hash: publishable_hash(model_dir)?, losses: by_step(losses, &num_batches) };
-        let mut models = Vec::with_capacity(roster.entries.len());
-        for entry in &roster.entries {
-            let competitor = Competitor::bring(&self.network, rules, entry.uid, &entry.hotkey, &entry.metadata)?;
-            let Some(losses) = field::losses_of(&competitor, &self.scoring, &self.network.losses, &rows)? else {
-                return Ok(None);
+            let score_started = Instant::now();
+            let Some(losses) = score(&rows)? else { return Ok(Judging::Interrupted) };
+            if rivals.is_empty() {
+                // Rivals are about as large as the candidate: what they may be is limited, and all go to the limit.
+                let a_step = score_started.elapsed().div_f64(draws.len() as f64);
+                let needed = a_step.mul_f64((gate::FEWEST_STEPS * (roster.entries.len() + 1)) as f64);
+                if allowed.is_some_and(|allowed| needed > allowed) {
+                    return Ok(Judging::TooLong { needed, spent: started.elapsed() });
+                }
+            }
+            candidate.losses.extend(by_step(losses, &num_batches));
+            if rivals.is_empty() {
+                rivals = self.bring(&roster)?;
+            }
+            for rival in &mut rivals {
+                let losses = field::losses_of(&rival.competitor, &self.scoring, &self.network.losses, &rows)?;
+                let Some(losses) = losses else { return Ok(Judging::Interrupted) };
+                match (&mut rival.losses, losses) {
+                    (Ok(all), Ok(losses)) => all.extend(by_step(losses, &num_batches)),
+                    (all, Err(reason)) => *all = Err(reason),
+                    (Err(_), Ok(_)) => {}
+                }
+            }
+            offsets.extend(draws.into_iter().map(|draw| draw.offsets));
+
+            let models =
+                rivals.iter().map(|Rival { entry, losses, .. }| Model { entry: entry.clone(), losses: losses.clone() });
+            let mut inputs = Inputs {
+                rules,
+                options: &recipe.gate,
+                block: snapshot.block,
+                tempo: snapshot.tempo,
+                leader: roster.leader,
+                models: models.collect(),
+                own: own.clone(),
+                candidate: candidate.clone(),
+                num_tested,
+                unfit: None,
             };
-            models.push(Model { entry: entry.clone(), losses: losses.map(|losses| by_step(losses, &num_batches)) });
+            let mut decision = gate::decide(&inputs);
+            if let Verdict::Publish { hotkey } = &decision.verdict
+                && let Some(unfit) = self.unfit(model_dir, hotkey, &rows)?
+            {
+                inputs.unfit = Some(unfit);
+                decision = gate::decide(&inputs);
+            }
+            let num_steps = candidate.losses.len();
+            let next = gate::next_look(num_steps, max_steps);
+            let until_next = started.elapsed().mul_f64(next as f64 / num_steps as f64);
+            let is_last = decision.settled || num_steps >= max_steps;
+            let cut_short = !is_last && allowed.is_some_and(|allowed| until_next > allowed);
+            if is_last || cut_short {
+                return Ok(Judging::Judged(Box::new(Judged {
+                    decision,
+                    pages: offsets,
+                    seconds: started.elapsed().as_secs_f64(),
+                    cut_short,
+                    candidate_block: gate::roster::candidate_block(&snapshot, 0),
+                    roster,
+                    models: inputs.models,
+                    candidate,
+                    rules: rules.clone(),
+                })));
+            }
         }
-        let inputs = Inputs {
-            rules,
-            options: &recipe.gate,
-            block: snapshot.block,
-            tempo: snapshot.tempo,
-            leader: roster.leader,
-            models,
-            own,
-            candidate,
-            num_tested,
+    }
+
+    /// Why validators would not take a model, or count all its losses as infinite; warns of what is no reason yet.
+    fn unfit(&self, model_dir: &Path, hotkey: &str, rows: &[Vec<u32>]) -> Result<Option<String>> {
+        if self.resolved.recipe.hub.repo.is_none() {
+            return Ok(None);
+        }
+        let found = sanity::examine(&self.order(model_dir, hotkey)?, &self.resolved.rules, rows)?;
+        found.warnings.iter().for_each(|warning| self.printer.warn(warning));
+        Ok((!found.refusals.is_empty()).then(|| found.refusals.join(" ")))
+    }
+
+    /// The roster's models, none of them scored.
+    fn bring(&self, roster: &Roster) -> Result<Vec<Rival>> {
+        let bring = |entry: &Entry| {
+            let Entry { uid, hotkey, metadata, .. } = entry;
+            let competitor = Competitor::bring(&self.network, &self.resolved.rules, *uid, hotkey, metadata)?;
+            Ok(Rival { entry: entry.clone(), competitor, losses: Ok(Vec::new()) })
         };
-        let decision = gate::decide(&inputs);
-        Ok(Some(Judged {
-            decision,
-            pages: draws.into_iter().map(|draw| draw.offsets).collect(),
-            candidate_block: gate::roster::candidate_block(&snapshot, 0),
-            roster,
-            models: inputs.models,
-            candidate: inputs.candidate,
-            rules: rules.clone(),
-        }))
+        roster.entries.iter().map(bring).collect()
     }
 
     /// The own hotkeys that are registered.
@@ -195,6 +288,12 @@ impl Judged {
             Compared { uid: None, name: "this model".to_owned(), block: self.candidate_block, losses: &candidate };
         let compared: Vec<_> = published.chain([own]).collect();
         comparison::text(&compared, &comparison::standings(&compared, &self.rules))
+    }
+
+    /// How long the fewest steps that can decide anything take.
+    pub fn shortest(&self) -> Duration {
+        let num_steps = self.pages.len().max(1) as f64;
+        Duration::from_secs_f64(self.seconds * gate::FEWEST_STEPS as f64 / num_steps)
     }
 
     /// Mean loss of the candidate over all batches.

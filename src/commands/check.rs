@@ -213,7 +213,7 @@ fn gpu_memory_line(resolved: &Resolved, memory: &GpuMemory) -> Line {
         label: "memory",
         value: format!(
             "{} on the GPU: weights {}, gradients {}, moments {}, activations {}, logits {}",
-            bytes(memory.total()),
+            bytes(machine::gpu_peak(resolved, memory)),
             bytes(memory.weights),
             bytes(memory.gradients),
             bytes(memory.moments),
@@ -229,8 +229,17 @@ fn gpu_memory_line(resolved: &Resolved, memory: &GpuMemory) -> Line {
             ),
             "CUDA itself and its libraries come on top: some hundred MiB; the host keeps a copy of weights and moments"
                 .to_owned(),
-        ],
+        ]
+        .into_iter()
+        .chain(scoring_line(Estimate::of(resolved).memory.scoring, "in place of activations and logits, "))
+        .collect(),
     }
+}
+
+/// What scoring takes, if the run scores.
+fn scoring_line(scoring: u128, how: &str) -> Option<String> {
+    (scoring > 0)
+        .then(|| format!("while scoring, {how}{}: a rival as large as the rules allow, one at a time", bytes(scoring)))
 }
 
 fn recompute(choice: Recompute) -> &'static str {
@@ -262,12 +271,13 @@ fn cpu_memory_line(resolved: &Resolved, estimate: &Estimate) -> Line {
     Line {
         label: "memory",
         value: format!(
-            "{}: weights {}, gradients {}, moments {}, activations {}",
+            "{}: weights {}, gradients {}, moments {}, activations {}{}",
             bytes(memory.total()),
             bytes(memory.weights),
             bytes(memory.gradients),
             bytes(memory.moments),
-            bytes(activations.total())
+            bytes(activations.total()),
+            if memory.scoring > 0 { format!(", scoring {}", bytes(memory.scoring)) } else { String::new() }
         ),
         why: vec![
             format!("weights and gradients 4 bytes × {n} each, AdamW's two moments 8 bytes × {n}"),
@@ -279,7 +289,10 @@ fn cpu_memory_line(resolved: &Resolved, estimate: &Estimate) -> Line {
                 bytes(activations.logits)
             ),
             "the program itself, its tokenizer and text come on top: a few hundred MiB".to_owned(),
-        ],
+        ]
+        .into_iter()
+        .chain(scoring_line(memory.scoring, ""))
+        .collect(),
     }
 }
 

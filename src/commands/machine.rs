@@ -8,13 +8,24 @@ use crate::figures::bytes;
 use crate::gpu::cuda;
 use crate::model::gpu::{self, GpuMemory};
 use crate::placement::may_be_gpu;
-use crate::recipe::{Bf16Rounding, DeviceChoice, Estimate, Resolved};
+use crate::recipe::{Bf16Rounding, DeviceChoice, Estimate, Memory, Resolved};
 
 /// What a run takes of a GPU's memory; `None` if it is for the CPU.
 pub(super) fn gpu_memory(resolved: &Resolved) -> Option<GpuMemory> {
     let (model, train) = (&resolved.recipe.model, &resolved.recipe.train);
     may_be_gpu(resolved.device(), model.backend)
         .then(|| gpu::memory_estimate(&resolved.arch, train.micro_batch, resolved.row_len, train.recompute))
+}
+
+/// The most of a GPU's memory that a run takes at a time: where it scores, a rival has the room that training's activations
+/// have otherwise.
+pub(super) fn gpu_peak(resolved: &Resolved, memory: &GpuMemory) -> u128 {
+    let state = memory.weights.saturating_add(memory.gradients).saturating_add(memory.moments);
+    let scoring = match resolved.recipe.score.device {
+        None => Estimate::of(resolved).memory.scoring,
+        Some(_) => 0,
+    };
+    memory.total().max(state.saturating_add(scoring))
 }
 
 /// What this machine lacks for the run: worth a note, no reason to refuse, for the run may be meant for another machine.
@@ -36,16 +47,20 @@ pub(super) fn shortages(resolved: &Resolved) -> Vec<String> {
     }
     // The host keeps a copy of what a checkpoint holds.
     let memory = match on_gpu {
-        Some(_) => estimate.memory.weights.saturating_add(estimate.memory.moments),
+        Some(_) => {
+            let Memory { weights, moments, scoring, .. } = estimate.memory;
+            weights.saturating_add(moments).saturating_add(scoring)
+        }
         None => estimate.memory.total(),
     };
     if let Some(free) = free_memory().filter(|free| memory > *free) {
         notes.push(format!("the run needs {} of memory; this machine has {} free", bytes(memory), bytes(free)));
     }
     if let Some(memory) = on_gpu
-        && let Some((name, free)) = free_gpu_memory(train.device).filter(|(_, free)| memory.total() > *free)
+        && let peak = gpu_peak(resolved, &memory)
+        && let Some((name, free)) = free_gpu_memory(train.device).filter(|(_, free)| peak > *free)
     {
-        notes.push(format!("the run needs {} of GPU memory; {name} has {} free", bytes(memory.total()), bytes(free)));
+        notes.push(format!("the run needs {} of GPU memory; {name} has {} free", bytes(peak), bytes(free)));
     }
     let disk = estimate.disk.total();
     if let Some(free) = free_disk(&resolved.run_dir).filter(|free| disk > *free) {

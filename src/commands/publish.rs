@@ -5,8 +5,9 @@ use serde_json::json;
 
 use super::Place;
 use crate::cli::PublishArgs;
-use crate::contest::{Contest, fresh_seed};
+use crate::contest::{Contest, Judging, fresh_seed};
 use crate::data;
+use crate::data::held_out::HeldOut;
 use crate::error::{Failure, input};
 use crate::field;
 use crate::gate::Verdict;
@@ -15,7 +16,7 @@ use crate::metrics::printer::Printer;
 use crate::network::Network;
 use crate::placement::Placement;
 use crate::publish::journal::Hold;
-use crate::publish::{self, Order, Published};
+use crate::publish::{self, Order, Published, sanity};
 use crate::recipe::Resolved;
 use crate::rules::Rules;
 
@@ -45,12 +46,22 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
     };
     let network = Network::open(&place.hub, &place.chain)?;
     let order = Order { model_dir: &args.model, repo_id: &repo_id, hotkey: &hotkey, criteria: &rules.criteria };
+    look_at(&order, &rules, printer)?;
     if args.dry_run {
         return printer.result(&publish::rehearse(&network, &order)?);
     }
     let hold = take_hold(args, &network, &hotkey, printer)?;
     let published = publish::publish(&network, &order, &hold, &|_| Ok(()), printer)?;
     tell(args, &published, &hotkey, printer)
+}
+
+/// Refuses what validators would not take, and warns of what they might not.
+fn look_at(order: &Order<'_>, rules: &Rules, printer: &Printer) -> Result<()> {
+    let length = rules.criteria.sequence_length;
+    let found = sanity::examine(order, rules, &HeldOut::read(&data::open_sample(length)?, 8, length)?.rows)?;
+    found.warnings.iter().for_each(|warning| printer.warn(warning));
+    ensure!(found.refusals.is_empty(), input(found.refusals.join(" ")));
+    Ok(())
 }
 
 /// Publishes under the hotkey that the gate chooses; refuses, with exit code 4, what the gate would not publish.
@@ -60,7 +71,7 @@ fn through_gate(args: &PublishArgs, resolved: &Resolved, printer: &Printer) -> R
     let data = data::open(recipe, resolved.rules.criteria.sequence_length)?;
     let contest = Contest::open(resolved, &placement, &data, printer)?;
     let mut score = |rows: &[Vec<u32>]| field::losses_of_folder(&args.model, &contest.scoring, rows);
-    let Some(judged) = contest.judge(&args.model, fresh_seed(), 1, &mut score)? else {
+    let Judging::Judged(judged) = contest.judge(&args.model, fresh_seed(), 1, None, &mut score)? else {
         return Err(Failure::Interrupted("interrupted while scoring; nothing was sent".to_owned()).into());
     };
     printer.note(&judged.table());

@@ -58,6 +58,8 @@ pub struct Inputs<'a> {
     pub candidate: Candidate,
     /// The how many-th candidate since the last publish this is, from 1.
     pub num_tested: u64,
+    /// Why validators would not take the candidate, as a sentence, if they would not.
+    pub unfit: Option<String>,
 }
 
 /// A published model and how it scored.
@@ -102,6 +104,19 @@ impl OwnHotkey {
             immune_until: neuron.registered_at.saturating_add(snapshot.immunity_period),
         })
     }
+}
+
+/// Steps before which nothing is certain.
+pub const FEWEST_STEPS: usize = 30;
+
+/// How many steps to have scored when the gate is asked next, at most `max_steps`.
+pub fn next_look(num_steps: usize, max_steps: usize) -> usize {
+    let next = match num_steps {
+        0..6 => 6,
+        6..FEWEST_STEPS => FEWEST_STEPS,
+        _ => num_steps + 10,
+    };
+    next.min(max_steps)
 }
 
 /// Whether to publish, under which hotkey, and why.
@@ -181,6 +196,9 @@ fn objection(inputs: &Inputs<'_>) -> Option<String> {
     let copies = inputs.models.iter().map(|model| &model.entry).filter(|entry| is_copy(entry));
     // An own one before a stranger's, then the lowest uid: whatever the order of the models.
     let copy = copies.min_by_key(|entry| (!entry.is_own, entry.uid));
+    if let Some(unfit) = &inputs.unfit {
+        return Some(unfit.clone());
+    }
     if losses.iter().all(Vec::is_empty) {
         return Some("Nothing was scored, so nothing is known about the candidate.".to_owned());
     }

@@ -32,6 +32,8 @@ pub enum Verdict {
 pub struct Decision {
     /// The answer.
     pub verdict: Verdict,
+    /// Whether no further step can be needed.
+    pub settled: bool,
     /// Why, as a sentence.
     pub reason: String,
     /// What publishing had to bring.
@@ -182,6 +184,7 @@ pub(super) fn decision(
         (None, None) => (Verdict::Stay, "There is no registered hotkey to publish under.".to_owned()),
     };
     Decision {
+        settled: false,
         verdict,
         reason,
         rule: inputs.options.rule,

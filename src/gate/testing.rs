@@ -72,6 +72,7 @@ pub(super) struct Scene {
     pub(super) own: Vec<OwnHotkey>,
     pub(super) candidate: Candidate,
     pub(super) num_tested: u64,
+    pub(super) unfit: Option<String>,
 }
 
 impl Scene {
@@ -85,6 +86,7 @@ impl Scene {
             own: Vec::new(),
             candidate: Candidate { hash: "hash-of-candidate".to_owned(), losses: candidate },
             num_tested: 1,
+            unfit: None,
         }
     }
 
@@ -142,6 +144,7 @@ impl Scene {
             own: self.own.clone(),
             candidate: self.candidate.clone(),
             num_tested: self.num_tested,
+            unfit: self.unfit.clone(),
         })
     }
 }

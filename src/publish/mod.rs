@@ -6,6 +6,7 @@
 //! killed anywhere is made good by publishing the same model again: one commit on the hub, one on the chain.
 
 pub mod journal;
+pub mod sanity;
 #[cfg(test)]
 mod tests;
 

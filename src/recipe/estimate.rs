@@ -32,13 +32,15 @@ pub struct Memory {
     pub moments: u128,
     /// What forward saves for backward and both work in, for one micro batch.
     pub activations: Activations,
+    /// A rival as large as the rules allow, and what scoring it takes; 0 if the run scores none.
+    pub scoring: u128,
 }
 
 impl Memory {
     /// Everything together.
     pub fn total(&self) -> u128 {
         let state = self.weights.saturating_add(self.gradients).saturating_add(self.moments);
-        state.saturating_add(self.activations.total())
+        state.saturating_add(self.activations.total()).saturating_add(self.scoring)
     }
 }
 
@@ -155,6 +157,7 @@ impl Estimate {
                 resolved.threads,
                 recipe.train.recompute,
             ),
+            scoring: scoring_bytes(resolved),
         };
         let disk = Disk {
             model: per_parameter(F32),
@@ -175,6 +178,19 @@ impl Estimate {
             flops_per_token,
             total_flops: flops_per_token * total_tokens as f64,
         }
+    }
+}
+
+/// What scoring rivals takes: weights in f32 at the rules' limit, and activations as the own model's.
+fn scoring_bytes(resolved: &Resolved) -> u128 {
+    let criteria = &resolved.rules.criteria;
+    match resolved.recipe.score.every {
+        0 => 0,
+        _ => u128::from(criteria.max_parameters).saturating_mul(F32).saturating_add(memory::scoring_bytes(
+            &resolved.arch,
+            criteria.sequence_length,
+            resolved.threads,
+        )),
     }
 }
 

@@ -366,17 +366,19 @@ impl Default for Metrics {
 pub struct Score {
     /// Every so many steps, and at the end; 0: never.
     pub every: usize,
-    /// Steps of a validator that a decision rests on; each draws fresh pages.
-    pub steps: usize,
-    /// Pages per step; default what the rules' validators draw.
+    /// Pages per step of a validator; default what the rules' validators draw.
     pub pages: Option<usize>,
     /// Consecutive documents per page; validators take 100.
     pub page_documents: usize,
+    /// Largest part of a run's time that scoring may take before its end; where that is spent, fewer steps are scored.
+    pub budget: f64,
+    /// Where models are scored; default where the model is trained.
+    pub device: Option<DeviceChoice>,
 }
 
 impl Default for Score {
     fn default() -> Self {
-        Self { every: 0, steps: 8, pages: None, page_documents: 100 }
+        Self { every: 0, pages: None, page_documents: 100, budget: 0.02, device: None }
     }
 }
 
@@ -403,8 +405,8 @@ pub struct Gate {
     pub confidence: f64,
     /// Blocks after an own commitment during which nothing is published under that hotkey again.
     pub cooldown_blocks: u64,
-    /// Pages that one decision may draw.
-    pub max_pages: usize,
+    /// Pages that one decision may draw; default those of a hundred steps.
+    pub max_pages: Option<usize>,
     /// `pay` only: bet on the gain instead of taking an asymptotic bound: safe whatever its distribution, and slower to be
     /// certain.
     pub exact: bool,
@@ -422,7 +424,7 @@ impl Default for Gate {
             min_gain: 0.01,
             confidence: 0.95,
             cooldown_blocks: 0,
-            max_pages: 300,
+            max_pages: None,
             exact: false,
             tolerance: 0.1,
             allow_copies: false,

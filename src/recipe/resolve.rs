@@ -74,7 +74,8 @@ impl Recipe {
         let row_len = *self.train.sequence_length.get_or_insert(scored_len);
         let threads = *self.train.threads.get_or_insert_with(all_cores);
         self.data.max_document_tokens.get_or_insert(scored_len);
-        self.score.pages.get_or_insert(rules.validator.pages_per_step);
+        let pages = *self.score.pages.get_or_insert(rules.validator.pages_per_step);
+        self.gate.max_pages.get_or_insert(pages.saturating_mul(100));
         self.publish.mode.get_or_insert(match self.chain.network {
             Network::Local => PublishMode::Auto,
         });

@@ -12,6 +12,7 @@ use super::resolve::{Finding, Resolved, micro_steps};
 use super::shrink::shrink;
 use super::{Backend, DeviceChoice, Init, SourceKind};
 use crate::figures::{bytes, count};
+use crate::gate;
 use crate::hub::model_id::split_repo_id;
 use crate::model::gpu;
 use crate::placement::CANDLE_ON_CPU;
@@ -277,9 +278,27 @@ fn optimization(findings: &mut Findings, resolved: &Resolved) {
 fn business(findings: &mut Findings, resolved: &Resolved) {
     let recipe = &resolved.recipe;
     let (score, gate, hub, chain) = (&recipe.score, &recipe.gate, &recipe.hub, &recipe.chain);
-    findings.at_least(2, "score.steps", score.steps);
     findings.at_least(1, "score.pages", score.pages.unwrap_or(1));
     findings.at_least(1, "score.page_documents", score.page_documents);
+    findings.in_range(
+        score.budget > 0.0 && score.budget < 1.0,
+        "score.budget",
+        score.budget,
+        "above 0 and below 1: the part of the run's time that scoring may take",
+    );
+    let pages_of_a_step = score.pages.unwrap_or(resolved.rules.validator.pages_per_step);
+    let fewest = gate::FEWEST_STEPS.saturating_mul(pages_of_a_step);
+    findings.add_if(
+        gate.max_pages.is_some_and(|max_pages| max_pages < fewest),
+        "gate.max_pages",
+        format!(
+            "{} pages are fewer than the {fewest} of {} steps, before which nothing is ever certain; give more, or a \
+             smaller score.pages",
+            gate.max_pages.unwrap_or_default(),
+            gate::FEWEST_STEPS
+        ),
+    );
+    findings.in_range((0.0..=1.0).contains(&gate.tolerance), "gate.tolerance", gate.tolerance, "0 to 1");
     findings.in_range((0.0..1.0).contains(&gate.min_gain), "gate.min_gain", gate.min_gain, "at least 0 and below 1");
     findings.in_range(
         (0.5..1.0).contains(&gate.confidence),

@@ -104,6 +104,11 @@ pub(super) fn warnings(resolved: &Resolved) -> Vec<Finding> {
         "gate.min_gain",
         "has no effect with gate.rule: beats-leader",
     );
+    findings.add_if(
+        recipe.gate.rule == GateRule::BeatsLeader && recipe.gate.exact,
+        "gate.exact",
+        "has no effect with gate.rule: beats-leader, whose certainty is exact anyway",
+    );
     findings.0
 }
 

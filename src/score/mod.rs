@@ -4,6 +4,7 @@
 pub mod cache;
 pub mod certainty;
 pub mod comparison;
+pub mod continuations;
 pub mod duel;
 pub mod loss;
 pub mod output;

@@ -5,15 +5,18 @@
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde::Deserialize;
 use serde_json::json;
 
 use super::session::Session;
-use crate::contest::{Contest, Judged, ScoreCandidate, first_lines};
+use crate::contest::{Contest, Judged, Judging, ScoreCandidate, first_lines};
 use crate::data::Opened;
 use crate::error::{Failure, failure};
 use crate::field;
+use crate::figures::duration;
 use crate::gate::Verdict;
 use crate::metrics::printer::Printer;
 use crate::ops::random;
@@ -33,13 +36,19 @@ pub struct RunContest<'a> {
     records_dir: PathBuf,
     holds: Vec<Hold>,
     last_step: Option<u64>,
+    /// Seconds that scoring has taken in this run so far, with those of earlier processes.
+    seconds: f64,
+    /// How long a judging takes at the least, as far as one was tried.
+    needed: Option<Duration>,
 }
 
 /// What came of one asking.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Mean loss of the candidate.
+    /// Mean loss of the candidate; not a number if it was not judged.
     pub loss: f64,
+    /// The part of the run's time so far that scoring has taken.
+    pub share: f64,
     /// For the run's last words.
     pub sentence: String,
     /// What kept the model from being published although it should have been, or from being judged.
@@ -59,7 +68,8 @@ impl<'a> RunContest<'a> {
         }
         let contest = Contest::open(resolved, placement, data, printer)?;
         let records_dir = resolved.run_dir.join(RECORDS_DIR);
-        let mut run = Self { contest, records_dir, holds: Vec::new(), last_step: None };
+        let seconds = records(&records_dir).iter().map(|record| record.seconds).sum();
+        let mut run = Self { contest, records_dir, holds: Vec::new(), last_step: None, seconds, needed: None };
         if resolved.publishes() {
             first_lines(run.contest.network.chain.as_ref(), &resolved.recipe.chain.hotkeys)?
                 .iter()
@@ -93,39 +103,87 @@ impl<'a> RunContest<'a> {
     pub fn ask(&mut self, session: &mut Session<'_>) -> Result<Option<Outcome>> {
         let step = session.place().step;
         self.last_step = Some(step);
+        // Once the last step is done nothing waits for the judging any more.
+        let training = session.place().seconds;
+        let allowed = (!session.is_finished()).then(|| self.allowed(training));
+        if let (Some(allowed), Some(needed)) = (allowed, self.needed)
+            && needed > allowed
+        {
+            return Ok(Some(self.not_judged(step, needed, allowed)));
+        }
         let (arch, scoring) = (&self.contest.resolved.arch, self.contest.scoring.clone());
         let model_dir = session.model_dir();
         session.make_room();
         let mut score = |rows: &[Vec<u32>]| field::losses(arch, &scoring, session.params()?, rows);
-        match self.judge_and_act(step, &model_dir, &mut score) {
-            Ok(outcome) => Ok(outcome),
-            Err(error) if crate::error::exit_code(&error) == 130 => Err(error),
-            Err(error) => Ok(Some(self.failed("the model could not be judged", error))),
-        }
+        let mut outcome = match self.judge_and_act(step, &model_dir, allowed, &mut score) {
+            Ok(Some(outcome)) => outcome,
+            Ok(None) => return Ok(None),
+            Err(error) if crate::error::exit_code(&error) == 130 => return Err(error),
+            Err(error) => self.failed("the model could not be judged", error),
+        };
+        outcome.share = self.seconds / (self.seconds + training).max(f64::MIN_POSITIVE);
+        Ok(Some(outcome))
+    }
+
+    /// How long scoring may take now, so that its part of all time stays within `score.budget`.
+    fn allowed(&self, training_seconds: f64) -> Duration {
+        let budget = self.contest.resolved.recipe.score.budget;
+        let allowed = budget / (1.0 - budget) * training_seconds - self.seconds;
+        Duration::try_from_secs_f64(allowed.max(0.0)).unwrap_or(Duration::MAX)
+    }
+
+    fn not_judged(&self, step: u64, needed: Duration, allowed: Duration) -> Outcome {
+        let sentence = format!(
+            "step {step}: not judged: the fewest steps that decide anything take about {}, and score.budget ({}) leaves {}",
+            duration(needed.as_secs_f64()),
+            self.contest.resolved.recipe.score.budget,
+            duration(allowed.as_secs_f64())
+        );
+        self.contest.printer.note(&sentence);
+        Outcome { loss: f64::NAN, ..Outcome::default() }
     }
 
     fn failed(&self, what: &str, error: anyhow::Error) -> Outcome {
         self.contest.printer.warn(&format!("{what}: {error:#}"));
-        Outcome { loss: f64::NAN, sentence: format!("Not published: {what}."), failure: Some(error) }
+        let sentence = format!("Not published: {what}.");
+        Outcome { loss: f64::NAN, sentence, failure: Some(error), ..Outcome::default() }
     }
 
-    fn judge_and_act(&mut self, step: u64, model_dir: &Path, score: ScoreCandidate<'_>) -> Result<Option<Outcome>> {
+    fn judge_and_act(
+        &mut self,
+        step: u64,
+        model_dir: &Path,
+        allowed: Option<Duration>,
+        score: ScoreCandidate<'_>,
+    ) -> Result<Option<Outcome>> {
         let seed = random::derive(random::derive_named(self.contest.resolved.recipe.train.seed, "pages"), step);
-        let num_tested = self.num_tested(step)?;
-        let Some(judged) = self.contest.judge(model_dir, seed, num_tested, score)? else { return Ok(None) };
+        let num_tested = self.num_tested(step);
+        let judged = match self.contest.judge(model_dir, seed, num_tested, allowed, score)? {
+            Judging::Judged(judged) => judged,
+            Judging::TooLong { needed, spent } => {
+                self.seconds += spent.as_secs_f64();
+                self.needed = Some(needed);
+                return Ok(Some(self.not_judged(step, needed, allowed.unwrap_or_default())));
+            }
+            Judging::Interrupted => return Ok(None),
+        };
+        self.seconds += judged.seconds;
+        self.needed = Some(judged.shortest());
         let table = judged.table();
         self.keep(step, &judged, &table)?;
         let printer = self.contest.printer;
         printer.note(&format!(
-            "step {step}: this model beside the published ones, on {} steps' pages",
-            judged.pages.len()
+            "step {step}: this model beside the published ones, on {} steps' pages, in {}{}",
+            judged.pages.len(),
+            duration(judged.seconds),
+            if judged.cut_short { ", which score.budget cut short" } else { "" }
         ));
         printer.note(&table);
         printer.note(&judged.decision.paragraph());
         let loss = judged.candidate_loss();
         let Verdict::Publish { hotkey } = judged.decision.verdict.clone() else {
             let sentence = format!("Not published. {}", judged.decision.reason);
-            return Ok(Some(Outcome { loss, sentence, failure: None }));
+            return Ok(Some(Outcome { loss, sentence, ..Outcome::default() }));
         };
         Ok(Some(Outcome { loss, ..self.act(step, model_dir, &judged, &hotkey)? }))
     }
@@ -169,31 +227,48 @@ impl<'a> RunContest<'a> {
     }
 
     /// The how many-th model of the run this is since one was published: the earlier ones have left their records.
-    fn num_tested(&self, step: u64) -> Result<u64> {
+    fn num_tested(&self, step: u64) -> u64 {
         let read = |name: &str| fs::read(self.records_dir.join(name)).ok();
         let published = read(PUBLISHED_FILE)
             .and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok()?["step"].as_u64())
             .unwrap_or(0);
-        let Ok(entries) = fs::read_dir(&self.records_dir) else { return Ok(1) };
-        let mut num_before = 0;
-        for entry in entries {
-            let name = entry.with_context(|| format!("cannot list {}", self.records_dir.display()))?.file_name();
-            let recorded =
-                name.to_str().and_then(|name| name.strip_prefix("step-")?.strip_suffix(".json")?.parse().ok());
-            num_before += u64::from(recorded.is_some_and(|recorded: u64| published < recorded && recorded < step));
-        }
-        Ok(num_before + 1)
+        let earlier =
+            records(&self.records_dir).into_iter().filter(|record| published < record.step && record.step < step);
+        earlier.count() as u64 + 1
     }
 
     /// Keeps the record: `gate/step-….json`, and the same in words.
     fn keep(&self, step: u64, judged: &Judged, table: &str) -> Result<()> {
         let dir = &self.records_dir;
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        let record = json!({"step": step, "pages": judged.pages, "decision": judged.decision});
+        let record = json!({
+            "step": step,
+            "seconds": judged.seconds,
+            "cut_short": judged.cut_short,
+            "pages": judged.pages,
+            "decision": judged.decision,
+        });
         let name = dir.join(format!("step-{step:08}"));
         whole_file::write(&name.with_extension("json"), &serde_json::to_vec_pretty(&record)?)?;
         let mut text = judged.decision.paragraph();
         write!(text, "\n\n{table}\n").context("writing to a text does not fail")?;
         whole_file::write(&name.with_extension("txt"), text.as_bytes())
     }
+}
+
+/// What later judgings must know of an earlier one.
+#[derive(Debug, Deserialize)]
+struct Record {
+    step: u64,
+    #[serde(default)]
+    seconds: f64,
+}
+
+/// The records that a run has kept; one that cannot be read counts as none.
+fn records(dir: &Path) -> Vec<Record> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let is_record = |name: &str| name.starts_with("step-") && name.ends_with(".json");
+    let paths = entries.flatten().map(|entry| entry.path());
+    let records = paths.filter(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(is_record));
+    records.filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).collect()
 }

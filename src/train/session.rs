@@ -303,7 +303,8 @@ impl<'a> Session<'a> {
     /// Keeps what came of judging the model as it is beside the published ones.
     pub fn judged(&mut self, outcome: Outcome) {
         if outcome.loss.is_finite() {
-            self.recorder.record(self.place.step, &[("score_loss", outcome.loss)]);
+            let share = outcome.share;
+            self.recorder.record(self.place.step, &[("score_loss", outcome.loss), ("score_share", share)]);
         }
         self.outcome = Some(outcome);
     }
@@ -420,6 +421,9 @@ impl<'a> Session<'a> {
             lines.push(format!("Peak memory   {mib:.0} MiB"));
         }
         let outcome = self.outcome.unwrap_or_default();
+        if outcome.share > 0.0 {
+            lines.push(format!("Scoring       {:.1} % of the run's time, the last judging included", 100.0 * outcome.share));
+        }
         if !outcome.sentence.is_empty() {
             lines.push(outcome.sentence);
         }

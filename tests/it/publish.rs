@@ -84,11 +84,11 @@ fn a_run_publishes_by_itself_what_beats_the_rival_and_keeps_its_reasons() {
         "--set",
         "score.every=30",
         "--set",
-        "score.steps=3",
+        "score.budget=0.99",
         "--set",
         "score.pages=1",
         "--set",
-        "score.page_documents=10",
+        "score.page_documents=2",
         "--set",
         "hub.repo=me/model",
     ];

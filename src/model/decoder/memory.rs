@@ -146,6 +146,16 @@ pub struct TrainingBytes {
 
 /// The bytes of training on `rows` rows of `row_len` tokens, as `Memory::new` takes them; saturating.
 pub fn training_bytes(arch: &Arch, rows: usize, row_len: usize, threads: usize, recompute: Recompute) -> TrainingBytes {
+    bytes(arch, [rows, row_len, threads], recompute, true)
+}
+
+/// The bytes of scoring a row of `row_len` tokens, beside parameters, as `Memory::new` takes them; saturating.
+pub fn scoring_bytes(arch: &Arch, row_len: usize, threads: usize) -> u128 {
+    let TrainingBytes { saved, backward, logits } = bytes(arch, [1, row_len, threads], Recompute::None, false);
+    saved.saturating_add(backward).saturating_add(logits)
+}
+
+fn bytes(arch: &Arch, [rows, row_len, threads]: [usize; 3], recompute: Recompute, training: bool) -> TrainingBytes {
     let of = |value: usize| value as u128;
     let sum = |parts: &[u128]| parts.iter().fold(0_u128, |sum, &part| sum.saturating_add(part));
     let [c, m, h, kv, d] = [arch.width, arch.mlp_width, arch.heads, arch.kv_heads, arch.head_size].map(of);
@@ -154,17 +164,19 @@ pub fn training_bytes(arch: &Arch, rows: usize, row_len: usize, threads: usize, 
     let given = |present: bool, size: u128| if present { size } else { 0 };
     // A norm's statistics are two numbers.
     let block = sum(&[c, 2, qkv, a, h, given(has_middle(arch), c), given(has_second_norm(arch), c.saturating_add(2))]);
-    let [num_blocks, num_mlps] = num_kept(arch, recompute, true).map(of);
+    let [num_blocks, num_mlps] = num_kept(arch, recompute, training).map(of);
+    let num_residuals = if training { of(arch.layers).saturating_add(1) } else { 2 };
     let saved = sum(&[
         // Ids, targets, losses.
         3,
         given(arch.embedding_norm, c.saturating_add(2)),
-        of(arch.layers).saturating_add(1).saturating_mul(c),
+        num_residuals.saturating_mul(c),
         num_blocks.saturating_mul(block),
         num_mlps.saturating_mul(up.saturating_add(m)),
         given(arch.final_norm(), c.saturating_add(2)),
     ]);
-    let backward = sum(&[c, c, c.max(a), given(has_side(arch), c), qkv, up, given(arch.gated, m)]);
+    let gradients = sum(&[c, c, c.max(a), given(has_side(arch), c), qkv, up, given(arch.gated, m)]);
+    let backward = given(training, gradients);
     let tokens = of(rows).saturating_mul(of(row_len));
     let bytes = |numbers: u128| numbers.saturating_mul(4);
     // The tiles of `attention::Scratch`, without overflow.

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use super::memory::{BlockMemory, MlpMemory, TrainingBytes, TrainingMemory, training_bytes};
+use super::memory::{BlockMemory, MlpMemory, TrainingBytes, TrainingMemory, scoring_bytes, training_bytes};
 use super::*;
 use crate::model::arch::{NormKind, Residual, RopeMemory, Rotary};
 use crate::model::candle::CandleDecoder;
@@ -40,9 +40,11 @@ fn bytes_of(memory: &Memory) -> TrainingBytes {
     for MlpMemory { hidden, activated } in mlps {
         saved += hidden.len() + activated.len();
     }
-    let TrainingMemory { dx, dbranch, dinput, dside, dqkv, dhidden, dactivated } = training.as_ref().unwrap();
-    let mut backward = [dx, dbranch, dinput, dqkv, dhidden].map(Buffer::len).iter().sum::<usize>() + scratch.len();
-    backward += [dside, dactivated].map(|buffer| buffer.as_ref().map_or(0, Buffer::len)).iter().sum::<usize>();
+    let mut backward = scratch.len();
+    if let Some(TrainingMemory { dx, dbranch, dinput, dside, dqkv, dhidden, dactivated }) = training {
+        backward += [dx, dbranch, dinput, dqkv, dhidden].map(Buffer::len).iter().sum::<usize>();
+        backward += [dside, dactivated].map(|buffer| buffer.as_ref().map_or(0, Buffer::len)).iter().sum::<usize>();
+    }
     let bytes = |numbers: usize| 4 * numbers as u128;
     TrainingBytes { saved: bytes(saved), backward: bytes(backward), logits: bytes(logits.len()) }
 }
@@ -69,6 +71,17 @@ fn training_takes_the_memory_that_is_foretold() {
                 let memory = Memory::new(&Device::Cpu { threads }, &arch, rows * row_len, row_len, recompute, true);
                 assert_eq!(bytes_of(&memory), training_bytes(&arch, rows, row_len, threads, recompute), "{arch:?}");
             }
+        }
+    }
+}
+
+#[test]
+fn scoring_takes_the_memory_that_is_foretold() {
+    for arch in varied() {
+        for (row_len, threads) in [(2, 1), (65, 3), (300, 4)] {
+            let memory = Memory::new(&Device::Cpu { threads }, &arch, row_len, row_len, Recompute::None, false);
+            let TrainingBytes { saved, backward, logits } = bytes_of(&memory);
+            assert_eq!(saved + backward + logits, scoring_bytes(&arch, row_len, threads), "{arch:?}");
         }
     }
 }

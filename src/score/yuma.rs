@@ -3,7 +3,7 @@
 //! Once in so many blocks the chain asks of each miner what weight the validators with a majority of the stake give it
 //! at least, clips what is above that, and pays miners by the stake behind the rest; validators are paid by the bonds they
 //! hold of the miners that earn, an average over epochs of who supported whom. [`epoch`] is all of it in the chain's own
-//! arithmetic ([`fixed`]); [`incentives`] is the part that decides what miners earn, for those who ask often.
+//! arithmetic (`fixed`); [`incentives`] is the part that decides what miners earn, for those who ask often.
 //!
 //! The source is subtensor's `pallets/subtensor/src/epoch.rs` of March 2024.
 
@@ -218,6 +218,12 @@ fn largest(values: &[Fixed], count: usize) -> Vec<bool> {
 fn upscale(values: &[Fixed]) -> Vec<u16> {
     let largest = values.iter().copied().max().unwrap_or_default();
     values.iter().map(|value| value.to_share_of(largest)).collect()
+}
+
+/// Weights as the chain keeps them: the largest is the full one.
+pub fn upscale_weights(weights: &[(u16, u16)]) -> Vec<(u16, u16)> {
+    let largest = weights.iter().map(|(_, weight)| *weight).max().unwrap_or(0);
+    weights.iter().map(|&(uid, weight)| (uid, fixed::upscale(weight, largest))).collect()
 }
 
 /// The bonds that the chain keeps: nobody's who loses the permit; those who had none before keep what they had.

@@ -36,9 +36,13 @@ impl Fixed {
 
     /// As a share out of [`FULL_SHARE`] if the largest of all were the full one, rounded to the nearest.
     pub(super) fn to_share_of(self, largest: Self) -> u16 {
+        (self * Self::from_int(FULL_SHARE) / largest).round()
+    }
+
+    /// The nearest whole number, of a half the larger one.
+    fn round(self) -> u16 {
         const HALF: i64 = 1 << (FRACTION_BITS - 1);
-        let scaled = self * Self::from_int(FULL_SHARE) / largest;
-        u16::try_from(scaled.0.saturating_add(HALF) >> FRACTION_BITS).unwrap_or(FULL_SHARE)
+        u16::try_from(self.0.saturating_add(HALF) >> FRACTION_BITS).unwrap_or(FULL_SHARE)
     }
 
     /// So much of an amount, rounded down.
@@ -55,6 +59,14 @@ impl Fixed {
     fn clamp(value: i128) -> Self {
         Self(value.clamp(i64::MIN.into(), i64::MAX.into()) as i64)
     }
+}
+
+/// A whole number as a share of the largest one.
+pub(super) fn upscale(value: u16, largest: u16) -> u16 {
+    let (value, largest, full) = (Fixed::from_int(value), Fixed::from_int(largest), Fixed::from_int(FULL_SHARE));
+    // Two orders, as on the chain, whose numbers have no room for a product of two larger ones.
+    let scaled = if largest > Fixed::from_int(32_768) { value * (full / largest) } else { value * full / largest };
+    scaled.round()
 }
 
 impl Add for Fixed {

@@ -2,8 +2,10 @@
 
 use super::fixed::Fixed;
 
+type Row = Vec<(u16, Fixed)>;
+
 /// A row for each uid.
-pub(super) type Rows = Vec<Vec<(u16, Fixed)>>;
+pub(super) type Rows = Vec<Row>;
 
 /// Divides by the sum, so that the new sum is 1; what has the sum 0 stays.
 pub(super) fn normalize(vector: &mut [Fixed]) {
@@ -32,7 +34,7 @@ pub(super) fn weighted_column_sums(rows: &Rows, by_row: &[Fixed], num_columns: u
 
 /// By validator: the sum over miners of what the row says times what the miner counts.
 pub(super) fn weighted_row_sums(rows: &Rows, by_column: &[Fixed]) -> Vec<Fixed> {
-    let sum = |row: &Vec<(u16, Fixed)>| row.iter().map(|&(column, value)| by_column[usize::from(column)] * value).sum();
+    let sum = |row: &Row| row.iter().map(|&(column, value)| by_column[usize::from(column)] * value).sum();
     rows.iter().map(sum).collect()
 }
 
@@ -64,7 +66,7 @@ fn divide_columns(rows: &mut Rows, num_columns: usize, fold: impl Fn(Fixed, Fixe
 pub(super) fn moving_average(old: &Rows, new: &Rows, stays: Fixed, num_columns: usize) -> Rows {
     let comes = Fixed::ONE - stays;
     let mut mixed = vec![Fixed::ZERO; num_columns];
-    let mix = |(old, new): (&Vec<(u16, Fixed)>, &Vec<(u16, Fixed)>)| {
+    let mix = |(old, new): (&Row, &Row)| {
         mixed.fill(Fixed::ZERO);
         for (row, part) in [(new, comes), (old, stays)] {
             for &(column, value) in row {

@@ -280,7 +280,7 @@ fn a_weight_on_a_place_that_nobody_holds_does_not_count() {
     assert_eq!(incentives(&input), [0.0, 0.0, 1.0]);
 }
 
-/// Prints the pace; what it holds to is loose, for machines differ.
+/// The limit is loose, for machines differ: some 0.4 ms each on one core, and the gate asks for 400.
 #[test]
 fn hundreds_of_epochs_of_a_full_subnet_take_no_time_to_speak_of() {
     let input = at_random(1, 256, 64);
@@ -289,6 +289,5 @@ fn hundreds_of_epochs_of_a_full_subnet_take_no_time_to_speak_of() {
         assert!(incentives(&input).iter().sum::<f64>() > 0.99);
     }
     let each = started.elapsed().as_secs_f64() / 20.0;
-    println!("{:.2} ms for the incentives of 256 uids by 64 validators", each * 1e3);
-    assert!(each < 0.1, "{each} s");
+    assert!(each < 0.05, "{each} s");
 }

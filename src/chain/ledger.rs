@@ -1,26 +1,37 @@
 //! The embedded chain: a subnet in one SQLite file that several processes may use at once.
 //!
 //! Blocks pass with time: the file says when its first block was and how long each takes. A clock that is set back does
-//! not take blocks back: every write leaves the highest block so far. What the chain does on its own accord (it pays, it
-//! replaces neurons) is done here by whoever asks for it; what it refuses to a miner is refused here as well: a hotkey
-//! that is not registered, a text that is too long, a second commitment within the rate limit.
+//! not take blocks back: every write leaves the highest block so far. What the chain does on its own accord is done here
+//! by whoever comes next: the epochs, which turn weights into pay. What it refuses to a miner is refused here as well:
+//! a hotkey that is not registered, a text that is too long, a second commitment or other weights within their rate limit,
+//! weights without a permit. What the owner of an embedded chain may do besides is in `setup`.
 
+#[cfg(test)]
+mod epoch_tests;
+mod epochs;
 mod file;
+mod settings;
+mod setup;
+mod state;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Result;
-use rusqlite::{OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, params};
 
-use super::{Chain, Commitment, ConsensusParams, Hotkey, Neuron, Snapshot};
+pub use self::settings::Settings;
+use super::{Chain, Commitment, Snapshot};
+use crate::clock::{Clock, SystemClock};
 use crate::error::{Failure, input};
 use crate::figures;
 use crate::hub::model_id::MAX_COMMITMENT_BYTES;
+use crate::score::yuma;
 use file::LedgerFile;
 
 /// How long to wait for a lock that another process holds.
@@ -31,62 +42,11 @@ const MAX_HOTKEY_BYTES: usize = 64;
 /// Oldest first; the last is the one that counts.
 const COMMITMENTS: &str = "SELECT block, bytes FROM commitments WHERE hotkey = ?1 ORDER BY block, id";
 
-/// What a ledger is made with, and keeps.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// The first block.
-    pub genesis_block: u64,
-    /// When it was, in milliseconds of Unix time.
-    pub first_unix_ms: u64,
-    /// Milliseconds from one block to the next; at least 1.
-    pub block_ms: u64,
-    /// Blocks between two epochs.
-    pub tempo: u64,
-    /// A new registration cannot be replaced for so many blocks.
-    pub immunity_period: u64,
-    /// A validator that has not set weights for more blocks than this does not count.
-    pub activity_cutoff: u64,
-    /// A hotkey may commit again so many blocks after it last did.
-    pub commit_rate_limit: u64,
-    /// Places on the subnet.
-    pub max_uids: u16,
-}
-
-impl Settings {
-    /// The constants of subnet 9 in March 2024.
-    pub fn new(genesis_block: u64, first_unix_ms: u64, block_ms: u64) -> Self {
-        Self {
-            genesis_block,
-            first_unix_ms,
-            block_ms,
-            tempo: 360,
-            immunity_period: 4096,
-            activity_cutoff: 5000,
-            commit_rate_limit: 100,
-            max_uids: 256,
-        }
-    }
-
-    fn read(transaction: &Transaction<'_>) -> Result<Self> {
-        Ok(transaction.query_row("SELECT * FROM settings", [], |row| {
-            Ok(Self {
-                genesis_block: row.get("genesis_block")?,
-                first_unix_ms: row.get("first_unix_ms")?,
-                block_ms: row.get("block_ms")?,
-                tempo: row.get("tempo")?,
-                immunity_period: row.get("immunity_period")?,
-                activity_cutoff: row.get("activity_cutoff")?,
-                commit_rate_limit: row.get("commit_rate_limit")?,
-                max_uids: row.get("max_uids")?,
-            })
-        })?)
-    }
-}
-
 /// A subnet in a file.
 pub struct Ledger {
     file: LedgerFile,
     settings: Settings,
+    clock: Arc<dyn Clock>,
     journal_dir: PathBuf,
     /// The highest block that this process has seen, for the time between two writes.
     highest_block: AtomicU64,
@@ -100,151 +60,50 @@ impl Ledger {
 
     /// Makes a ledger and lets `fill` write to it before it appears at `path`, all at once.
     pub fn create_filled(path: &Path, settings: &Settings, fill: impl FnOnce(&Self) -> Result<()>) -> Result<Self> {
-        if settings.block_ms == 0 {
-            return Err(input("a block must last for at least 1 ms"));
-        }
+        Self::create_with_clock(path, settings, Arc::new(SystemClock), fill)
+    }
+
+    /// Makes a ledger whose blocks pass by a clock of one's own.
+    pub fn create_with_clock(
+        path: &Path,
+        settings: &Settings,
+        clock: Arc<dyn Clock>,
+        fill: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<Self> {
+        settings.check()?;
         let (file, temporary) = LedgerFile::draft(path, PATIENCE)?;
-        file.transact(TransactionBehavior::Immediate, |transaction| {
-            let Settings { genesis_block, first_unix_ms, block_ms, tempo, .. } = settings;
-            let Settings { immunity_period, activity_cutoff, commit_rate_limit, max_uids, .. } = settings;
-            transaction.execute(
-                "INSERT INTO settings VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?1)",
-                params![
-                    genesis_block,
-                    first_unix_ms,
-                    block_ms,
-                    tempo,
-                    immunity_period,
-                    activity_cutoff,
-                    commit_rate_limit,
-                    max_uids
-                ],
-            )?;
-            Ok(())
-        })?;
-        let draft = Self::of(file, settings.clone(), PathBuf::new());
+        file.transact(TransactionBehavior::Immediate, |transaction| settings.write(transaction))?;
+        let draft = Self::of(file, settings.clone(), Arc::clone(&clock), PathBuf::new());
         fill(&draft)?;
         draft.file.place(temporary)?;
-        Self::open(path)
+        Self::open_with_clock(path, clock)
     }
 
     /// Opens a ledger; the user's error if there is none.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_within(path, PATIENCE)
+        Self::open_with_clock(path, Arc::new(SystemClock))
     }
 
-    fn open_within(path: &Path, patience: Duration) -> Result<Self> {
+    /// Opens a ledger whose blocks pass by a clock of one's own.
+    pub fn open_with_clock(path: &Path, clock: Arc<dyn Clock>) -> Result<Self> {
+        Self::open_within(path, clock, PATIENCE)
+    }
+
+    fn open_within(path: &Path, clock: Arc<dyn Clock>, patience: Duration) -> Result<Self> {
         let (file, canonical) = LedgerFile::open(path, patience)?;
         let settings = file.transact(TransactionBehavior::Deferred, Settings::read)?;
-        Ok(Self::of(file, settings, canonical.with_file_name("publish")))
+        Ok(Self::of(file, settings, clock, canonical.with_file_name("publish")))
     }
 
-    fn of(file: LedgerFile, settings: Settings, journal_dir: PathBuf) -> Self {
-        Self { file, settings, journal_dir, highest_block: AtomicU64::new(0) }
-    }
-
-    /// Gives a hotkey the lowest free uid; one that is registered keeps its own.
-    pub fn register(&self, hotkey: &str) -> Result<u16> {
-        self.register_by(hotkey, None)
-    }
-
-    /// Registers a hotkey as if at an earlier block.
-    pub fn register_at(&self, hotkey: &str, block: u64) -> Result<u16> {
-        self.register_by(hotkey, Some(block))
-    }
-
-    fn register_by(&self, hotkey: &str, at: Option<u64>) -> Result<u16> {
-        check_hotkey(hotkey)?;
-        self.write(|transaction, block| {
-            if let Some(uid) = uid_of(transaction, hotkey)? {
-                return Ok(uid);
-            }
-            let at = self.not_in_the_future(at.unwrap_or(block), block)?;
-            let mut statement = transaction.prepare("SELECT uid FROM neurons ORDER BY uid")?;
-            let taken = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<u16>>>()?;
-            let max_uids = self.settings.max_uids;
-            let uid = (0..max_uids)
-                .find(|&uid| taken.get(usize::from(uid)) != Some(&uid))
-                .ok_or_else(|| input(format!("{} is full: all of its {max_uids} places are taken", self.describe())))?;
-            transaction.execute("INSERT INTO neurons VALUES (?1, ?2, ?3, 0, 0, FALSE, 0)", params![uid, hotkey, at])?;
-            Ok(uid)
-        })
-    }
-
-    /// Frees the place of a hotkey, with the weights it has set; as on the chain, what it has committed stays.
-    pub fn deregister(&self, hotkey: &str) -> Result<()> {
-        self.write(|transaction, _| {
-            let uid = self.registered(transaction, hotkey)?;
-            transaction.execute("DELETE FROM neurons WHERE uid = ?1", [uid])?;
-            transaction.execute("DELETE FROM weights WHERE validator_uid = ?1", [uid])?;
-            Ok(())
-        })
-    }
-
-    /// Sets shares of the incentive; uids that are not named keep theirs.
-    pub fn set_incentives(&self, incentives: &[(u16, u16)]) -> Result<()> {
-        self.write(|transaction, _| {
-            incentives.iter().try_for_each(|&(uid, incentive)| {
-                let changed =
-                    transaction.execute("UPDATE neurons SET incentive = ?2 WHERE uid = ?1", [uid, incentive])?;
-                self.found(uid, changed)
-            })
-        })
-    }
-
-    /// Sets the stake of a uid.
-    pub fn set_stake(&self, uid: u16, stake: u64) -> Result<()> {
-        self.write(|transaction, _| {
-            let changed = transaction.execute("UPDATE neurons SET stake = ?2 WHERE uid = ?1", params![uid, stake])?;
-            self.found(uid, changed)
-        })
-    }
-
-    /// Sets whether a uid's weights count.
-    pub fn set_permit(&self, uid: u16, permit: bool) -> Result<()> {
-        self.write(|transaction, _| {
-            let changed =
-                transaction.execute("UPDATE neurons SET validator_permit = ?2 WHERE uid = ?1", params![uid, permit])?;
-            self.found(uid, changed)
-        })
-    }
-
-    /// Replaces the weights that a validator has set, as (uid, weight).
-    pub fn set_weights(&self, validator_uid: u16, weights: &[(u16, u16)]) -> Result<()> {
-        self.write(|transaction, block| {
-            let changed = transaction
-                .execute("UPDATE neurons SET last_update = ?2 WHERE uid = ?1", params![validator_uid, block])?;
-            self.found(validator_uid, changed)?;
-            transaction.execute("DELETE FROM weights WHERE validator_uid = ?1", [validator_uid])?;
-            for (index, &(uid, weight)) in weights.iter().enumerate() {
-                if weights[..index].iter().any(|(earlier, _)| *earlier == uid) {
-                    return Err(input(format!("uid {uid} is given two weights")));
-                }
-                // A weight on a place that nobody holds is refused, as on the chain.
-                let changed = transaction.execute(
-                    "INSERT INTO weights SELECT ?1, uid, ?3 FROM neurons WHERE uid = ?2",
-                    [validator_uid, uid, weight],
-                )?;
-                self.found(uid, changed)?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Commits bytes as if at an earlier block, without regard to the rate limit.
-    pub fn commit_at(&self, hotkey: &str, bytes: &[u8], at: u64) -> Result<()> {
-        check_length(bytes)?;
-        self.write(|transaction, block| {
-            self.registered(transaction, hotkey)?;
-            insert_commitment(transaction, hotkey, self.not_in_the_future(at, block)?, bytes)
-        })
+    fn of(file: LedgerFile, settings: Settings, clock: Arc<dyn Clock>, journal_dir: PathBuf) -> Self {
+        Self { file, settings, clock, journal_dir, highest_block: AtomicU64::new(0) }
     }
 
     /// All that a hotkey has ever committed, oldest first.
     pub fn commitments_of(&self, hotkey: &str) -> Result<Vec<Commitment>> {
         self.read(|transaction, _| {
             let mut statement = transaction.prepare(COMMITMENTS)?;
-            Ok(statement.query_map([hotkey], commitment)?.collect::<rusqlite::Result<_>>()?)
+            Ok(statement.query_map([hotkey], state::commitment)?.collect::<rusqlite::Result<_>>()?)
         })
     }
 
@@ -256,22 +115,96 @@ impl Ledger {
         })
     }
 
-    /// Lets a function change the subnet at the present block; an error of it changes nothing.
+    /// Lets a function change the subnet at the present block, after the epochs that have come due; an error of it changes
+    /// nothing.
     fn write<R>(&self, write: impl FnOnce(&Transaction<'_>, u64) -> Result<R>) -> Result<R> {
         self.file.transact(TransactionBehavior::Immediate, |transaction| {
             let block = self.present_block(transaction)?;
+            if let Some(outcome) = self.epochs_due(transaction, block)? {
+                state::write_outcome(transaction, &outcome)?;
+            }
             let result = write(transaction, block)?;
             transaction.execute("UPDATE settings SET highest_block = ?1", [block])?;
             Ok(result)
         })
     }
 
+    /// What the epochs between the last write and a block come to; `None` if they change nothing.
+    fn epochs_due(&self, transaction: &Transaction<'_>, block: u64) -> Result<Option<epochs::Outcome>> {
+        let last_look = state::highest_block(transaction)?;
+        if epochs::next(self.settings.tempo, last_look.saturating_add(1)).is_none_or(|first| first > block) {
+            return Ok(None);
+        }
+        Ok(epochs::run(&state::snapshot(transaction, &self.settings, block)?, last_look))
+    }
+
     /// The clock is read after the file: so no block that the file names is above the present one.
     fn present_block(&self, transaction: &Transaction<'_>) -> Result<u64> {
-        let written: u64 = transaction.query_row("SELECT highest_block FROM settings", [], |row| row.get(0))?;
-        let passed = unix_ms().saturating_sub(self.settings.first_unix_ms) / self.settings.block_ms.max(1);
+        let written = state::highest_block(transaction)?;
+        let passed = self.clock.unix_ms().saturating_sub(self.settings.first_unix_ms) / self.settings.block_ms.max(1);
         let block = self.settings.genesis_block.saturating_add(passed).max(written);
         Ok(self.highest_block.fetch_max(block, Ordering::Relaxed).max(block))
+    }
+
+    /// Refuses weights that the chain would refuse.
+    fn check_weights(
+        &self,
+        transaction: &Transaction<'_>,
+        hotkey: &str,
+        uid: u16,
+        weights: &[(u16, u16)],
+        block: u64,
+    ) -> Result<()> {
+        let (last_update, has_permit): (u64, bool) = transaction.query_row(
+            "SELECT last_update, validator_permit FROM neurons WHERE uid = ?1",
+            [uid],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        let limit = self.settings.weights_rate_limit;
+        let next = if last_update == 0 { 0 } else { last_update.saturating_add(limit) };
+        if block < next {
+            let wait = figures::duration((next - block) as f64 * self.seconds_per_block());
+            return Err(Failure::No(format!(
+                "the hotkey `{hotkey}` cannot set weights at block {block}: the rate limit of {limit} blocks lets it set them \
+                 again at block {next}, in about {wait}"
+            ))
+            .into());
+        }
+        // Whoever wants may give weight to himself, where it does not count.
+        let is_to_itself = matches!(weights, [(to, _)] if *to == uid);
+        if !has_permit && !is_to_itself {
+            return Err(input(format!(
+                "the hotkey `{hotkey}` has no validator permit on {}: `assay local register {hotkey} --stake TAO` gives it one",
+                self.describe()
+            )));
+        }
+        if weights.is_empty() {
+            return Err(input("no weight is given to anybody: the chain takes at least one"));
+        }
+        Ok(())
+    }
+
+    fn replace_weights(
+        &self,
+        transaction: &Transaction<'_>,
+        validator_uid: u16,
+        weights: &[(u16, u16)],
+        block: u64,
+    ) -> Result<()> {
+        let changed =
+            transaction.execute("UPDATE neurons SET last_update = ?2 WHERE uid = ?1", params![validator_uid, block])?;
+        self.found(validator_uid, changed)?;
+        transaction.execute("DELETE FROM weights WHERE validator_uid = ?1", [validator_uid])?;
+        let mut named = BTreeSet::new();
+        // A weight on a place that nobody holds is refused, as on the chain.
+        let mut insert = transaction.prepare("INSERT INTO weights SELECT ?1, uid, ?3 FROM neurons WHERE uid = ?2")?;
+        for &(uid, weight) in weights {
+            if !named.insert(uid) {
+                return Err(input(format!("uid {uid} is given two weights")));
+            }
+            self.found(uid, insert.execute([validator_uid, uid, weight])?)?;
+        }
+        Ok(())
     }
 
     fn registered(&self, transaction: &Transaction<'_>, hotkey: &str) -> Result<u16> {
@@ -288,13 +221,6 @@ impl Ledger {
             return Err(input(format!("no hotkey is registered as uid {uid} on {}", self.describe())));
         }
         Ok(())
-    }
-
-    fn not_in_the_future(&self, at: u64, block: u64) -> Result<u64> {
-        if at > block {
-            return Err(input(format!("block {at} has not come on {}, which is at block {block}", self.describe())));
-        }
-        Ok(at)
     }
 }
 
@@ -319,36 +245,20 @@ impl Chain for Ledger {
         self.read(|_, block| Ok(block))
     }
 
+    /// At a place that cannot be written, or that somebody else keeps locked, it is the subnet before the epochs that have
+    /// come due meanwhile.
     fn snapshot(&self) -> Result<Snapshot> {
-        self.read(|transaction, block| {
-            let mut statement = transaction.prepare("SELECT * FROM neurons ORDER BY uid")?;
-            let neurons = statement.query_map([], neuron)?.collect::<rusqlite::Result<_>>()?;
-            let mut statement = transaction.prepare(
-                "SELECT block, bytes, hotkey FROM commitments JOIN neurons USING (hotkey) ORDER BY block, id",
-            )?;
-            // A later commitment of the same hotkey takes the place of the earlier one.
-            let commitments = statement
-                .query_map([], |row| Ok((row.get("hotkey")?, commitment(row)?)))?
-                .collect::<rusqlite::Result<_>>()?;
-            let mut weights = BTreeMap::<u16, Vec<(u16, u16)>>::new();
-            let mut statement = transaction.prepare("SELECT * FROM weights ORDER BY validator_uid, uid")?;
-            for weight in statement.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))? {
-                let (validator_uid, weight) = weight?;
-                weights.entry(validator_uid).or_default().push(weight);
-            }
-            let Settings { tempo, immunity_period, activity_cutoff, .. } = self.settings;
-            Ok(Snapshot {
-                block,
-                tempo,
-                immunity_period,
-                activity_cutoff,
-                neurons,
-                commitments,
-                weights,
-                bonds: BTreeMap::new(),
-                consensus: ConsensusParams::default(),
+        let read = || {
+            self.read(|transaction, block| {
+                let is_due = self.epochs_due(transaction, block)?.is_some();
+                Ok((state::snapshot(transaction, &self.settings, block)?, is_due))
             })
-        })
+        };
+        let (snapshot, is_due) = read()?;
+        if !is_due || self.write(|_, _| Ok(())).is_err() {
+            return Ok(snapshot);
+        }
+        Ok(read()?.0)
     }
 
     fn commitment(&self, hotkey: &str) -> Result<Option<Commitment>> {
@@ -378,17 +288,15 @@ impl Chain for Ledger {
         })
     }
 
+    /// As the chain keeps them, the largest is the full one afterwards. Every version of the validator's program is let in.
     fn set_weights(&self, hotkey: &str, weights: &[(u16, u16)], _version_key: u64) -> Result<u64> {
-        let uid = self.read(|transaction, _| self.registered(transaction, hotkey))?;
-        Self::set_weights(self, uid, weights)?;
-        self.block()
+        self.write(|transaction, block| {
+            let uid = self.registered(transaction, hotkey)?;
+            self.check_weights(transaction, hotkey, uid, weights, block)?;
+            self.replace_weights(transaction, uid, &yuma::upscale_weights(weights), block)?;
+            Ok(block)
+        })
     }
-}
-
-/// Milliseconds of Unix time; 0 where the clock stands before 1970.
-pub(crate) fn unix_ms() -> u64 {
-    let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Refuses what cannot be a hotkey's name on a ledger.
@@ -429,20 +337,4 @@ fn insert_commitment(transaction: &Transaction<'_>, hotkey: &str, block: u64, by
     transaction
         .execute("INSERT INTO commitments (hotkey, block, bytes) VALUES (?1, ?2, ?3)", params![hotkey, block, bytes])?;
     Ok(())
-}
-
-fn commitment(row: &Row<'_>) -> rusqlite::Result<Commitment> {
-    Ok(Commitment { block: row.get("block")?, bytes: row.get("bytes")? })
-}
-
-fn neuron(row: &Row<'_>) -> rusqlite::Result<Neuron> {
-    Ok(Neuron {
-        uid: row.get("uid")?,
-        hotkey: row.get::<_, Hotkey>("hotkey")?,
-        registered_at: row.get("registered_at")?,
-        stake: row.get("stake")?,
-        incentive: row.get("incentive")?,
-        validator_permit: row.get("validator_permit")?,
-        last_update: row.get("last_update")?,
-    })
 }

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::chain::ledger::{Ledger, Settings, check_hotkey, unix_ms};
+use crate::chain::ledger::{Ledger, Settings, check_hotkey};
 use crate::chain::{Chain, FULL_SHARE, Hotkey};
+use crate::clock::{Clock, SystemClock};
 use crate::data::Opened;
 use crate::error::input;
 use crate::figures::count;
@@ -116,7 +117,7 @@ pub fn init(hub: &dyn Hub, ledger_path: &Path, hotkeys: &[Hotkey], data: &Opened
         hash: Some(directory_hash(rival.path())?),
     };
 
-    let first_ms = unix_ms().saturating_sub(AGE.saturating_mul(options.block_ms));
+    let first_ms = SystemClock.unix_ms().saturating_sub(AGE.saturating_mul(options.block_ms));
     let settings = Settings::new(DEFAULT_BLOCK, first_ms, options.block_ms);
     let mut own = Vec::new();
     let ledger = Ledger::create_filled(ledger_path, &settings, |ledger| {
@@ -126,7 +127,7 @@ pub fn init(hub: &dyn Hub, ledger_path: &Path, hotkeys: &[Hotkey], data: &Opened
         ledger.set_stake(validator, STAKE)?;
         ledger.set_permit(validator, true)?;
         ledger.commit_at(RIVAL, id.to_string().as_bytes(), DEFAULT_BLOCK + RIVAL_AFTER)?;
-        ledger.set_weights(validator, &[(unigram, FULL_SHARE)])?;
+        ledger.put_weights(validator, &[(unigram, FULL_SHARE)])?;
         ledger.set_incentives(&[(unigram, FULL_SHARE)])?;
         for hotkey in hotkeys {
             own.push((hotkey.clone(), ledger.register(hotkey)?));

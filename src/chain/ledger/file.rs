@@ -25,7 +25,7 @@ use crate::figures;
 const APPLICATION_ID: i32 = 0x6173_7379;
 
 /// Counts up with every change of the tables.
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
 
 const SCHEMA: &str = "
     CREATE TABLE settings (
@@ -36,7 +36,12 @@ const SCHEMA: &str = "
         immunity_period INTEGER NOT NULL,
         activity_cutoff INTEGER NOT NULL,
         commit_rate_limit INTEGER NOT NULL,
+        weights_rate_limit INTEGER NOT NULL,
         max_uids INTEGER NOT NULL,
+        kappa INTEGER NOT NULL,
+        bonds_moving_average INTEGER NOT NULL,
+        max_validators INTEGER NOT NULL,
+        emission INTEGER NOT NULL,
         highest_block INTEGER NOT NULL
     ) STRICT;
     CREATE TABLE neurons (
@@ -59,6 +64,12 @@ const SCHEMA: &str = "
         validator_uid INTEGER NOT NULL,
         uid INTEGER NOT NULL,
         weight INTEGER NOT NULL,
+        PRIMARY KEY (validator_uid, uid)
+    ) STRICT;
+    CREATE TABLE bonds (
+        validator_uid INTEGER NOT NULL,
+        uid INTEGER NOT NULL,
+        bond INTEGER NOT NULL,
         PRIMARY KEY (validator_uid, uid)
     ) STRICT;
 ";

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -10,13 +11,14 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
+use crate::chain::Neuron;
 use crate::error::exit_code;
 
 const HOUR_MS: u64 = 3_600_000;
 
 /// A ledger at block 1,500, half an hour before block 1,501.
 fn slow() -> Settings {
-    Settings::new(1_000, unix_ms() - 500 * HOUR_MS - HOUR_MS / 2, HOUR_MS)
+    Settings::new(1_000, SystemClock.unix_ms() - 500 * HOUR_MS - HOUR_MS / 2, HOUR_MS)
 }
 
 fn make(settings: &Settings) -> (TempDir, PathBuf, Ledger) {
@@ -27,7 +29,7 @@ fn make(settings: &Settings) -> (TempDir, PathBuf, Ledger) {
 }
 
 #[track_caller]
-fn assert_says<T>(result: Result<T>, code: u8, sentence: &str) {
+pub(super) fn assert_says<T>(result: Result<T>, code: u8, sentence: &str) {
     let error = result.err().expect("this is an error");
     let text = format!("{error:#}");
     assert_eq!(exit_code(&error), code, "{text}");
@@ -44,8 +46,8 @@ fn a_snapshot_holds_all_that_was_written_and_a_second_process_sees_it() {
     ledger.set_stake(0, 1_000_000_000_000).unwrap();
     ledger.set_permit(0, true).unwrap();
     ledger.set_incentives(&[(1, 65_535), (2, 7)]).unwrap();
-    ledger.set_weights(0, &[(2, 5), (1, 9)]).unwrap();
-    ledger.set_weights(0, &[(1, 65_535), (0, 3)]).unwrap();
+    ledger.put_weights(0, &[(2, 5), (1, 9)]).unwrap();
+    ledger.put_weights(0, &[(1, 65_535), (0, 3)]).unwrap();
     ledger.commit_at("rival", b"later", 1_400).unwrap();
     ledger.commit_at("rival", b"earlier", 1_300).unwrap();
     assert_eq!(ledger.commit("own.key_2", &[0, 255]).unwrap(), 1_500);
@@ -85,6 +87,25 @@ fn a_snapshot_holds_all_that_was_written_and_a_second_process_sees_it() {
     assert_eq!(other.commitment("nobody").unwrap(), None);
 }
 
+/// Time that passes when a test lets it.
+pub(super) struct TestClock(pub(super) AtomicU64);
+
+impl TestClock {
+    pub(super) fn pass(&self, duration: Duration) {
+        self.0.fetch_add(duration.as_millis() as u64, Ordering::Relaxed);
+    }
+}
+
+impl Clock for TestClock {
+    fn unix_ms(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn sleep(&self, duration: Duration) {
+        self.pass(duration);
+    }
+}
+
 #[test]
 fn a_place_is_freed_and_given_again_and_a_full_subnet_refuses() {
     let (_dir, _, ledger) = make(&Settings { max_uids: 3, ..slow() });
@@ -92,7 +113,7 @@ fn a_place_is_freed_and_given_again_and_a_full_subnet_refuses() {
         ledger.register_at(hotkey, 1_000).unwrap();
     }
     assert_says(ledger.register("d"), 2, "is full: all of its 3 places are taken");
-    ledger.set_weights(1, &[(0, 1)]).unwrap();
+    ledger.put_weights(1, &[(0, 1)]).unwrap();
     ledger.commit_at("b", b"kept", 1_200).unwrap();
     ledger.deregister("b").unwrap();
     assert_says(ledger.deregister("b"), 2, "the hotkey `b` is not registered on the ledger");
@@ -143,9 +164,9 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     assert_says(ledger.set_stake(1, 9), 2, "no hotkey is registered as uid 1");
     assert_says(ledger.set_stake(0, u64::MAX), 2, "cannot hold a number above 9223372036854775807");
     assert_says(ledger.set_permit(1, true), 2, "no hotkey is registered as uid 1");
-    assert_says(ledger.set_weights(1, &[(0, 9)]), 2, "no hotkey is registered as uid 1");
-    assert_says(ledger.set_weights(0, &[(0, 9), (1, 9)]), 2, "no hotkey is registered as uid 1");
-    assert_says(ledger.set_weights(0, &[(0, 9), (0, 9)]), 2, "uid 0 is given two weights");
+    assert_says(ledger.put_weights(1, &[(0, 9)]), 2, "no hotkey is registered as uid 1");
+    assert_says(ledger.put_weights(0, &[(0, 9), (1, 9)]), 2, "no hotkey is registered as uid 1");
+    assert_says(ledger.put_weights(0, &[(0, 9), (0, 9)]), 2, "uid 0 is given two weights");
     assert_eq!(ledger.snapshot().unwrap(), before);
     ledger.register(&"a".repeat(64)).unwrap();
     ledger.commit("miner", &[b'x'; 128]).unwrap();
@@ -156,7 +177,7 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
 
 #[test]
 fn blocks_pass_with_time_and_do_not_go_back_when_the_clock_does() {
-    let (_dir, path, ledger) = make(&Settings::new(1_000, unix_ms(), 10));
+    let (_dir, path, ledger) = make(&Settings::new(1_000, SystemClock.unix_ms(), 10));
     let start = Instant::now();
     let first = ledger.block().unwrap();
     while ledger.block().unwrap() < first + 20 {
@@ -236,7 +257,7 @@ fn a_ledger_that_stays_locked_is_unreachable_and_named() {
     let (_dir, path, ledger) = make(&slow());
     ledger.register("miner").unwrap();
     let expected = format!("the ledger {} has been locked by another process for more than 0.3 s", path.display());
-    let patient = Ledger::open_within(&path, Duration::from_millis(300)).unwrap();
+    let patient = Ledger::open_within(&path, Arc::new(SystemClock), Duration::from_millis(300)).unwrap();
     let holder = Connection::open(&path).unwrap();
     holder.execute_batch("BEGIN EXCLUSIVE").unwrap();
     let start = Instant::now();
@@ -256,7 +277,7 @@ fn a_ledger_that_stays_locked_is_unreachable_and_named() {
 
     let holder = Connection::open(&path).unwrap();
     holder.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
-    assert_says(Ledger::open_within(&path, Duration::from_millis(300)), 3, &expected);
+    assert_says(Ledger::open_within(&path, Arc::new(SystemClock), Duration::from_millis(300)), 3, &expected);
 }
 
 #[test]
@@ -288,7 +309,8 @@ fn what_is_no_ledger_is_refused_and_left_alone() {
         Connection::open(&path).unwrap().execute_batch(sql).unwrap();
         assert_says(Ledger::open(&path).and_then(|ledger| ledger.snapshot()), 2, sentence);
     };
-    damage("PRAGMA user_version = 2", "is of version 2 of the ledger's format, and this assay reads version 1");
+    damage("PRAGMA user_version = 1", "is of version 1 of the ledger's format, and this assay reads version 2");
+    damage("DROP TABLE bonds", "is damaged (no such table: bonds");
     damage("PRAGMA application_id = 7", "but no ledger of assay's");
     damage("DROP TABLE neurons", "is damaged (no such table: neurons");
     damage("DELETE FROM settings", "is damaged");
@@ -337,19 +359,31 @@ fn a_ledger_appears_complete_or_not_at_all() {
 fn a_ledger_whose_folder_cannot_be_written_can_be_read_and_says_so_when_it_is_to_be_changed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("100% of it?#.sqlite");
-    Ledger::create(&path, &slow()).unwrap().register("miner").unwrap();
+    let ledger = Ledger::create(&path, &slow()).unwrap();
+    for (uid, hotkey) in ["validator", "miner"].into_iter().enumerate() {
+        assert_eq!(usize::from(ledger.register_at(hotkey, 1_000).unwrap()), uid);
+    }
+    ledger.set_stake(0, 9).unwrap();
+    ledger.set_permit(0, true).unwrap();
+    ledger.put_weights(0, &[(1, 9)]).unwrap();
+    drop(ledger);
     // Root may write where others may not; but SQLite follows no link to the file that belongs to its log.
     std::os::unix::fs::symlink("nowhere", dir.path().join("100% of it?#.sqlite-shm")).unwrap();
     let allow = |mode| fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
     allow(0o555);
     let ledger = Ledger::open(&path).unwrap();
-    assert_eq!(ledger.snapshot().unwrap().neuron("miner").unwrap().registered_at, 1_500);
+    assert_eq!(ledger.snapshot().unwrap().neuron("miner").unwrap().registered_at, 1_000);
     assert_says(
         ledger.commit("miner", b"x"),
         2,
         "100% of it?#.sqlite cannot be changed: the file or its folder may only be",
     );
     drop(ledger);
+    // An epoch has come due that cannot be written: the subnet is shown as it was before.
+    let later = Arc::new(TestClock(AtomicU64::new(SystemClock.unix_ms() + 400 * HOUR_MS)));
+    let snapshot = Ledger::open_with_clock(&path, later).unwrap().snapshot().unwrap();
+    assert_eq!((snapshot.block, snapshot.neuron("miner").unwrap().incentive), (1_900, 0));
+    drop(snapshot);
     allow(0o755);
     // With a log that cannot be read, what is in the file is not all there is.
     fs::write(dir.path().join("100% of it?#.sqlite-wal"), "commitments").unwrap();

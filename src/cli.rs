@@ -145,7 +145,7 @@ pub struct NetworkArgs {
 /// Arguments of `compare`.
 #[derive(Debug, Args)]
 pub struct CompareArgs {
-    /// Model folders of your own to score beside the published ones.
+    /// Models of your own to score beside the published ones: folders of models, or of runs, whose newest model is taken.
     pub models: Vec<PathBuf>,
     /// Which network, rules and text.
     #[command(flatten)]
@@ -153,15 +153,26 @@ pub struct CompareArgs {
     /// Only these miners' models; default all.
     #[arg(long, value_delimiter = ',', conflicts_with = "top")]
     pub uids: Vec<u16>,
-    /// Only the models of so many miners, those with the highest incentives.
-    #[arg(long, value_name = "N", value_parser = parse_size)]
+    /// Only the models of so many miners, those with the highest incentives, and those of the recipe's hotkeys; 0: only the
+    /// given folders, which needs no network.
+    #[arg(long, value_name = "N", value_parser = parse_top)]
     pub top: Option<usize>,
-    /// Pages to draw; default what a validator draws for a step.
+    /// Pages to draw; default what a validator draws for a step. With --until-certain at most so many, default 300.
     #[arg(long, value_parser = parse_size)]
     pub pages: Option<usize>,
     /// Score at most so many rows of them.
-    #[arg(long, value_name = "N", value_parser = parse_size)]
+    #[arg(long, value_name = "N", value_parser = parse_size, conflicts_with = "until_certain")]
     pub batches: Option<usize>,
+    /// Draw page after page until it is certain at this level, such as 0.95, which of two models is the better one: of each
+    /// of your own and every other one, or of all pairs where none is your own.
+    #[arg(long, value_name = "P", value_parser = parse_level)]
+    pub until_certain: Option<f64>,
+    /// Also the wins of each model against each rival.
+    #[arg(long)]
+    pub matrix: bool,
+    /// Write the scored rows to a file that `score --tokens` reads.
+    #[arg(long, value_name = "FILE")]
+    pub write_tokens: Option<PathBuf>,
     /// Draw the pages of this seed; default other ones each time.
     #[arg(long)]
     pub seed: Option<u64>,
@@ -313,6 +324,17 @@ fn parse_size(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(size) if (1..=MAX_SIZE).contains(&size) => Ok(size),
         _ => Err(format!("expected a whole number from 1 to {MAX_SIZE}")),
+    }
+}
+
+fn parse_top(text: &str) -> Result<usize, String> {
+    if text == "0" { Ok(0) } else { parse_size(text) }
+}
+
+fn parse_level(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(level) if level > 0.5 && level < 1.0 => Ok(level),
+        _ => Err("expected a number above 0.5 and below 1, such as 0.95".to_owned()),
     }
 }
 

@@ -1,22 +1,29 @@
 //! The field: published models brought here and scored, one after another, on the same rows.
 //!
-//! Only one model is in memory at a time beside the caller's own. A model that validators would refuse, or that cannot
-//! be read, stays in the field with infinite losses, as it does with them; why is told.
+//! Only one model is in memory at a time beside the caller's own, and none whose losses are all known from before
+//! (`score/cache.rs`); the next one is downloaded meanwhile ([`bring_ahead`]). A model that validators would refuse, or that
+//! cannot be read, stays in the field with infinite losses, as it does with them; why is told.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
 use crate::chain::Hotkey;
 use crate::error::{Failure, failure};
-use crate::hub::fetch::{Unreadable, fetch};
+use crate::hub::fetch::{Unreadable, fetch, publishable_paths};
+use crate::hub::file_hashes::Stamp;
 use crate::hub::model_id::ModelMetadata;
-use crate::model::arch::{Arch, Reference};
+use crate::model::arch::{Arch, Position, Reference, RopeMemory, RopeScaling};
+use crate::model::config::ModelConfig;
 use crate::model::scorer::Scoring;
 use crate::model::weights;
 use crate::network::Network;
 use crate::rules::Rules;
-use crate::score::cache::LossCache;
+use crate::score::cache::{LossCache, Rows};
 use crate::score::loss;
 use crate::train::meter::score_flops_per_token;
 
@@ -43,11 +50,84 @@ impl Competitor {
     }
 }
 
+/// Whose model is to be brought.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The miner's place.
+    pub uid: u16,
+    /// His key.
+    pub hotkey: &'a str,
+    /// What he has committed.
+    pub metadata: &'a ModelMetadata,
+}
+
+/// Brings published models and hands each to `work`, in their order; while `work` is busy with one, the next is downloaded.
+/// What went wrong with one is an error when its turn comes. Ends early where `work` breaks off.
+pub fn bring_ahead<B>(
+    network: &Network,
+    rules: &Rules,
+    wanted: &[Wanted<'_>],
+    mut work: impl FnMut(Competitor) -> Result<ControlFlow<B>>,
+) -> Result<ControlFlow<B>> {
+    let bring =
+        |&Wanted { uid, hotkey, metadata }: &Wanted<'_>| Competitor::bring(network, rules, uid, hotkey, metadata);
+    ahead(wanted, bring, |_, competitor| work(competitor))
+}
+
+/// Hands what `bring` makes of each item to `work`, in their order and on this thread, and lets `bring` be one item ahead of
+/// it on another one.
+pub fn ahead<T: Sync, U: Send, B>(
+    items: &[T],
+    bring: impl Fn(&T) -> Result<U> + Send,
+    mut work: impl FnMut(&T, U) -> Result<ControlFlow<B>>,
+) -> Result<ControlFlow<B>> {
+    // Without room in it: an item is brought while the one before it is worked on, and no earlier.
+    let (sender, receiver) = mpsc::sync_channel(0);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for item in items {
+                let brought = bring(item);
+                let is_last = brought.is_err();
+                // Nobody waits for it any more once `work` has broken off.
+                if sender.send(brought).is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        // Dropped before the scope waits for the thread, which may be waiting to send.
+        let receiver = receiver;
+        for (item, brought) in std::iter::zip(items, &receiver) {
+            if let ControlFlow::Break(end) = work(item, brought?)? {
+                return Ok(ControlFlow::Break(end));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+/// Losses of a model, and what they cost.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scored {
+    /// One for each row.
+    pub losses: Vec<f64>,
+    /// How many of them were computed; the others were known.
+    pub num_computed: usize,
+    /// Seconds that computing took, without the reading of the model.
+    pub seconds: f64,
+}
+
+/// Told how many rows of a model are computed, and after how many seconds.
+pub type Watch<'a> = &'a mut dyn FnMut(usize, f64);
+
 /// The losses of a model folder on each row; `None` if an orderly end was asked for. A folder that cannot be read is an
 /// error of kind [`Failure::Input`].
-pub fn losses_of_folder(dir: &Path, scoring: &Scoring, rows: &[Vec<u32>]) -> Result<Option<Vec<f64>>> {
-    let loaded = weights::load(dir)?;
-    losses(&loaded.config.arch, scoring, &loaded.params, rows)
+pub fn losses_of_folder(
+    dir: &Path,
+    scoring: &Scoring,
+    cache: &LossCache,
+    rows: &[Vec<u32>],
+) -> Result<Option<Vec<f64>>> {
+    Ok(score_folder(dir, scoring, cache, rows, &mut |_, _| ())?.map(|scored| scored.losses))
 }
 
 /// The losses that validators find of a model in memory on each row; `None` if an orderly end was asked for.
@@ -57,26 +137,134 @@ pub fn losses(arch: &Arch, scoring: &Scoring, params: &[f32], rows: &[Vec<u32>])
     Ok(losses.map(|losses| losses.into_iter().map(f64::from).collect()))
 }
 
-/// The losses of a competitor, or why validators find none. A folder that turns out unreadable is the model's fault; a kind
-/// of model that this program does not implement is an error, for validators may well score it.
+/// How often losses are put on disk while a model is scored.
+const KEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// As [`losses_of_folder`], with what it cost. The model is read only if a loss is missing; what was computed is kept even if
+/// an end was asked for in between.
+pub fn score_folder(
+    dir: &Path,
+    scoring: &Scoring,
+    cache: &LossCache,
+    rows: &[Vec<u32>],
+    watch: Watch<'_>,
+) -> Result<Option<Scored>> {
+    // A link, such as a run's `latest`, may lead elsewhere in a moment.
+    let target = dir.is_symlink().then(|| dir.canonicalize().ok()).flatten();
+    let dir = target.as_deref().unwrap_or(dir);
+    let arch = ModelConfig::read(dir)?.arch.seen_by(Reference::default());
+    let dependence = dependence(&arch, rows);
+    // A folder that cannot be hashed cannot be read either, which the reading tells better.
+    let identity = cache.is_used().then(|| Identity::of(dir, cache).ok()).flatten();
+    let places = identity.as_ref().map(|identity| {
+        let how = format!("transformers 4.38.0, {}", scoring.computation(&arch));
+        cache.places(&identity.hash, &how, rows, dependence)
+    });
+    let mut losses = places.as_ref().map_or_else(|| vec![None; rows.len()], |places| places.known());
+    if dependence == Rows::Chained && losses.contains(&None) {
+        losses.fill(None);
+    }
+    let missing: Vec<usize> = (0..rows.len()).filter(|&row| losses[row].is_none()).collect();
+    let mut scored = Scored { num_computed: missing.len(), ..Scored::default() };
+    if !missing.is_empty() {
+        let loaded = weights::load(dir)?;
+        // Should the files have changed since they were hashed, their losses are not those of the hash.
+        let places = places.filter(|_| identity.is_some_and(|identity| identity.is_unchanged()));
+        let keep = |found: &[(usize, f32)]| places.iter().for_each(|places| places.keep(found));
+        let missing_rows: Vec<&[u32]> = missing.iter().map(|&row| rows[row].as_slice()).collect();
+        let mut scorer = scoring.scorer(&arch, &loaded.params)?;
+        let (started, mut kept_at) = (Instant::now(), Instant::now());
+        let (mut num_found, mut unkept) = (0, Vec::new());
+        let is_finished = loss::each(scorer.as_mut(), &arch, &missing_rows, &mut |loss| {
+            let row = missing[num_found];
+            losses[row] = Some(loss);
+            unkept.push((row, loss));
+            num_found += 1;
+            watch(num_found, started.elapsed().as_secs_f64());
+            if kept_at.elapsed() >= KEEP_EVERY {
+                keep(&std::mem::take(&mut unkept));
+                kept_at = Instant::now();
+            }
+        });
+        scored.seconds = started.elapsed().as_secs_f64();
+        keep(&unkept);
+        if !is_finished? {
+            return Ok(None);
+        }
+    }
+    scored.losses = losses.into_iter().flatten().map(f64::from).collect();
+    Ok(Some(scored))
+}
+
+/// Whether a model's loss on one of these rows depends on the rows before: some families remember, beyond their context, how
+/// long earlier rows were.
+fn dependence(arch: &Arch, rows: &[Vec<u32>]) -> Rows {
+    let remembers = arch.mask_doubles
+        || matches!(arch.position, Position::Rotary(rotary)
+            if matches!(rotary.scaling, RopeScaling::Dynamic { memory, .. } if memory != RopeMemory::None));
+    match remembers && rows.iter().any(|row| row.len() > arch.context) {
+        true => Rows::Chained,
+        false => Rows::Independent,
+    }
+}
+
+/// Which model lies in a folder.
+struct Identity {
+    hash: String,
+    files: Vec<(PathBuf, Stamp)>,
+}
+
+impl Identity {
+    fn of(dir: &Path, cache: &LossCache) -> Result<Self> {
+        let paths = publishable_paths(dir)?;
+        let stamps = paths.iter().map(|path| Stamp::of(path)).collect::<Result<Vec<_>>>()?;
+        let hash = cache.hashes().files_hash(&paths)?;
+        Ok(Self { hash, files: std::iter::zip(paths, stamps).collect() })
+    }
+
+    fn is_unchanged(&self) -> bool {
+        self.files.iter().all(|(path, stamp)| Stamp::of(path).is_ok_and(|now| now == *stamp))
+    }
+}
+
+/// The losses of a competitor, or why nothing finite is known of it; `None` if an orderly end was asked for. A folder that
+/// turns out to hold no readable model is the model's fault; that our own disk fails is an error.
+pub fn score_competitor(
+    competitor: &Competitor,
+    scoring: &Scoring,
+    cache: &LossCache,
+    rows: &[Vec<u32>],
+    watch: Watch<'_>,
+) -> Result<Option<Result<Scored, Unreadable>>> {
+    let dir = match &competitor.model {
+        Ok(dir) => dir,
+        Err(unreadable) => return Ok(Some(Err(unreadable.clone()))),
+    };
+    match score_folder(dir, scoring, cache, rows, watch) {
+        Ok(scored) => Ok(scored.map(Ok)),
+        Err(error) if matches!(failure(&error), Some(Failure::Input(_))) => {
+            Ok(Some(Err(Unreadable::Refused(format!("{error:#}")))))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The losses of a competitor, or why validators find none. As [`score_competitor`], but a kind of model that this program
+/// does not implement is an error, for validators may well score it.
 pub fn losses_of(
     competitor: &Competitor,
     scoring: &Scoring,
-    _cache: &LossCache,
+    cache: &LossCache,
     rows: &[Vec<u32>],
 ) -> Result<Option<Result<Vec<f64>, String>>> {
-    let dir = match &competitor.model {
-        Ok(dir) => dir,
-        Err(Unreadable::Refused(reason)) => return Ok(Some(Err(reason.clone()))),
-        Err(Unreadable::NotImplemented(reason)) => {
+    match score_competitor(competitor, scoring, cache, rows, &mut |_, _| ())? {
+        None => Ok(None),
+        Some(Ok(scored)) => Ok(Some(Ok(scored.losses))),
+        Some(Err(Unreadable::Refused(reason))) => Ok(Some(Err(reason))),
+        Some(Err(Unreadable::NotImplemented(reason))) => {
             let (uid, repo_id) = (competitor.uid, competitor.metadata.id.repo_id());
             bail!("the model of uid {uid}, {repo_id}, cannot be scored here, so that nothing is known of it: {reason}")
         }
-    };
-    match losses_of_folder(dir, scoring, rows) {
-        Ok(losses) => Ok(losses.map(Ok)),
-        Err(error) if matches!(failure(&error), Some(Failure::Input(_))) => Ok(Some(Err(format!("{error:#}")))),
-        Err(error) => Err(error),
     }
 }
 
@@ -88,3 +276,7 @@ pub fn scoring_cost(arch: &Arch, num_rows: usize, row_len: usize) -> f64 {
     let per_token = score_flops_per_token(arch, row_len) + OPERATIONS_PER_LOGIT * arch.vocab_size as f64;
     per_token * (num_rows * row_len) as f64
 }
+
+#[cfg(test)]
+#[path = "field_tests.rs"]
+mod tests;

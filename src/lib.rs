@@ -22,6 +22,7 @@ pub mod hub;
 pub mod interrupt;
 pub mod local;
 mod lock;
+mod memo;
 pub mod metrics;
 pub mod model;
 pub mod network;

@@ -34,11 +34,12 @@ impl Network {
         let recipe::Network::Local = chain.network;
         let ledger = Ledger::open(&chain.ledger)?;
         let HubKind::Folder = hub.kind;
+        let losses = LossCache::beside(&hub.cache);
         Ok(Self {
             hub: Box::new(FolderHub::open(&hub.dir)?),
             chain: Box::new(ledger),
-            cache: Cache::new(&hub.cache),
-            losses: LossCache::none(),
+            cache: Cache::with_hashes(&hub.cache, losses.hashes().clone()),
+            losses,
         })
     }
 

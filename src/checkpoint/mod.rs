@@ -30,7 +30,7 @@ pub use restore::{Restored, Targets};
 pub use write::{Saved, Snapshot};
 
 const STATE_DIR: &str = "state";
-const LATEST: &str = "latest";
+pub(crate) const LATEST: &str = "latest";
 const BEST: &str = "best";
 const LOCK_FILE: &str = ".lock";
 /// Folders and links that are being made or deleted; nothing below such a name is ever needed again.

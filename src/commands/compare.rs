@@ -1,41 +1,45 @@
 //! `assay compare`: published models and own ones on the same fresh pages, judged by the validators' arithmetic.
+//!
+//! Pages are drawn as a validator draws those of a step; with `--until-certain` one after another, each cut on its own, until
+//! every verdict that is of interest stands. Models are then scored on as many new pages as they have seen, so that none is
+//! read more than some ten times, and those about which nothing is open any more are left out.
 
-use std::fmt::Write;
-use std::path::PathBuf;
+mod entry;
+mod report;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use serde_json::{Value, json};
 
 use super::Place;
 use crate::chain::Snapshot;
+use crate::checkpoint::LATEST;
 use crate::cli::CompareArgs;
 use crate::contest::fresh_seed;
 use crate::data::pages::{Draw, Pages};
 use crate::data::{self, PAGE_DOCUMENTS};
 use crate::error::{Failure, input};
 use crate::field::{self, Competitor};
-use crate::figures::{count, duration};
 use crate::gate::roster::candidate_block;
 use crate::hub::fetch::Unreadable;
-use crate::metrics::jsonl;
+use crate::interrupt;
 use crate::metrics::printer::Printer;
-use crate::model::config::ModelConfig;
+use crate::model::config::{CONFIG_FILE, ModelConfig};
 use crate::model::scorer::Scoring;
 use crate::network::Network;
+use crate::ops::random;
 use crate::placement::Placement;
 use crate::rules::Rules;
-use crate::score::comparison::{self, Compared};
+use crate::score::cache::LossCache;
+use crate::score::verdicts::{self, Pair};
+use crate::whole_file;
+use entry::{Entry, Miner, Model, Progress};
+use report::Report;
 
-/// One model of the comparison.
-struct Entry {
-    competitor: Option<Competitor>,
-    /// Its folder here, or why it has no loss.
-    folder: Result<PathBuf, Unreadable>,
-    /// Block that decides who was earlier.
-    block: u64,
-    losses: Vec<f64>,
-}
+/// Most pages of a comparison until certain, unless it is told.
+const MAX_PAGES: usize = 300;
 
 /// Runs the command.
 pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
@@ -47,211 +51,216 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     let backend = args.backend.into();
     let placement = Placement::open(device.unwrap_or_default(), backend, printer)?;
     let scoring = Scoring { placement, backend, dtype: rules.criteria.dtype };
-    for dir in &args.models {
-        // A mistyped folder is the user's mistake; a published model that cannot be read is a result.
-        ModelConfig::read(dir)?;
-    }
-    let network = Network::open(&place.hub, &place.chain)?;
-    let snapshot = network.chain.snapshot()?;
-    let mut entries = published(args, &network, &rules, &snapshot)?;
-    entries.extend(args.models.iter().map(|dir| Entry {
-        competitor: None,
-        folder: Ok(dir.clone()),
-        block: candidate_block(&snapshot, 0),
-        losses: Vec::new(),
-    }));
+    let own: Vec<PathBuf> = args.models.iter().map(|dir| own_model(dir)).collect::<Result<_>>()?;
+    // Folders alone need no network, and none must be there.
+    let network = (args.top != Some(0)).then(|| Network::open(&place.hub, &place.chain)).transpose()?;
+    let snapshot = network.as_ref().map(|network| network.chain.snapshot()).transpose()?;
+    let mut entries = match (&network, &snapshot) {
+        (Some(network), Some(snapshot)) => published(args, &place, network, snapshot)?,
+        _ => Vec::new(),
+    };
+    let block = snapshot.as_ref().map_or(rules.block, |snapshot| candidate_block(snapshot, 0));
+    entries.extend(own.into_iter().map(|dir| Entry::new(Model::Folder(dir), block, true)));
     if entries.is_empty() {
+        let Some(network) = network else { return Err(input("--top 0 compares folders only: name some")) };
         return Err(Failure::No(format!("{} holds no model to compare", network.chain.describe())).into());
     }
+    // From here on an end that was asked for keeps the losses that are known by then.
+    interrupt::install()?;
 
     let (text, page_documents) = match &place.resolved {
         Some(resolved) => (data::open(&resolved.recipe, sequence_length)?, resolved.recipe.score.page_documents),
         None => (data::open_sample(sequence_length)?, PAGE_DOCUMENTS),
     };
+    let pages = Pages::read(&text, page_documents, sequence_length)?;
     let seed = args.seed.unwrap_or_else(fresh_seed);
-    let num_pages = args.pages.unwrap_or(rules.validator.pages_per_step);
-    let mut draw = Pages::read(&text, page_documents, sequence_length)?.draw(num_pages, seed);
-    draw.rows.truncate(args.batches.unwrap_or(usize::MAX));
-
+    let alone = LossCache::beside(&place.hub.cache);
+    let cache = network.as_ref().map_or(&alone, |network| &network.losses);
+    let mut comparison = Comparison {
+        progress: Progress::new(printer),
+        network: network.as_ref(),
+        rules: &rules,
+        scoring,
+        cache,
+        entries,
+        draw: Draw { offsets: Vec::new(), rows: Vec::new(), row_pages: Vec::new() },
+    };
     let started = Instant::now();
-    let predicted = score_all(&mut entries, &scoring, &draw.rows, printer)?;
-    let report = Report { entries, draw, snapshot, rules, seed, predicted, took: started.elapsed().as_secs_f64() };
-    printer.result(&if args.json { report.json().to_string() } else { report.text() })
+    let verdicts = match args.until_certain {
+        None => {
+            let num_pages = args.pages.unwrap_or(rules.validator.pages_per_step);
+            let mut draw = pages.draw(num_pages, seed);
+            draw.rows.truncate(args.batches.unwrap_or(usize::MAX));
+            draw.row_pages.truncate(draw.rows.len());
+            comparison.draw = draw;
+            comparison.score(&[])?;
+            None
+        }
+        Some(level) => {
+            let pairs = comparison.until_certain(&pages, seed, level, args.pages.unwrap_or(MAX_PAGES))?;
+            Some(report::Verdicts { level, pairs })
+        }
+    };
+    let took = started.elapsed().as_secs_f64();
+    let Comparison { entries, draw, progress, .. } = comparison;
+    if let Some(path) = &args.write_tokens {
+        whole_file::write(path, &serde_json::to_vec(&draw.rows)?)?;
+    }
+    let report = Report {
+        entries,
+        draw,
+        verdicts,
+        block: snapshot.as_ref().map(|snapshot| snapshot.block),
+        rules: &rules,
+        seed,
+        predicted: progress.predicted,
+        took,
+    };
+    printer.result(&if args.json { report.json().to_string() } else { report.text(args.matrix) })
 }
 
-/// The published models that were asked for.
-fn published(args: &CompareArgs, network: &Network, rules: &Rules, snapshot: &Snapshot) -> Result<Vec<Entry>> {
-    let mut neurons: Vec<_> =
-        snapshot.neurons.iter().filter(|neuron| snapshot.metadata(&neuron.hotkey).is_some()).collect();
+/// The folder of an own model: the one that is named, or the newest of a run's. A mistyped folder is the user's mistake; a
+/// published model that cannot be read is a result.
+fn own_model(dir: &Path) -> Result<PathBuf> {
+    let latest = dir.join(LATEST);
+    let dir = if !dir.join(CONFIG_FILE).exists() && latest.exists() { latest } else { dir.to_owned() };
+    ModelConfig::read(&dir)?;
+    Ok(dir)
+}
+
+/// The published models that were asked for, by ascending uid.
+fn published(args: &CompareArgs, place: &Place, network: &Network, snapshot: &Snapshot) -> Result<Vec<Entry>> {
+    let own: &[_] = place.resolved.as_ref().map_or(&[], |resolved| &resolved.recipe.chain.hotkeys);
+    let miner = |neuron: &crate::chain::Neuron| {
+        let metadata = snapshot.metadata(&neuron.hotkey)?;
+        Some(Miner { uid: neuron.uid, hotkey: neuron.hotkey.clone(), incentive: neuron.incentive, metadata })
+    };
+    let mut miners: Vec<Miner> = snapshot.neurons.iter().filter_map(miner).collect();
     if !args.uids.is_empty() {
-        if let Some(uid) = args.uids.iter().find(|&&uid| !neurons.iter().any(|neuron| neuron.uid == uid)) {
+        if let Some(uid) = args.uids.iter().find(|&&uid| !miners.iter().any(|miner| miner.uid == uid)) {
             return Err(input(format!("--uids {uid}: {} has no model under that uid", network.chain.describe())));
         }
-        neurons.retain(|neuron| args.uids.contains(&neuron.uid));
+        miners.retain(|miner| args.uids.contains(&miner.uid));
     }
-    if let Some(top) = args.top {
-        neurons.sort_by_key(|neuron| (std::cmp::Reverse(neuron.incentive), neuron.uid));
-        neurons.truncate(top);
-        neurons.sort_by_key(|neuron| neuron.uid);
-    }
-    let bring = |neuron: &crate::chain::Neuron| -> Result<Option<Entry>> {
-        let Some(metadata) = snapshot.metadata(&neuron.hotkey) else { return Ok(None) };
-        let competitor = Competitor::bring(network, rules, neuron.uid, &neuron.hotkey, &metadata)?;
-        let folder = competitor.model.clone();
-        let block = metadata.block.get();
-        Ok(Some(Entry { competitor: Some(competitor), folder, block, losses: Vec::new() }))
-    };
-    neurons.into_iter().filter_map(|neuron| bring(neuron).transpose()).collect()
+    miners.sort_by_key(|miner| (std::cmp::Reverse(miner.incentive), miner.uid));
+    let top = args.top.unwrap_or(usize::MAX);
+    let mut entries: Vec<Entry> = (miners.into_iter().enumerate())
+        .map(|(rank, miner)| (rank, own.contains(&miner.hotkey), miner))
+        .filter(|(rank, is_own, _)| *rank < top || *is_own)
+        .map(|(_, is_own, miner)| {
+            let block = miner.metadata.block.get();
+            Entry::new(Model::Wanted(miner), block, is_own)
+        })
+        .collect();
+    entries.sort_by_key(Entry::uid);
+    Ok(entries)
 }
 
-/// Scores every model, the costliest first: its first row tells how long all will take. Returns the predicted seconds.
-fn score_all(entries: &mut [Entry], scoring: &Scoring, rows: &[Vec<u32>], printer: &Printer) -> Result<f64> {
-    let row_len = rows.first().map_or(0, Vec::len);
-    let cost = |entry: &Entry| {
-        let config = entry.folder.as_ref().ok().and_then(|dir| ModelConfig::read(dir).ok());
-        config.map_or(0.0, |config| field::scoring_cost(&config.arch, rows.len(), row_len))
-    };
-    let costs: Vec<f64> = entries.iter().map(cost).collect();
-    let mut order: Vec<usize> = (0..entries.len()).collect();
-    order.sort_by(|&a, &b| costs[b].total_cmp(&costs[a]));
-    let mut predicted = 0.0;
-    for (place, &index) in order.iter().enumerate() {
-        let entry = &mut entries[index];
-        let result = match &entry.folder {
-            Err(reason) => Err(reason.clone()),
-            Ok(dir) => {
-                if place == 0 {
-                    let first_row = rows.get(..1).unwrap_or_default();
-                    field::losses_of_folder(dir, scoring, first_row).ok(); // Warms up; what is wrong is told below.
-                    let started = Instant::now();
-                    field::losses_of_folder(dir, scoring, first_row).ok();
-                    let pace = started.elapsed().as_secs_f64() * rows.len() as f64 / costs[index].max(1.0);
-                    predicted = pace * costs.iter().sum::<f64>();
-                    printer.note(&format!(
-                        "{} models on {} rows of {row_len} tokens: about {}.",
-                        order.len(),
-                        count(rows.len() as u128),
-                        duration(predicted)
-                    ));
-                }
-                match field::losses_of_folder(dir, scoring, rows) {
-                    Ok(Some(losses)) => Ok(losses),
-                    Ok(None) => return Err(Failure::Interrupted("interrupted while scoring".to_owned()).into()),
-                    Err(error) if entry.competitor.is_none() => return Err(error),
-                    Err(error) => Err(Unreadable::Refused(format!("{error:#}"))),
-                }
-            }
-        };
-        printer.note(&format!("{} of {}: {}", place + 1, order.len(), entry.name()));
-        match result {
-            Ok(losses) => entry.losses = losses,
-            Err(reason) => {
-                entry.losses = vec![f64::INFINITY; rows.len()];
-                entry.folder = Err(reason);
-            }
-        }
-    }
-    Ok(predicted)
-}
-
-struct Report {
+/// What is under way.
+struct Comparison<'a> {
+    /// `None`: folders only.
+    network: Option<&'a Network>,
+    rules: &'a Rules,
+    scoring: Scoring,
+    cache: &'a LossCache,
     entries: Vec<Entry>,
     draw: Draw,
-    snapshot: Snapshot,
-    rules: Rules,
-    seed: u64,
-    predicted: f64,
-    took: f64,
+    progress: Progress<'a>,
 }
 
-impl Report {
-    /// The models that are compared: not those of which nothing is known.
-    fn compared(&self) -> Vec<(&Entry, Compared<'_>)> {
-        let known = self.entries.iter().filter(|entry| !matches!(entry.folder, Err(Unreadable::NotImplemented(_))));
-        known.map(|entry| (entry, entry.compared())).collect()
+impl Comparison<'_> {
+    /// Scores every model that is not `left_out` on the rows that it has not seen; the next one is downloaded meanwhile.
+    fn score(&mut self, left_out: &[bool]) -> Result<()> {
+        let Self { network, rules, scoring, cache, entries, draw, progress } = self;
+        let wanted = |entry: &Entry| if let Model::Wanted(miner) = &entry.model { Some(miner.clone()) } else { None };
+        let wanted: Vec<(usize, Option<Miner>)> = (entries.iter().enumerate())
+            .filter(|(index, _)| left_out.get(*index) != Some(&true))
+            .map(|(index, entry)| (index, wanted(entry)))
+            .collect();
+        let bring = |(_, miner): &(usize, Option<Miner>)| -> Result<Option<Competitor>> {
+            let (Some(network), Some(miner)) = (*network, miner) else { return Ok(None) };
+            Competitor::bring(network, rules, miner.uid, &miner.hotkey, &miner.metadata).map(Some)
+        };
+        progress.begin(wanted.len(), draw);
+        let flow = field::ahead(&wanted, bring, |&(index, _), competitor| {
+            if let Some(competitor) = competitor {
+                entries[index].arrive(competitor);
+            }
+            let known_costs = progress.costs(entries, draw);
+            let entry = &mut entries[index];
+            let num_unseen = draw.rows.len() - entry.losses.len();
+            let mut watch = progress.watch(index, &known_costs, num_unseen);
+            let is_finished = entry.score(scoring, cache, &draw.rows, &mut watch)?;
+            drop(watch);
+            if let Some(trouble) = cache.trouble() {
+                progress.printer.warn(&trouble);
+            }
+            if !is_finished {
+                return Ok(ControlFlow::Break(()));
+            }
+            progress.scored(entry);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        match flow {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Failure::Interrupted(
+                "interrupted while scoring; the losses that were computed are kept for the next time".to_owned(),
+            )
+            .into()),
+        }
     }
 
-    fn text(&self) -> String {
-        let compared: Vec<_> = self.compared().into_iter().map(|(_, compared)| compared).collect();
-        let mut text = comparison::text(&compared, &comparison::standings(&compared, &self.rules));
-        for entry in &self.entries {
-            let what = match entry.folder {
-                Ok(_) => continue,
-                Err(Unreadable::Refused(_)) => "",
-                Err(Unreadable::NotImplemented(_)) => "left out, for nothing is known of its loss: ",
+    /// Draws pages until each verdict stands, `max_pages` at most.
+    fn until_certain(&mut self, pages: &Pages, seed: u64, level: f64, max_pages: usize) -> Result<Vec<Pair>> {
+        let mut pairs: Option<Vec<Pair>> = None;
+        loop {
+            let num_drawn = self.draw.offsets.len();
+            let num_new = verdicts::pages_to_draw(num_drawn, max_pages);
+            let open =
+                pairs.as_ref().map(|pairs| pairs.iter().filter(|pair| pair.verdict.is_none()).collect::<Vec<_>>());
+            if num_new == 0 || open.as_ref().is_some_and(Vec::is_empty) {
+                return Ok(pairs.unwrap_or_default());
+            }
+            let left_out: Vec<bool> = match &open {
+                None => Vec::new(),
+                Some(open) => {
+                    self.progress.printer.note(&format!("{num_drawn} pages: {} verdicts are open", open.len()));
+                    let is_open = |index| open.iter().any(|pair| pair.model == index || pair.rival == index);
+                    (0..self.entries.len()).map(|index| !is_open(index)).collect()
+                }
             };
-            let reason = entry.folder.as_ref().err().map(ToString::to_string).unwrap_or_default();
-            write!(text, "\n{}: {what}{reason}", entry.name()).expect("writing to a text does not fail");
+            let mut page_starts = Vec::with_capacity(num_new);
+            for page in num_drawn..num_drawn + num_new {
+                let Draw { offsets, rows, .. } = pages.draw(1, random::derive(seed, page as u64));
+                page_starts.push(self.draw.rows.len());
+                self.draw.offsets.extend(offsets);
+                self.draw.row_pages.extend(std::iter::repeat_n(page, rows.len()));
+                self.draw.rows.extend(rows);
+            }
+            self.score(&left_out)?;
+            let page_ends = page_starts.iter().skip(1).copied().chain([self.draw.rows.len()]);
+            let pairs = pairs.get_or_insert_with(|| self.pairs_of_interest());
+            for (start, end) in std::iter::zip(page_starts.iter().copied(), page_ends) {
+                for pair in pairs.iter_mut().filter(|pair| pair.verdict.is_none()) {
+                    let [model, rival] = [pair.model, pair.rival].map(|index| &self.entries[index]);
+                    let on_page = |entry: &'_ Entry| (entry.block, entry.losses[start..end].to_vec());
+                    let ((block, losses), (rival_block, rival_losses)) = (on_page(model), on_page(rival));
+                    pair.observe((block, &losses), (rival_block, &rival_losses), self.rules.epsilon, level);
+                }
+            }
         }
-        let (pages, rows) = (self.draw.offsets.len(), self.draw.rows.len());
-        let took = duration(self.took);
-        write!(
-            text,
-            "\n{} rows of {} fresh pages (--seed {} draws them again), at block {}; {took}.",
-            count(rows as u128),
-            count(pages as u128),
-            self.seed,
-            count(self.snapshot.block)
-        )
-        .expect("writing to a text does not fail");
-        text
     }
 
-    fn json(&self) -> Value {
-        let (entries, compared): (Vec<_>, Vec<_>) = self.compared().into_iter().unzip();
-        let standings = comparison::standings(&compared, &self.rules);
-        let known = std::iter::zip(entries, standings).map(|(entry, standing)| {
-            let mut model = entry.json();
-            model["average_loss"] = jsonl::number(standing.loss);
-            model["standard_error"] = jsonl::number(standing.standard_error);
-            model["win_rate"] = json!(standing.win_rate);
-            model["wins"] = json!(standing.wins);
-            model["weight"] = json!(standing.weight);
-            model
+    /// The pairs of which something may be found out: one model at least has losses, and something is known of both.
+    fn pairs_of_interest(&self) -> Vec<Pair> {
+        let is_own: Vec<bool> = self.entries.iter().map(|entry| entry.is_own).collect();
+        let fault = |index: usize| self.entries[index].fault.as_ref();
+        let mut pairs = verdicts::pairs(&is_own);
+        pairs.retain(|pair| match (fault(pair.model), fault(pair.rival)) {
+            (Some(Unreadable::NotImplemented(_)), _) | (_, Some(Unreadable::NotImplemented(_))) => false,
+            (Some(_), Some(_)) => false,
+            _ => true,
         });
-        let unknown = self.entries.iter().filter(|entry| matches!(entry.folder, Err(Unreadable::NotImplemented(_))));
-        let models = known.chain(unknown.map(Entry::json));
-        json!({
-            "block": self.snapshot.block,
-            "seed": self.seed,
-            "pages": self.draw.offsets,
-            "batches": self.draw.rows.len(),
-            "predicted_seconds": self.predicted,
-            "seconds": self.took,
-            "models": models.collect::<Vec<_>>(),
-        })
-    }
-}
-
-impl Entry {
-    fn name(&self) -> String {
-        match (&self.competitor, &self.folder) {
-            (Some(competitor), _) => competitor.metadata.id.repo_id(),
-            (None, Ok(dir)) => dir.display().to_string(),
-            (None, Err(_)) => "own".to_owned(),
-        }
-    }
-    fn compared(&self) -> Compared<'_> {
-        let uid = self.competitor.as_ref().map(|competitor| competitor.uid);
-        Compared { uid, name: self.name(), block: self.block, losses: &self.losses }
-    }
-
-    /// Who it is; how it fared is added.
-    fn json(&self) -> Value {
-        let miner = self.competitor.as_ref();
-        let id = miner.map(|competitor| &competitor.metadata.id);
-        let reason = self.folder.as_ref().err().map(ToString::to_string);
-        let is_refused = matches!(self.folder, Err(Unreadable::Refused(_)));
-        json!({
-            "uid": miner.map(|competitor| competitor.uid),
-            "hotkey": miner.map(|competitor| &competitor.hotkey),
-            "repo": id.map(|id| id.repo_id()),
-            "commit": id.and_then(|id| id.commit.as_ref()),
-            "hash": id.and_then(|id| id.hash.as_ref()),
-            "folder": if miner.is_none() { self.folder.as_ref().ok() } else { None },
-            "block": miner.map(|_| self.block),
-            "refused": reason.as_ref().filter(|_| is_refused),
-            "not_implemented": reason.as_ref().filter(|_| !is_refused),
-        })
+        pairs
     }
 }

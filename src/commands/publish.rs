@@ -70,7 +70,8 @@ fn through_gate(args: &PublishArgs, resolved: &Resolved, printer: &Printer) -> R
     let placement = Placement::open(args.device.unwrap_or(recipe.train.device), recipe.model.backend, printer)?;
     let data = data::open(recipe, resolved.rules.criteria.sequence_length)?;
     let contest = Contest::open(resolved, &placement, &data, printer)?;
-    let mut score = |rows: &[Vec<u32>]| field::losses_of_folder(&args.model, &contest.scoring, rows);
+    let mut score =
+        |rows: &[Vec<u32>]| field::losses_of_folder(&args.model, &contest.scoring, &contest.network.losses, rows);
     let Judging::Judged(judged) = contest.judge(&args.model, fresh_seed(), 1, None, &mut score)? else {
         return Err(Failure::Interrupted("interrupted while scoring; nothing was sent".to_owned()).into());
     };

@@ -31,6 +31,8 @@ pub struct Draw {
     pub offsets: Vec<usize>,
     /// Rows of equal length.
     pub rows: Vec<Vec<u32>>,
+    /// For each row the page in which it begins, as an index into `offsets`.
+    pub row_pages: Vec<usize>,
 }
 
 impl Pages {
@@ -66,17 +68,21 @@ impl Pages {
         for _ in 0..100 {
             let offsets: Vec<usize> = (0..num_pages).map(|_| (random.next() % num_offsets) as usize).collect();
             let mut joined = Vec::new();
+            let mut page_ends = Vec::with_capacity(num_pages);
             for &first in &offsets {
                 let last = (first + self.page_documents).min(self.ends.len()) - 1;
                 let start = first.checked_sub(1).map_or(0, |before| self.ends[before]);
                 joined.extend_from_slice(&self.tokens[start..self.ends[last]]);
+                page_ends.push(joined.len());
             }
             let rows: Vec<Vec<u32>> = joined.chunks_exact(self.row_len).map(<[u32]>::to_vec).collect();
             if !rows.is_empty() {
-                return Draw { offsets, rows };
+                let page_at = |row| page_ends.partition_point(|&end| end <= row * self.row_len);
+                let row_pages = (0..rows.len()).map(page_at).collect();
+                return Draw { offsets, rows, row_pages };
             }
         }
-        Draw { offsets: vec![0], rows: vec![self.tokens[..self.row_len].to_vec()] }
+        Draw { offsets: vec![0], rows: vec![self.tokens[..self.row_len].to_vec()], row_pages: vec![0] }
     }
 }
 
@@ -110,6 +116,9 @@ mod tests {
             .flat_map(|&first| (first..first + 3).flat_map(|document| [15 + document as u32, 50_256]))
             .collect();
         assert_eq!(draw.rows, [joined[..4].to_vec(), joined[4..8].to_vec(), joined[8..12].to_vec()]);
+        // A page has 6 tokens: rows begin at the tokens 0, 4 and 8.
+        assert_eq!(draw.row_pages, [0, 0, 1]);
+        assert_eq!(pages.draw(4, 7).row_pages, [0, 0, 1, 2, 2, 3]);
         assert_eq!(pages.draw(1, 3).rows.len(), 1);
     }
 

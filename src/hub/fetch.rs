@@ -6,8 +6,8 @@
 //! ```
 //! As the reference: the size of the whole repository first, then the download, then hash, parameters and class. The
 //! hub is asked even if the model is in the cache, for a validator that has no copy yet asks it too. A model gets its
-//! name in the cache when its hash is right, and is hashed again each time, so neither a killed process nor a damaged
-//! disk passes anything off as a model.
+//! name in the cache when its hash is right, and is hashed again whenever one of its files was touched ([`FileHashes`]), so
+//! no killed process passes anything off as a model; a damaged disk does only where it leaves a file's times alone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use thiserror::Error;
 
-use super::hash::{directory_hash, files_hash};
+use super::file_hashes::FileHashes;
+use super::hash::directory_hash;
 use super::judge::{Verdict, judge, sentence};
 use super::model_id::ModelMetadata;
 use super::{Hub, RemoteFile, names};
@@ -38,13 +39,19 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub struct Cache {
     dir: PathBuf,
+    hashes: FileHashes,
     disk: Disk,
 }
 
 impl Cache {
-    /// A cache in a folder, which is made when the first model is fetched.
+    /// A cache in a folder, which is made when the first model is fetched. Every model is hashed at every call.
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), disk: Disk::default() }
+        Self::with_hashes(dir, FileHashes::default())
+    }
+
+    /// A cache whose files are hashed again only if they may have changed.
+    pub fn with_hashes(dir: &Path, hashes: FileHashes) -> Self {
+        Self { dir: dir.to_owned(), hashes, disk: Disk::default() }
     }
 }
 
@@ -86,8 +93,12 @@ pub fn download_revision(hub: &dyn Hub, cache: &Cache, repo_id: &str, commit: &s
 
 /// The directory hash under which a local model folder would be published, whatever else lies in it.
 pub fn publishable_hash(dir: &Path) -> Result<String> {
-    let paths: Vec<PathBuf> = publishable_files(dir)?.iter().map(|name| dir.join(name)).collect();
-    files_hash(&paths)
+    FileHashes::default().files_hash(&publishable_paths(dir)?)
+}
+
+/// The files of a model folder that publishing uploads and validators fetch, in the order of the hash.
+pub fn publishable_paths(dir: &Path) -> Result<Vec<PathBuf>> {
+    Ok(publishable_files(dir)?.iter().map(|name| dir.join(name)).collect())
 }
 
 /// The files of a model folder that publishing uploads and validators fetch: plain names, in the order of the hash.
@@ -186,7 +197,9 @@ impl Cache {
         };
         self.disk.remove_all(&repository, TEMPORARY)?;
         let dir = repository.join(wanted.commit);
-        if dir.is_dir() && directory_hash(&dir).is_ok_and(|hash| wanted.hash.is_none_or(|wanted| hash == wanted)) {
+        if dir.is_dir()
+            && self.hashes.directory_hash(&dir).is_ok_and(|hash| wanted.hash.is_none_or(|wanted| hash == wanted))
+        {
             return Ok(dir);
         }
         let temporary = repository.join(format!("{TEMPORARY}commit"));

@@ -31,7 +31,12 @@ pub fn directory_hash(dir: &Path) -> Result<String> {
 
 /// The [`directory_hash`] of a folder that holds just these files, given in the order of their names.
 pub fn files_hash(paths: &[PathBuf]) -> Result<String> {
-    let hashes = paths.par_iter().map(|path| file_hash(path)).collect::<Result<Vec<String>>>()?;
+    files_hash_by(paths, file_hash)
+}
+
+/// [`files_hash`] with the hash of each file taken from elsewhere.
+pub(super) fn files_hash_by(paths: &[PathBuf], hash: impl Fn(&Path) -> Result<String> + Sync) -> Result<String> {
+    let hashes = paths.par_iter().map(|path| hash(path)).collect::<Result<Vec<String>>>()?;
     Ok(STANDARD.encode(Sha256::digest(hashes.concat())))
 }
 
@@ -79,7 +84,7 @@ pub fn realize_symlinks(dir: &Path) -> Result<usize> {
 }
 
 /// All files below a folder in the order in which they are hashed.
-fn files_in_hash_order(dir: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn files_in_hash_order(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     collect(dir, 0, &mut files)?;
     Ok(files)

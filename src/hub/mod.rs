@@ -1,11 +1,12 @@
 //! Where models live: the seam [`Hub`], and how models are named and identified: the directory hash that miners commit
-//! to the chain ([`hash`]) and the model id that carries it ([`model_id`]).
+//! to the chain ([`hash`], which [`file_hashes`] remembers) and the model id that carries it ([`model_id`]).
 //!
 //! Hash and id reproduce the reference's Python exactly, down to the order of file names that are not UTF-8: a hash that
 //! differs in one bit is a model that no validator evaluates. The embedded hub is a [`folder`]; [`fetch`] brings a
 //! published model here and refuses it where a validator would; [`judge`] holds a model folder against the criteria.
 
 pub mod fetch;
+pub mod file_hashes;
 pub mod folder;
 pub mod hash;
 pub mod judge;

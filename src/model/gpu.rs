@@ -28,6 +28,10 @@ pub use estimate::{GpuMemory, memory_estimate};
 pub(crate) use layout::DeviceLayout;
 use memory::{Memory, part};
 
+/// Tokens that are scored together: enough for the matrix products of small models to fill a card, and some hundred MiB of
+/// activations for the largest that the rules allow.
+const TOKENS_AT_ONCE: usize = 4096;
+
 /// A number format that the decoder computes in.
 pub(crate) trait Compute: Element {
     /// The parameters that matrix products read, of masters in f32 and the same rounded.
@@ -111,6 +115,10 @@ impl<T: Compute> Scorer for Model<T> {
 
     fn logits(&mut self, rows: Rows) -> Result<Vec<f32>> {
         self.score(rows, Decoder::logits)
+    }
+
+    fn rows_at_once(&self, row_len: usize) -> usize {
+        (TOKENS_AT_ONCE / row_len.max(1)).max(1)
     }
 }
 

@@ -73,6 +73,12 @@ pub trait Scorer: Send {
 
     /// Logits, without dropout: `num_rows * row_len` rows of `vocab_size` each.
     fn logits(&mut self, rows: Rows) -> Result<Vec<f32>>;
+
+    /// How many rows of a length are best handed over at once. On the CPU one row keeps all cores busy, and more of them
+    /// only take more memory.
+    fn rows_at_once(&self, _row_len: usize) -> usize {
+        1
+    }
 }
 
 /// Rows of token ids of one length, one after the other.

@@ -34,6 +34,20 @@ impl Scoring {
             _ => Ok(Box::new(CpuScorer { model: super::backend(self.backend, arch), params })),
         }
     }
+
+    /// What determines the bits of a model's losses besides the model: implementation, number format and device.
+    pub fn computation(&self, arch: &Arch) -> String {
+        let backend = match self.backend {
+            Backend::Native => "native",
+            Backend::Candle => "candle",
+        };
+        match &self.placement {
+            Placement::Gpu(card) if gpu::can_score(arch, self.dtype) => {
+                format!("{backend} {:?} {}", self.dtype, card.name())
+            }
+            _ => format!("{backend} F32 cpu"),
+        }
+    }
 }
 
 /// A decoder on the CPU, owned or borrowed, beside the weights that it is handed at every call.

@@ -12,29 +12,63 @@ use crate::model::Scorer;
 use crate::model::arch::{Arch, Unused};
 use crate::model::{QUERY_KEY_NORMS, Rows};
 
-/// The loss of each list of tokens.
-pub fn losses(model: &mut dyn Scorer, arch: &Arch, batches: &[Vec<u32>]) -> Result<Option<Vec<f32>>> {
+/// The loss of each list of tokens; `None` if an orderly end was asked for.
+pub fn losses<T: AsRef<[u32]>>(model: &mut dyn Scorer, arch: &Arch, batches: &[T]) -> Result<Option<Vec<f32>>> {
     let mut losses = Vec::with_capacity(batches.len());
+    let is_finished = each(model, arch, batches, &mut |loss| losses.push(loss))?;
+    Ok(is_finished.then_some(losses))
+}
+
+/// Hands over the loss of each list of tokens in their order, as soon as it is known. Whether it came to the end: not if an
+/// orderly end was asked for.
+///
+/// Consecutive rows of one length are computed together where the model has a use for that; on the CPU a row's loss has the
+/// same bits alone and in company.
+pub fn each<T: AsRef<[u32]>>(
+    model: &mut dyn Scorer,
+    arch: &Arch,
+    batches: &[T],
+    found: &mut dyn FnMut(f32),
+) -> Result<bool> {
     // Size of the reference's causal mask.
     let mut mask = arch.context;
-    for tokens in batches {
+    let losses: Vec<Option<f32>> =
+        batches.iter().map(|tokens| without_computing(arch, tokens.as_ref(), &mut mask)).collect();
+    let mut next = 0;
+    while next < batches.len() {
         if interrupt::requested() {
-            return Ok(None);
+            return Ok(false);
         }
-        if arch.mask_doubles && tokens.len() > mask && unreadable(arch, tokens).is_none() {
-            mask = mask.saturating_mul(2);
-            if tokens.len() > mask {
-                losses.push(f32::INFINITY);
-                continue;
-            }
+        if let Some(loss) = losses[next] {
+            found(loss);
+            next += 1;
+            continue;
         }
-        losses.push(match (unreadable(arch, tokens), tokens.as_slice()) {
-            (None, _) => model.row_losses(Rows::new(tokens, 1, tokens.len()))?[0],
-            (Some(_), &[id]) if (id as usize) < arch.vocab_size && arch.unused != Unused::QueryKeyNorms => f32::NAN,
-            (Some(_), _) => f32::INFINITY,
-        });
+        let row_len = batches[next].as_ref().len();
+        let most = model.rows_at_once(row_len).max(1);
+        let belongs = |i: &usize| losses[*i].is_none() && batches[*i].as_ref().len() == row_len;
+        let end = (next..batches.len()).take(most).take_while(belongs).last().map_or(next + 1, |last| last + 1);
+        let tokens: Vec<u32> = batches[next..end].iter().flat_map(|tokens| tokens.as_ref()).copied().collect();
+        model.row_losses(Rows::new(&tokens, end - next, row_len))?.into_iter().for_each(&mut *found);
+        next = end;
     }
-    Ok(Some(losses))
+    Ok(true)
+}
+
+/// The loss of a batch that needs no model. `mask` is the size of the reference's causal mask, which grows.
+fn without_computing(arch: &Arch, tokens: &[u32], mask: &mut usize) -> Option<f32> {
+    let is_readable = unreadable(arch, tokens).is_none();
+    if arch.mask_doubles && tokens.len() > *mask && is_readable {
+        *mask = mask.saturating_mul(2);
+        if tokens.len() > *mask {
+            return Some(f32::INFINITY);
+        }
+    }
+    match tokens {
+        _ if is_readable => None,
+        &[id] if (id as usize) < arch.vocab_size && arch.unused != Unused::QueryKeyNorms => Some(f32::NAN),
+        _ => Some(f32::INFINITY),
+    }
 }
 
 /// Why a batch has no finite loss, in words.
@@ -82,6 +116,58 @@ mod tests {
             assert!(losses[4].is_nan());
             assert_eq!(losses[5], losses[0]);
             assert_eq!(losses[6], f32::INFINITY);
+        }
+    }
+
+    /// What a model is asked for, and in what company.
+    struct Recording<'a> {
+        model: Box<dyn Scorer + 'a>,
+        at_once: usize,
+        calls: Vec<(usize, usize)>,
+    }
+
+    impl Scorer for Recording<'_> {
+        fn row_losses(&mut self, rows: Rows) -> Result<Vec<f32>> {
+            self.calls.push((rows.num_rows, rows.row_len));
+            self.model.row_losses(rows)
+        }
+
+        fn logits(&mut self, rows: Rows) -> Result<Vec<f32>> {
+            self.model.logits(rows)
+        }
+
+        fn rows_at_once(&self, _row_len: usize) -> usize {
+            self.at_once
+        }
+    }
+
+    /// The sizes are such that products are cut differently for one row and for three.
+    #[test]
+    fn on_the_cpu_a_rows_loss_has_the_same_bits_alone_and_in_company() {
+        for family in [Family::Gpt2, Family::Llama, Family::Bart] {
+            let sizes =
+                Sizes { vocab_size: 311, context: 96, width: 64, layers: 2, heads: 4, kv_heads: None, mlp_width: 96 };
+            let arch = new_arch(family, sizes, &serde_json::Map::new()).unwrap().seen_by(Reference::default());
+            let layout = Layout::of(&arch);
+            let mut params = vec![0.0; layout.len()];
+            init::scratch(&arch, &layout, 1, &mut params);
+            let row = |number: u32, len: u32| (0..len).map(|i| (i * i * 7 + number * 131 + i % 5) % 311).collect();
+            let mut rows: Vec<Vec<u32>> = (0..7).map(|number| row(number, 96)).collect();
+            rows.insert(3, vec![5]); // Has a loss without being computed.
+            rows.extend([row(8, 40), row(9, 40), row(10, 96)]);
+            let score = |at_once| {
+                let model = Scoring::on_cpu(Backend::Native).scorer(&arch, &params).unwrap();
+                let mut model = Recording { model, at_once, calls: Vec::new() };
+                let bits: Vec<u32> =
+                    losses(&mut model, &arch, &rows).unwrap().unwrap().iter().map(|loss| loss.to_bits()).collect();
+                (bits, model.calls)
+            };
+            let (alone, calls) = score(1);
+            assert_eq!(calls, [[(1, 96); 7].as_slice(), &[(1, 40); 2], &[(1, 96)]].concat());
+            let (together, calls) = score(3);
+            assert_eq!(calls, [(3, 96), (3, 96), (1, 96), (2, 40), (1, 96)]);
+            assert_eq!(alone, together, "{family:?}");
+            assert!(f32::from_bits(alone[0]) != f32::from_bits(alone[1]), "{family:?}");
         }
     }
 

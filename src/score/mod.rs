@@ -1,5 +1,6 @@
 //! The validator's arithmetic and nothing else: losses ([`loss`]), duels ([`duel`]), weights ([`weights`]), and what a whole
-//! step makes of them ([`step`]); the order of its models ([`uid_set`]), and what their text must be like ([`output`]).
+//! step makes of them ([`step`]); the order of its models ([`uid_set`]), and what their text must be like ([`output`]). Beside
+//! it what validators do not ask: how far models are apart ([`paired`]), and which is better for certain ([`verdicts`]).
 
 pub mod cache;
 pub mod certainty;
@@ -8,7 +9,9 @@ pub mod continuations;
 pub mod duel;
 pub mod loss;
 pub mod output;
+pub mod paired;
 pub mod step;
 pub mod uid_set;
+pub mod verdicts;
 pub mod weights;
 pub mod yuma;

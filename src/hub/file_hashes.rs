@@ -1,0 +1,190 @@
+//! Hashes of files that are known already: a model of 3 GB is not read at every call only to be recognised.
+//!
+//! A file is taken for the one that was hashed if its place, device, inode, size and both of its times, to the nanosecond,
+//! are the same: any write changes the later of the times, which no program can set. A file that was written less than two
+//! seconds before it was hashed might have been written again within the clock's grain, and is not remembered (git calls
+//! such a file racy). A disk that changes bytes by itself is noticed only where the file's metadata changes too.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+use super::hash::{file_hash, files_hash_by, files_in_hash_order};
+use crate::memo::{Key, Memo};
+
+/// A file that was written so shortly ago may be written again without a trace.
+const RACY: Duration = Duration::from_secs(2);
+/// Characters of a SHA-256 in base64.
+const HASH_LEN: usize = 44;
+
+/// Computes hashes of files and folders as [`super::hash`] does, and remembers those of files.
+#[derive(Clone, Debug, Default)]
+pub struct FileHashes {
+    memo: Arc<Memo>,
+}
+
+/// What tells that a file is the one that was hashed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    path: PathBuf,
+    /// Device, inode, size, seconds and nanoseconds of the last write and of the last change.
+    numbers: [u64; 7],
+}
+
+impl FileHashes {
+    /// Hashes that are remembered in a memo.
+    pub(crate) fn in_memo(memo: Arc<Memo>) -> Self {
+        Self { memo }
+    }
+
+    /// As [`super::hash::directory_hash`].
+    pub fn directory_hash(&self, dir: &Path) -> Result<String> {
+        self.files_hash(&files_in_hash_order(dir)?)
+    }
+
+    /// As [`super::hash::files_hash`].
+    pub fn files_hash(&self, paths: &[PathBuf]) -> Result<String> {
+        files_hash_by(paths, |path| self.file_hash(path))
+    }
+
+    /// As [`super::hash::file_hash`].
+    pub fn file_hash(&self, path: &Path) -> Result<String> {
+        let stamp = Stamp::of(path)?;
+        let is_racy = stamp.is_younger_than(RACY, SystemTime::now());
+        let key = stamp.key();
+        if !is_racy && let Some(hash) = self.remembered(key) {
+            return Ok(hash);
+        }
+        let hash = file_hash(path)?;
+        if !is_racy && Stamp::of(path)? == stamp {
+            self.memo.put(&[(key, hash.clone().into_bytes())]);
+        }
+        Ok(hash)
+    }
+
+    fn remembered(&self, key: Key) -> Option<String> {
+        let value = self.memo.get(&[key]).pop()??;
+        String::from_utf8(value).ok().filter(|hash| hash.len() == HASH_LEN)
+    }
+}
+
+impl Stamp {
+    /// The stamp of the file that a path leads to.
+    pub fn of(path: &Path) -> Result<Self> {
+        let context = || format!("cannot read {}", path.display());
+        let metadata = fs::metadata(path).with_context(context)?;
+        let numbers = [
+            metadata.dev(),
+            metadata.ino(),
+            metadata.len(),
+            metadata.mtime() as u64,
+            metadata.mtime_nsec() as u64,
+            metadata.ctime() as u64,
+            metadata.ctime_nsec() as u64,
+        ];
+        Ok(Self { path: fs::canonicalize(path).with_context(context)?, numbers })
+    }
+
+    /// Whether the file was written or changed within `age` before `now`, or later.
+    fn is_younger_than(&self, age: Duration, now: SystemTime) -> bool {
+        let [_, _, _, written, written_ns, changed, changed_ns] = self.numbers.map(|number| number as i64);
+        let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let limit = since_epoch.saturating_sub(age);
+        let limit = (limit.as_secs() as i64, i64::from(limit.subsec_nanos()));
+        (written, written_ns).max((changed, changed_ns)) >= limit
+    }
+
+    fn key(&self) -> Key {
+        let mut digest = Sha256::new_with_prefix("hash of a file\0");
+        digest.update(self.path.as_os_str().as_bytes());
+        digest.update([0]);
+        self.numbers.iter().for_each(|number| digest.update(number.to_le_bytes()));
+        digest.finalize().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::fs::{File, FileTimes};
+    use std::os::unix::fs::symlink;
+    use std::thread::sleep;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::hub::hash::directory_hash;
+
+    /// Puts another hash in the place of the one that a file has: whoever finds it has not read the file.
+    fn forge(hashes: &FileHashes, path: &Path) -> String {
+        let forged = "F".repeat(HASH_LEN);
+        hashes.memo.put(&[(Stamp::of(path).unwrap().key(), forged.clone().into_bytes())]);
+        forged
+    }
+
+    fn world() -> (TempDir, FileHashes, PathBuf) {
+        let dir = TempDir::new().unwrap();
+        let hashes = FileHashes::in_memo(Arc::new(Memo::at(&dir.path().join("memo.sqlite"))));
+        fs::create_dir(dir.path().join("model")).unwrap();
+        let path = dir.path().join("model/model.safetensors");
+        fs::write(&path, "weights").unwrap();
+        (dir, hashes, path)
+    }
+
+    #[test]
+    fn an_old_file_is_read_once_and_a_changed_one_again() {
+        let (dir, hashes, path) = world();
+        let expected = file_hash(&path).unwrap();
+        sleep(RACY + Duration::from_millis(50));
+        assert_eq!(hashes.file_hash(&path).unwrap(), expected);
+        assert_eq!(hashes.remembered(Stamp::of(&path).unwrap().key()), Some(expected));
+        let forged = forge(&hashes, &path);
+        assert_eq!(hashes.file_hash(&path).unwrap(), forged, "it was read again");
+        assert_ne!(
+            hashes.directory_hash(&dir.path().join("model")).unwrap(),
+            directory_hash(&dir.path().join("model")).unwrap()
+        );
+        // By its link it is the same file.
+        symlink(&path, dir.path().join("link")).unwrap();
+        assert_eq!(hashes.file_hash(&dir.path().join("link")).unwrap(), forged);
+
+        // As long as before, and the time of its last write set back: the time of the last change tells.
+        let written = fs::metadata(&path).unwrap().modified().unwrap();
+        fs::write(&path, "WEIGHTS").unwrap();
+        File::options().append(true).open(&path).unwrap().set_times(FileTimes::new().set_modified(written)).unwrap();
+        assert_eq!(hashes.file_hash(&path).unwrap(), file_hash(&path).unwrap());
+    }
+
+    #[test]
+    fn a_file_of_this_moment_is_neither_remembered_nor_looked_up() {
+        let (dir, hashes, path) = world();
+        let expected = file_hash(&path).unwrap();
+        assert_eq!(hashes.file_hash(&path).unwrap(), expected);
+        assert_eq!(hashes.remembered(Stamp::of(&path).unwrap().key()), None);
+        forge(&hashes, &path);
+        assert_eq!(hashes.file_hash(&path).unwrap(), expected);
+        assert_eq!(
+            hashes.directory_hash(&dir.path().join("model")).unwrap(),
+            directory_hash(&dir.path().join("model")).unwrap()
+        );
+    }
+
+    #[test]
+    fn an_age_counts_from_the_later_of_both_times_and_the_future_is_young() {
+        let stamp = |written: u64, changed: u64| Stamp {
+            path: PathBuf::from("/a"),
+            numbers: [1, 2, 3, written, 0, changed, 500_000_000],
+        };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
+        let young = |written, changed| stamp(written, changed).is_younger_than(RACY, now);
+        assert!(!young(97, 97) && !young(90, 97));
+        assert!(young(98, 90) && young(90, 98) && young(101, 90) && young(90, 5000));
+    }
+}

@@ -3,6 +3,7 @@
 //!
 //! A run asks at its interval (`train/run_contest.rs`), `assay publish --gate` asks once.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use anyhow::{Context, Result};
 use crate::chain::{Chain, Hotkey, Snapshot};
 use crate::data::Opened;
 use crate::data::pages::Pages;
-use crate::field::{self, Competitor};
+use crate::field::{self, Competitor, Wanted};
 use crate::gate::roster::{Entry, Roster};
 use crate::gate::{self, Candidate, Decision, Inputs, Model, OwnHotkey, Verdict};
 use crate::hub::fetch::publishable_hash;
@@ -137,17 +138,12 @@ impl<'a> Contest<'a> {
                 }
             }
             candidate.losses.extend(by_step(losses, &num_batches));
-            if rivals.is_empty() {
-                rivals = self.bring(&roster)?;
-            }
-            for rival in &mut rivals {
-                let losses = field::losses_of(&rival.competitor, &self.scoring, &self.network.losses, &rows)?;
-                let Some(losses) = losses else { return Ok(Judging::Interrupted) };
-                match (&mut rival.losses, losses) {
-                    (Ok(all), Ok(losses)) => all.extend(by_step(losses, &num_batches)),
-                    (all, Err(reason)) => *all = Err(reason),
-                    (Err(_), Ok(_)) => {}
-                }
+            let scored = match rivals.is_empty() {
+                true => self.bring_and_score(&roster, &mut rivals, &rows, &num_batches)?,
+                false => self.score_again(&mut rivals, &rows, &num_batches)?,
+            };
+            if scored.is_break() {
+                return Ok(Judging::Interrupted);
             }
             offsets.extend(draws.into_iter().map(|draw| draw.offsets));
 
@@ -203,14 +199,38 @@ impl<'a> Contest<'a> {
         Ok((!found.refusals.is_empty()).then(|| found.refusals.join(" ")))
     }
 
-    /// The roster's models, none of them scored.
-    fn bring(&self, roster: &Roster) -> Result<Vec<Rival>> {
-        let bring = |entry: &Entry| {
-            let Entry { uid, hotkey, metadata, .. } = entry;
-            let competitor = Competitor::bring(&self.network, &self.resolved.rules, *uid, hotkey, metadata)?;
-            Ok(Rival { entry: entry.clone(), competitor, losses: Ok(Vec::new()) })
-        };
-        roster.entries.iter().map(bring).collect()
+    /// Scores the roster's models on the first rows, each while the next is downloaded.
+    fn bring_and_score(
+        &self,
+        roster: &Roster,
+        rivals: &mut Vec<Rival>,
+        rows: &[Vec<u32>],
+        num_batches: &[usize],
+    ) -> Result<ControlFlow<()>> {
+        let entries = roster.entries.iter();
+        let wanted: Vec<Wanted<'_>> =
+            entries.map(|Entry { uid, hotkey, metadata, .. }| Wanted { uid: *uid, hotkey, metadata }).collect();
+        field::bring_ahead(&self.network, &self.resolved.rules, &wanted, |competitor| {
+            let entry = roster.entries[rivals.len()].clone();
+            let mut rival = [Rival { entry, competitor, losses: Ok(Vec::new()) }];
+            let scored = self.score_again(&mut rival, rows, num_batches);
+            rivals.extend(rival);
+            scored
+        })
+    }
+
+    /// Scores models on further rows; breaks off if an orderly end was asked for.
+    fn score_again(&self, rivals: &mut [Rival], rows: &[Vec<u32>], num_batches: &[usize]) -> Result<ControlFlow<()>> {
+        for rival in rivals {
+            let losses = field::losses_of(&rival.competitor, &self.scoring, &self.network.losses, rows)?;
+            let Some(losses) = losses else { return Ok(ControlFlow::Break(())) };
+            match (&mut rival.losses, losses) {
+                (Ok(all), Ok(losses)) => all.extend(by_step(losses, num_batches)),
+                (all, Err(reason)) => *all = Err(reason),
+                (Err(_), Ok(_)) => {}
+            }
+        }
+        Ok(ControlFlow::Continue(()))
     }
 
     /// The own hotkeys that are registered.

@@ -422,7 +422,10 @@ impl<'a> Session<'a> {
         }
         let outcome = self.outcome.unwrap_or_default();
         if outcome.share > 0.0 {
-            lines.push(format!("Scoring       {:.1} % of the run's time, the last judging included", 100.0 * outcome.share));
+            lines.push(format!(
+                "Scoring       {:.1} % of the run's time, the last judging included",
+                100.0 * outcome.share
+            ));
         }
         if !outcome.sentence.is_empty() {
             lines.push(outcome.sentence);

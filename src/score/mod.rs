@@ -10,4 +10,5 @@ pub mod output;
 pub mod step;
 pub mod uid_set;
 pub mod weights;
+pub mod what_if;
 pub mod yuma;

@@ -26,9 +26,6 @@ pub fn run(args: &EmissionArgs, printer: &Printer) -> Result<()> {
     let network = Network::open(&place.hub, &place.chain)?;
     let chain = network.chain.as_ref();
     let snapshot = chain.snapshot()?;
-    if snapshot.neurons.is_empty() {
-        return Err(Failure::No(format!("{} holds no hotkey: nobody is paid", chain.describe())).into());
-    }
     let uids = asked_for(args, &place.chain.hotkeys, chain, &snapshot)?;
     let report = Report::of(chain, snapshot, uids, args.win_rate, rules.validator.temperature)?;
     printer.result(&if args.json { report.json().to_string() } else { report.text() })
@@ -77,6 +74,9 @@ impl Report {
         win_rate: Option<f64>,
         temperature: f64,
     ) -> Result<Self> {
+        if snapshot.neurons.is_empty() {
+            return Err(Failure::No(format!("{} holds no hotkey: nobody is paid", chain.describe())).into());
+        }
         let input = Input::of(&snapshot);
         let is_active = input.validators().next().is_some();
         let mut what_if = Vec::new();
@@ -171,9 +171,9 @@ impl Report {
         }
         let emission = self.snapshot.consensus.emission as f64;
         parts.push(format!(
-            "At block {}, by {} validators; an epoch each {} pays {:.3} TAO, half of it to miners: {:.3} TAO a day.",
+            "At block {}; active validators: {}. An epoch each {} pays {:.3} TAO, half of it to miners: {:.3} TAO a day.",
             count(self.snapshot.block),
-            count(Input::of(&self.snapshot).validators().count() as u128),
+            Input::of(&self.snapshot).validators().count(),
             duration(self.seconds_per_epoch),
             emission / UNITS_PER_TAO as f64,
             self.per_day(emission)
@@ -276,4 +276,52 @@ fn nobody_active(snapshot: &Snapshot, chain: &str) -> String {
 fn capitalized(sentence: &str) -> String {
     let mut characters = sentence.chars();
     characters.next().map(|first| first.to_uppercase().chain(characters).collect()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::chain::ledger::{Ledger, Settings};
+    use crate::clock::{Clock, SystemClock};
+    use crate::error::exit_code;
+
+    /// An embedded chain with blocks of a millisecond, of whose validators' weights little is seen after ten of them.
+    fn ledger(dir: &tempfile::TempDir) -> Ledger {
+        let settings = Settings { activity_cutoff: 10, ..Settings::new(1_000, SystemClock.unix_ms(), 1) };
+        Ledger::create(&dir.path().join("ledger.sqlite"), &settings).unwrap()
+    }
+
+    #[test]
+    fn while_validators_sleep_pay_is_what_it_was_and_nothing_is_foretold() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = ledger(&dir);
+        let report = |win_rate| Report::of(&ledger, ledger.snapshot().unwrap(), vec![1], win_rate, 0.04);
+        let nobody = report(None).err().unwrap();
+        assert_eq!(exit_code(&nobody), 4);
+        assert!(nobody.to_string().ends_with("holds no hotkey: nobody is paid"), "{nobody}");
+
+        ledger.register("validator").unwrap();
+        ledger.register("miner").unwrap();
+        ledger.set_stake(0, UNITS_PER_TAO).unwrap();
+        ledger.set_permit(0, true).unwrap();
+        ledger.put_weights(0, &[(1, 1)]).unwrap();
+        thread::sleep(Duration::from_millis(20));
+        ledger.set_incentives(&[(1, 13_107)]).unwrap();
+        let text = report(None).unwrap().text();
+        // A fifth of 5.625 TAO in every 0.361 s.
+        assert!(text.contains("1  miner               0.20000   0.20000  269252.078"), "{text}");
+        assert!(text.contains("active validators: 0"), "{text}");
+        assert!(
+            text.contains("has set weights within the last 10 blocks. It goes on paying as it last did."),
+            "{text}"
+        );
+        let refused = report(Some(0.5)).err().unwrap();
+        assert_eq!(exit_code(&refused), 4);
+        assert!(refused.to_string().starts_with("--win-rate: no validator of the ledger"), "{refused}");
+    }
 }

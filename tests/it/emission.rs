@@ -48,7 +48,7 @@ fn the_rival_of_a_new_network_earns_all_and_a_win_rate_takes_its_part() {
 
 #[test]
 fn a_second_validator_is_made_by_hand_and_wrong_questions_are_refused() {
-    let dir = Dir::new();
+    let dir = Dir::with_recipe(2);
     let refused = |args: &[&str], sentence: &str| {
         dir.assay(&["emission"]).args(args).run().assert_exit(2).assert_stderr_contains(sentence);
     };
@@ -57,8 +57,8 @@ fn a_second_validator_is_made_by_hand_and_wrong_questions_are_refused() {
     refused(&["--uid", "7"], "--uid 7: no hotkey is registered as uid 7 on the ledger");
     refused(&["--win-rate", "1.01"], "expected a number from 0 to 1");
     refused(&["--win-rate", "nan"], "expected a number from 0 to 1");
-    dir.write("other.yaml", "name: other\nchain: {hotkeys: [nobody]}\n");
-    refused(&["--recipe", "other.yaml", "--win-rate", "0.5"], "own hotkeys (nobody) is registered");
+    let of_nobody = ["--recipe", "recipe.yaml", "--set", "chain.hotkeys=[nobody]", "--win-rate", "0.5"];
+    refused(&of_nobody, "own hotkeys (nobody) is registered");
 
     dir.assay(&["local", "register", "second", "--stake", "-1"]).run().assert_exit(2);
     dir.assay(&["local", "register", "second", "--stake", "22000000"]).run().assert_exit(2);

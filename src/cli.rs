@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::chain::UNITS_PER_TAO;
 use crate::model::arch::Reference;
 use crate::model::family::Family;
 use crate::recipe::DeviceChoice;
@@ -36,6 +37,19 @@ pub enum Command {
     Compare(CompareArgs),
     /// Upload a model, commit it to the chain, and check that it can be had from there.
     Publish(PublishArgs),
+    /// Show what the validators' weights pay, and what they would pay if a model won more often.
+    ///
+    /// The next epoch of Yuma Consensus is computed from the weights, stakes and bonds that are on the chain now, as the
+    /// chain will do it. A day's pay is the epoch's times the epochs of a day.
+    ///
+    /// --win-rate X asks what a model would earn if it had the win rate X in every validator's step. Within a validator's
+    /// weights, the temperature times the logarithm of a weight is a win rate but for one constant, which is chosen such
+    /// that the rates of all n models with weight sum to n/2, for in nearly every match somebody wins (the column "win
+    /// rate" is the mean of these over validators, by stake). The model's rate is set to X (one without weight joins the
+    /// others), all others move by one amount, so that the sum is n/2 again, and softmax, rounding to 16 bits and the epoch
+    /// follow. This is an estimate: weights are a moving average over steps, models whose weight rounds to 0 are not seen,
+    /// and rivals do not lose alike.
+    Emission(EmissionArgs),
     /// The embedded network: a hub and a chain on this machine.
     Local(LocalArgs),
     /// Measure how fast this machine trains or scores.
@@ -224,6 +238,23 @@ pub struct PublishArgs {
     pub json: bool,
 }
 
+/// Arguments of `emission`.
+#[derive(Debug, Args)]
+pub struct EmissionArgs {
+    /// Which network and rules.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    /// Whose pay is asked for; default the recipe's own hotkeys.
+    #[arg(long = "uid", value_name = "UID", value_delimiter = ',')]
+    pub uids: Vec<u16>,
+    /// What they would earn with this win rate in every validator's step, from 0 to 1; of several uids each alone.
+    #[arg(long, value_name = "X", value_parser = parse_win_rate)]
+    pub win_rate: Option<f64>,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `local`.
 #[derive(Debug, Args)]
 pub struct LocalArgs {
@@ -241,10 +272,13 @@ pub enum LocalCommand {
         #[command(flatten)]
         network: NetworkArgs,
     },
-    /// Register a hotkey.
+    /// Register a hotkey; one that is registered keeps its place.
     Register {
         /// Its name.
         hotkey: String,
+        /// Give it so much stake and a validator permit, so that its weights count.
+        #[arg(long, value_name = "TAO", value_parser = parse_tao)]
+        stake: Option<u64>,
         /// Where the chain is, or a recipe that says so.
         #[command(flatten)]
         network: NetworkArgs,
@@ -335,6 +369,24 @@ fn parse_level(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(level) if level > 0.5 && level < 1.0 => Ok(level),
         _ => Err("expected a number above 0.5 and below 1, such as 0.95".to_owned()),
+    }
+}
+
+fn parse_win_rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if (0.0..=1.0).contains(&rate) => Ok(rate),
+        _ => Err("expected a number from 0 to 1".to_owned()),
+    }
+}
+
+/// All TAO that there will ever be.
+const MAX_TAO: f64 = 21e6;
+
+/// An amount in TAO, in the chain's smallest unit.
+fn parse_tao(text: &str) -> Result<u64, String> {
+    match text.parse::<f64>() {
+        Ok(tao) if (0.0..=MAX_TAO).contains(&tao) => Ok((tao * UNITS_PER_TAO as f64).round() as u64),
+        _ => Err(format!("expected an amount from 0 to {MAX_TAO}")),
     }
 }
 

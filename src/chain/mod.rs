@@ -18,6 +18,9 @@ pub type Hotkey = String;
 /// The full share of the incentive, and the largest weight: shares are `u16` on the chain.
 pub const FULL_SHARE: u16 = u16::MAX;
 
+/// The chain's smallest units that make 1 TAO.
+pub const UNITS_PER_TAO: u64 = 1_000_000_000;
+
 /// A registered hotkey.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Neuron {
@@ -151,6 +154,6 @@ pub trait Chain: Send + Sync {
     fn commit(&self, hotkey: &str, bytes: &[u8]) -> Result<u64>;
 
     /// Replaces the weights that a validator has set, as (uid, weight), and returns the block. `version_key` says by which
-    /// version of the validator's program.
+    /// version of the validator's program. Others than itself take weight only of a validator with a permit.
     fn set_weights(&self, hotkey: &str, weights: &[(u16, u16)], version_key: u64) -> Result<u64>;
 }

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::Place;
+use crate::chain::UNITS_PER_TAO;
 use crate::chain::ledger::Ledger;
 use crate::cli::{LocalArgs, LocalCommand};
 use crate::metrics::printer::Printer;
@@ -15,10 +16,16 @@ pub fn run(args: &LocalArgs, printer: &Printer) -> Result<()> {
             let place = Place::of(network)?;
             printer.result(&network::make(&place.hub, &place.chain)?)
         }
-        LocalCommand::Register { hotkey, network } => {
+        LocalCommand::Register { hotkey, stake, network } => {
             let place = Place::of(network)?;
-            let uid = Ledger::open(&place.chain.ledger)?.register(hotkey)?;
-            printer.result(&format!("{hotkey} has uid {uid} in {}.", place.chain.ledger.display()))
+            let ledger = Ledger::open(&place.chain.ledger)?;
+            let uid = ledger.register(hotkey)?;
+            let path = place.chain.ledger.display();
+            let Some(stake) = *stake else { return printer.result(&format!("{hotkey} has uid {uid} in {path}.")) };
+            ledger.set_stake(uid, stake)?;
+            ledger.set_permit(uid, true)?;
+            let tao = stake as f64 / UNITS_PER_TAO as f64;
+            printer.result(&format!("{hotkey} has uid {uid} in {path}, a stake of {tao} TAO, and a validator permit."))
         }
     }
 }

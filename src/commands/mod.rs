@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod check;
 pub mod compare;
+pub mod emission;
 pub mod inspect;
 pub mod local;
 mod machine;

@@ -14,4 +14,5 @@ pub mod step;
 pub mod uid_set;
 pub mod verdicts;
 pub mod weights;
+pub mod what_if;
 pub mod yuma;

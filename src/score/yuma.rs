@@ -67,12 +67,28 @@ impl Input {
         input
     }
 
-    fn len(&self) -> usize {
+    /// How many uids there are.
+    pub(super) fn len(&self) -> usize {
         self.stake.len()
     }
 
-    /// Whether what a validator has said of a miner was said of the present holder of that place.
-    pub(crate) fn is_current(&self, validator: usize, miner: u16) -> bool {
+    /// The validators that count: with a permit, with stake, and with weights set within the activity cutoff.
+    pub fn validators(&self) -> impl Iterator<Item = usize> + '_ {
+        let counts = |uid: usize| self.validator_permit[uid] && self.stake[uid] > 0;
+        (0..self.len()).filter(move |&uid| counts(uid) && self.last_update[uid] > 0 && self.is_active(uid))
+    }
+
+    /// What a validator says of other uids, as (uid, weight), without what it said of former holders of their places.
+    pub fn current_weights(&self, validator: usize) -> Vec<(u16, u16)> {
+        self.weights_of(validator).collect()
+    }
+
+    fn is_active(&self, uid: usize) -> bool {
+        self.last_update[uid].saturating_add(self.activity_cutoff) >= self.block
+    }
+
+    /// Whether what a validator says of a miner was said of the present holder of that place.
+    pub(super) fn is_current(&self, validator: usize, miner: u16) -> bool {
         self.last_update[validator] > self.registered_at[usize::from(miner)]
     }
 
@@ -82,17 +98,21 @@ impl Input {
         entries.filter(move |(uid, _)| self.is_current(validator, *uid))
     }
 
+    fn weights_of(&self, validator: usize) -> impl Iterator<Item = (u16, u16)> + Clone + '_ {
+        self.current(validator, &self.weights[validator]).filter(move |(uid, _)| usize::from(*uid) != validator)
+    }
+
     /// The weights of validators with a permit, to others than themselves; the sum of a row is 1.
     fn weights_that_count(&self) -> Rows {
-        let row = |(validator, row): (usize, &Vec<(u16, u16)>)| {
+        let row = |validator: usize| {
             if !self.validator_permit[validator] {
                 return Vec::new();
             }
-            let entries = self.current(validator, row).filter(|(uid, _)| usize::from(*uid) != validator);
+            let entries = self.weights_of(validator);
             let sum: u64 = entries.clone().map(|(_, weight)| u64::from(weight)).sum();
             entries.map(|(uid, weight)| (uid, Fixed::ratio(weight.into(), sum.into()))).collect()
         };
-        self.weights.iter().enumerate().map(row).collect()
+        (0..self.len()).map(row).collect()
     }
 
     fn bonds_that_count(&self) -> Rows {
@@ -254,8 +274,7 @@ struct Ranking {
 impl Ranking {
     fn of(input: &Input) -> Self {
         let len = input.len();
-        let active: Vec<bool> =
-            input.last_update.iter().map(|block| block.saturating_add(input.activity_cutoff) >= input.block).collect();
+        let active: Vec<bool> = (0..len).map(|uid| input.is_active(uid)).collect();
         let total: u128 = input.stake.iter().copied().map(u128::from).sum();
         let stake: Vec<Fixed> = input.stake.iter().map(|&stake| Fixed::ratio(stake, total)).collect();
         let counts = |uid: usize| active[uid] && input.validator_permit[uid];

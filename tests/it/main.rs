@@ -5,6 +5,7 @@
 
 mod answers;
 mod damage;
+mod emission;
 mod full_disk;
 mod input;
 mod kill;

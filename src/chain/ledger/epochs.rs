@@ -72,14 +72,9 @@ fn outcome(snapshot: &Snapshot, input: &Input, incentive: &[u16]) -> Outcome {
     Outcome { neurons: uids().map(of).collect(), bonds: uids().map(row).filter(|(_, row)| !row.is_empty()).collect() }
 }
 
-/// The last block up to which all validators stay active that are so now; `None` if there are none: validators with a
-/// permit and stake that have set weights within the activity cutoff.
+/// The last block up to which all validators stay active that are so now; `None` if there are none.
 fn first_to_fall_asleep(input: &Input) -> Option<u64> {
-    let until = |uid: usize| input.last_update[uid].saturating_add(input.activity_cutoff);
-    let counts = |&uid: &usize| {
-        input.validator_permit[uid] && input.stake[uid] > 0 && input.last_update[uid] > 0 && until(uid) >= input.block
-    };
-    (0..input.stake.len()).filter(counts).map(until).min()
+    input.validators().map(|uid| input.last_update[uid].saturating_add(input.activity_cutoff)).min()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +19,7 @@ use anyhow::Result;
 use rusqlite::{OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::{Chain, Commitment, ConsensusParams, Hotkey, Neuron, Snapshot};
+use crate::clock::{Clock, SystemClock};
 use crate::error::{Failure, input};
 use crate::figures;
 use crate::hub::model_id::MAX_COMMITMENT_BYTES;
@@ -90,6 +92,7 @@ pub struct Ledger {
     journal_dir: PathBuf,
     /// The highest block that this process has seen, for the time between two writes.
     highest_block: AtomicU64,
+    clock: Arc<dyn Clock>,
 }
 
 impl Ledger {
@@ -133,6 +136,11 @@ impl Ledger {
         Self::open_within(path, PATIENCE)
     }
 
+    /// Opens a ledger whose blocks pass by another clock than the machine's.
+    pub fn open_with_clock(path: &Path, clock: Arc<dyn Clock>) -> Result<Self> {
+        Ok(Self { clock, ..Self::open(path)? })
+    }
+
     fn open_within(path: &Path, patience: Duration) -> Result<Self> {
         let (file, canonical) = LedgerFile::open(path, patience)?;
         let settings = file.transact(TransactionBehavior::Deferred, Settings::read)?;
@@ -140,7 +148,7 @@ impl Ledger {
     }
 
     fn of(file: LedgerFile, settings: Settings, journal_dir: PathBuf) -> Self {
-        Self { file, settings, journal_dir, highest_block: AtomicU64::new(0) }
+        Self { file, settings, journal_dir, highest_block: AtomicU64::new(0), clock: Arc::new(SystemClock) }
     }
 
     /// Gives a hotkey the lowest free uid; one that is registered keeps its own.
@@ -269,7 +277,7 @@ impl Ledger {
     /// The clock is read after the file: so no block that the file names is above the present one.
     fn present_block(&self, transaction: &Transaction<'_>) -> Result<u64> {
         let written: u64 = transaction.query_row("SELECT highest_block FROM settings", [], |row| row.get(0))?;
-        let passed = unix_ms().saturating_sub(self.settings.first_unix_ms) / self.settings.block_ms.max(1);
+        let passed = self.clock.unix_ms().saturating_sub(self.settings.first_unix_ms) / self.settings.block_ms.max(1);
         let block = self.settings.genesis_block.saturating_add(passed).max(written);
         Ok(self.highest_block.fetch_max(block, Ordering::Relaxed).max(block))
     }

@@ -7,18 +7,17 @@ use serde_json::{Value, json};
 use crate::cli::ScoreArgs;
 use crate::data::held_out::HeldOut;
 use crate::data::token_lists::read_token_lists;
-use crate::data::tokenizer::END_OF_TEXT;
 use crate::data::{self};
 use crate::error::{Failure, input};
 use crate::metrics::jsonl;
 use crate::metrics::printer::Printer;
 use crate::model::arch::Reference;
-use crate::model::generate::{self, Settings};
 use crate::model::scorer::Scoring;
 use crate::model::weights;
 use crate::model::weights::LoadedModel;
 use crate::placement::Placement;
 use crate::rules::Rules;
+use crate::score::continuation::{Continuations, Untellable};
 use crate::score::{loss, output};
 use crate::whole_file;
 
@@ -70,7 +69,7 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
     let scoring = Scoring { placement, backend, dtype: rules.criteria.dtype };
     let mut losses = loss::losses(scoring.scorer(arch, &loaded.params)?.as_mut(), arch, &rows)?
         .ok_or_else(|| Failure::Interrupted("interrupted while scoring: nothing was written".to_owned()))?;
-    let outputs = args.outputs.then(|| Outputs::of(args, &loaded, &rows)).transpose()?;
+    let outputs = args.outputs.then(|| continuations(args, &loaded, &rows)).transpose()?;
     if let Some(fault) = outputs.as_ref().and_then(|outputs| outputs.fault.as_ref()) {
         losses.fill(f32::INFINITY);
         printer.note(&format!(
@@ -91,7 +90,7 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
     if args.json {
         let losses: Vec<Value> = losses.iter().map(|&loss| jsonl::number(f64::from(loss))).collect();
         let mut answer = json!({ "losses": losses });
-        if let Some(Outputs { tokens, fault }) = outputs {
+        if let Some(Continuations { tokens, fault }) = outputs {
             answer["outputs"] = json!(tokens);
             answer["reasonable_output"] = json!(fault.is_none());
         }
@@ -100,41 +99,12 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
     printer.result(&text(&losses, held_out.as_ref()))
 }
 
-/// The model's continuations of the first two rows, and whether validators take them for text.
-struct Outputs {
-    /// Empty if the model cannot continue them.
-    tokens: Vec<Vec<u32>>,
-    /// Why validators do not take them.
-    fault: Option<String>,
-}
-
-impl Outputs {
-    /// An error where it cannot be told; what is the model's fault is a fault, as validators see it.
-    fn of(args: &ScoreArgs, loaded: &LoadedModel, rows: &[Vec<u32>]) -> Result<Self> {
-        let [first, second, ..] = rows else { return Err(input("--outputs needs two rows at least")) };
-        let settings = Settings::read(&args.model)?;
-        let prompts = [first, second].map(|row| &row[..row.len().min(output::PROMPT_TOKENS)]);
-        // Validators name GPT-2's end of text as padding, and their library hides padding that does not end a text.
-        let padding = END_OF_TEXT;
-        if prompts.iter().any(|prompt| prompt.contains(&padding)) && !settings.end_ids.contains(&padding) {
-            return Err(input(format!(
-                "--outputs: a prompt holds the token {padding}, which validators' library takes for padding with this model; \
-                 give rows without it in their first {} tokens",
-                output::PROMPT_TOKENS
-            )));
-        }
-        let num_tokens = output::MARCH_2024.num_tokens;
-        let go = |prompt: &[u32], seed: u64| {
-            generate::continuation(&loaded.config.arch, &loaded.params, &settings, prompt, num_tokens, seed)
-        };
-        let tokens = match go(prompts[0], 1).and_then(|one| Ok(vec![one, go(prompts[1], 2)?])) {
-            Ok(tokens) => tokens,
-            Err(error) => return Ok(Self { tokens: Vec::new(), fault: Some(format!("cannot be made ({error:#})")) }),
-        };
-        let is_reasonable = output::MARCH_2024.is_reasonable(&tokens[0], &tokens[1]);
-        let fault = (!is_reasonable).then(|| format!("are alike or repetitive ({tokens:?})"));
-        Ok(Self { tokens, fault })
-    }
+/// The model's continuations of the first two rows. An error where it cannot be told what validators would find.
+fn continuations(args: &ScoreArgs, loaded: &LoadedModel, rows: &[Vec<u32>]) -> Result<Continuations> {
+    Continuations::of(&args.model, loaded, rows, output::MARCH_2024, [1, 2]).map_err(|untellable| match untellable {
+        Untellable::Settings(error) => error,
+        _ => input(format!("--outputs: {untellable}")),
+    })
 }
 
 fn text(losses: &[f32], held_out: Option<&HeldOut>) -> String {

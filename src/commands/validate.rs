@@ -65,15 +65,8 @@ pub fn run(args: &ValidateArgs, printer: &Printer) -> Result<()> {
         args.dir.display(),
         if state.step > 0 { format!(", after step {}", state.step) } else { String::new() }
     ));
-    let options = Options {
-        rules,
-        num_pages,
-        num_steps: args.steps,
-        sets_weights_as,
-        seconds_per_model: args.time_limit,
-        json: args.json,
-        warms: true,
-    };
+    let options =
+        Options { rules, num_pages, sets_weights_as, seconds_per_model: args.time_limit, json: args.json, warms: true };
     let seams = Seams {
         hub: network.hub.as_ref(),
         chain: network.chain.as_ref(),
@@ -82,7 +75,7 @@ pub fn run(args: &ValidateArgs, printer: &Printer) -> Result<()> {
         examiner: &examiner,
         printer,
     };
-    Validator::new(seams, options, folder, state).run(&|_| Ok(()))
+    Validator::new(seams, options, folder, state).run(args.steps, &|_| Ok(()))
 }
 
 /// The rules of the recipe, or those of March 2024, with the version of the validator's program that was asked for.

@@ -22,11 +22,11 @@ const EVERY: Duration = Duration::from_secs(300);
 const GRACE_MS: u64 = 300_000;
 
 impl Validator<'_> {
-    /// Deletes models, if it is time; whether it was. That some cannot be deleted is told.
-    pub(super) fn clean(&mut self, observe: Observer<'_>) -> Result<bool> {
+    /// Deletes models, if it is time. That some cannot be deleted is told.
+    pub(super) fn clean(&mut self, observe: Observer<'_>) -> Result<()> {
         let now = self.now();
         if now < self.state.next_cleanup {
-            return Ok(false);
+            return Ok(());
         }
         let judge = &self.state.judge;
         let hotkeys = judge.kept.iter().chain(judge.pending.iter()).filter_map(|uid| self.hotkey(uid));
@@ -37,8 +37,7 @@ impl Validator<'_> {
             self.seams.printer.warn(&format!("a model that nobody evaluates could not be deleted: {fault:#}"));
         }
         self.state.next_cleanup = now.saturating_add(EVERY.as_millis() as u64);
-        observe(&Event::Cleaned { num_models })?;
-        Ok(true)
+        observe(&Event::Cleaned { num_models })
     }
 }
 

@@ -6,9 +6,8 @@
 //!     ─► miners that are due: commitment → fetch → tracker        update.rs, iterator.rs
 //!     ─► models that nobody evaluates are deleted                 cleanup.rs
 //!     ─► fresh pages → losses → wins → weights → whom to keep     step.rs (score/step.rs), examiner.rs
-//!     ─► a row and two tables                                     report.rs
+//!     ─► a row and two tables, the state to disk                  report.rs, state.rs
 //!     ─► every 50 blocks: weights to the chain                    weights.rs
-//!     ─► the state to disk                                        state.rs
 //! ```
 //! The reference does the second and the third line in threads beside the fourth. Here one thread does all in this order,
 //! so that a validator that was killed and started again does just what it would have done; a second thread only warms the
@@ -35,6 +34,9 @@ mod step;
 mod update;
 mod warm;
 pub mod weights;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -98,8 +100,6 @@ pub struct Options {
     pub rules: Rules,
     /// Pages of a step.
     pub num_pages: usize,
-    /// End after so many steps; `None`: never.
-    pub num_steps: Option<u64>,
     /// Send weights under this hotkey; `None`: send none.
     pub sets_weights_as: Option<Hotkey>,
     /// A model that takes longer loses the step's batches.

@@ -19,23 +19,27 @@ const NOBODY: Duration = Duration::from_secs(300);
 const AFTER_FAILURE: Duration = Duration::from_secs(60);
 
 impl Validator<'_> {
-    /// Works until the steps that were asked for are done; a turn with nothing to evaluate, or in which the step fails, is
-    /// one of them.
+    /// Works until so many steps are done, or for ever; a turn with nothing to evaluate, or in which the step fails, is one
+    /// of them.
     ///
     /// # Errors
     /// An orderly end was asked for: its state is on disk. Or its state cannot be put there: what it would not remember it
     /// does not do. What goes wrong in a step is told, and the next one begins.
-    pub fn run(&mut self, observe: Observer<'_>) -> Result<()> {
-        let mut num_steps = 0;
-        while self.options.num_steps.is_none_or(|wanted| num_steps < wanted) {
+    pub fn run(&mut self, num_steps: Option<u64>, observe: Observer<'_>) -> Result<()> {
+        let mut num_done = 0;
+        loop {
+            // Here and not at the end of a turn, so that one that was killed before it ends the epoch first as well.
+            self.end_epoch(observe)?;
+            if num_steps == Some(num_done) {
+                return Ok(());
+            }
             if interrupt::requested() {
                 let sentence = format!("Interrupted after step {}; its state is saved.", self.state.step);
                 return Err(Failure::Interrupted(sentence).into());
             }
             self.turn(observe)?;
-            num_steps += 1;
+            num_done += 1;
         }
-        Ok(())
     }
 
     fn turn(&mut self, observe: Observer<'_>) -> Result<()> {
@@ -66,9 +70,6 @@ impl Validator<'_> {
                 self.state.step += 1;
                 self.save(observe)?;
             }
-        }
-        if self.end_epoch(observe)? {
-            self.save(observe)?;
         }
         Ok(())
     }
@@ -122,7 +123,7 @@ impl Validator<'_> {
         )))
     }
 
-    fn save(&mut self, observe: Observer<'_>) -> Result<()> {
+    pub(super) fn save(&mut self, observe: Observer<'_>) -> Result<()> {
         self.state.saved_at = self.now();
         self.folder.save(&self.state).context("the validator stops, for its state cannot be saved")?;
         observe(&Event::Saved)

@@ -22,19 +22,20 @@ pub fn as_sent(weights: impl IntoIterator<Item = (u16, f32)>) -> Vec<(u16, u16)>
 }
 
 impl Validator<'_> {
-    /// Ends the epoch if it is over: sends the weights, if that is wanted. Whether it was over. Weights that could not be
-    /// sent are sent after the next epoch, as by the reference.
-    pub(super) fn end_epoch(&mut self, observe: Observer<'_>) -> Result<bool> {
+    /// Ends the epoch if it is over, and sends the weights, if that is wanted. Weights that could not be sent are sent after
+    /// the next epoch, as by the reference.
+    pub(super) fn end_epoch(&mut self, observe: Observer<'_>) -> Result<()> {
+        // The first begins when the subnet is first read.
+        let Some(began) = self.state.epoch_block else { return Ok(()) };
         let block = match self.seams.chain.block() {
             Ok(block) => block,
             Err(error) => {
                 self.seams.printer.warn(&format!("the chain did not say its block: {error:#}"));
-                return Ok(false);
+                return Ok(());
             }
         };
-        let began = *self.state.epoch_block.get_or_insert(block);
         if block.saturating_sub(began) < self.options.rules.blocks_per_epoch {
-            return Ok(false);
+            return Ok(());
         }
         if let Some(hotkey) = self.options.sets_weights_as.clone() {
             match self.send_weights(&hotkey) {
@@ -51,7 +52,7 @@ impl Validator<'_> {
             }
         }
         self.state.epoch_block = Some(block);
-        Ok(true)
+        self.save(observe)
     }
 
     fn send_weights(&self, hotkey: &str) -> Result<String> {

@@ -50,6 +50,8 @@ pub enum Command {
     /// follow. This is an estimate: weights are a moving average over steps, models whose weight rounds to 0 are not seen,
     /// and rivals do not lose alike.
     Emission(EmissionArgs),
+    /// Be a validator: score the subnet's models step after step, and weigh them.
+    Validate(ValidateArgs),
     /// The embedded network: a hub and a chain on this machine.
     Local(LocalArgs),
     /// Measure how fast this machine trains or scores.
@@ -251,6 +253,52 @@ pub struct EmissionArgs {
     #[arg(long, value_name = "X", value_parser = parse_win_rate)]
     pub win_rate: Option<f64>,
     /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `validate`.
+#[derive(Debug, Args)]
+pub struct ValidateArgs {
+    /// Which network, rules and text.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    /// The validator's folder: its state, its steps and its models. One that is there goes on where it stopped.
+    #[arg(long, value_name = "DIR", default_value = "checkpoints/validator")]
+    pub dir: PathBuf,
+    /// The version of the validator's program, by the day it appeared: 2024-02-21, 2024-03-21, 2024-03-27 or 2024-06-25;
+    /// default the recipe's, or 2024-02-21.
+    #[arg(long, value_name = "DATE")]
+    pub rules: Option<String>,
+    /// The hotkey that sets weights; default the recipe's only one.
+    #[arg(long, value_name = "NAME", requires = "set_weights")]
+    pub hotkey: Option<String>,
+    /// Send the weights to the chain every 50 blocks; without this nothing is ever sent.
+    #[arg(long)]
+    pub set_weights: bool,
+    /// End after so many steps; default never, until Ctrl-C.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: Option<u64>,
+    /// Pages to draw for each step; default the recipe's, or what the version drew.
+    #[arg(long, value_parser = parse_size)]
+    pub pages: Option<usize>,
+    /// Draw the pages of this seed; default other ones for each new folder.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Count every loss of a model as infinite that takes longer than so many seconds for a step; default no limit, for
+    /// validators' 60 or 360 seconds are those of their cards.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub time_limit: Option<u64>,
+    /// Which implementation computes the losses.
+    #[arg(long, value_enum, default_value_t)]
+    pub backend: BackendChoice,
+    /// Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N; default the recipe's, or auto.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
+    /// CPU threads; default all cores.
+    #[arg(long, value_parser = parse_threads)]
+    pub threads: Option<usize>,
+    /// Print each step as one JSON object on a line instead of its tables.
     #[arg(long)]
     pub json: bool,
 }

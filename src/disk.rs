@@ -2,7 +2,7 @@
 //! and how a full disk is told from other failures.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -10,12 +10,13 @@ use anyhow::{Context, Result};
 
 /// The disk. In tests it can be made to fail: for good from a given operation on, which is what a killed process
 /// leaves, or whenever a file is written, as if it were full.
-#[derive(Debug, Default)]
+/// Clones are the same disk.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Disk {
     #[cfg(test)]
-    operations_left: std::sync::Mutex<Option<usize>>,
+    operations_left: std::sync::Arc<std::sync::Mutex<Option<usize>>>,
     #[cfg(test)]
-    is_full: std::sync::atomic::AtomicBool,
+    is_full: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Disk {
@@ -35,6 +36,33 @@ impl Disk {
             return Err(error).with_context(|| format!("cannot write {}", path.display()));
         }
         write()
+    }
+
+    /// Adds bytes to the end of a file, which is made if need be, and waits until they are on disk; when stopped, a part of
+    /// them is there. Where they do not all fit, none of them stays.
+    pub(crate) fn append(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let open = || File::options().create(true).append(true).open(path);
+        let write_half = || {
+            let half = &bytes[..bytes.len() / 2];
+            let _ = open().and_then(|mut file| file.write_all(half));
+        };
+        self.operation(write_half)?;
+        let context = || format!("cannot write {}", path.display());
+        let mut file = open().with_context(context)?;
+        let len = file.metadata().with_context(context)?.len();
+        let write = |file: &mut File| {
+            #[cfg(test)]
+            if self.is_full.load(std::sync::atomic::Ordering::SeqCst) {
+                write_half();
+                return Err(io::Error::from(io::ErrorKind::StorageFull));
+            }
+            file.write_all(bytes)
+        };
+        let written = write(&mut file).and_then(|()| file.sync_data());
+        if written.is_err() {
+            let _ = file.set_len(len); // What a later start finds torn it cuts off as well.
+        }
+        written.with_context(context)
     }
 
     pub(crate) fn rename(&self, from: &Path, to: &Path) -> Result<()> {

@@ -35,4 +35,5 @@ mod regular_file;
 pub mod rules;
 pub mod score;
 pub mod train;
+pub mod validator;
 mod whole_file;

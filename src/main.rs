@@ -28,6 +28,7 @@ fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
         Command::Compare(args) => commands::compare::run(args, printer),
         Command::Publish(args) => commands::publish::run(args, printer),
         Command::Emission(args) => commands::emission::run(args, printer),
+        Command::Validate(args) => commands::validate::run(args, printer),
         Command::Local(args) => commands::local::run(args, printer),
         Command::Bench(args) => commands::bench::run(args, printer),
     }

@@ -170,6 +170,17 @@ pub struct Validator {
     pub keep: Keep,
     /// Models that may wait for a step or be kept, before no further one is fetched.
     pub sample_max: usize,
+    /// The place in the list of uids at which the round of updates begins when the program starts; `None`: any.
+    pub first_index: Option<usize>,
+    /// A miner's commitment is looked at again no sooner than after so many seconds.
+    pub seconds_between_checks: u64,
+    /// Miners with this part of the incentive or more are looked at before the others; `None`: nobody is.
+    pub incentive_first: Option<f64>,
+    /// A model that was dropped, and that one of the largest validators gives most of its weight, is evaluated again, but no
+    /// sooner than so many seconds after the last time; `None`: none is.
+    pub seconds_between_retries: Option<u64>,
+    /// Whether a commitment may name the hash of the model's hash and the hotkey instead of the model's hash.
+    pub bound_hash: bool,
     /// A model that has not finished a step's batches after so many seconds loses them all.
     pub seconds_per_model: u64,
     /// What the text that a model writes must be like; `None`: nobody looks.
@@ -189,6 +200,11 @@ pub static VALIDATORS: [Validator; 4] = [
         sample_min: 30,
         keep: Keep::WinRate,
         sample_max: 50,
+        first_index: None,
+        seconds_between_checks: 300,
+        incentive_first: None,
+        seconds_between_retries: None,
+        bound_hash: false,
         seconds_per_model: 60,
         output: None,
     },
@@ -203,6 +219,11 @@ pub static VALIDATORS: [Validator; 4] = [
         sample_min: 30,
         keep: Keep::WinRate,
         sample_max: 50,
+        first_index: Some(200),
+        seconds_between_checks: 300,
+        incentive_first: None,
+        seconds_between_retries: None,
+        bound_hash: false,
         seconds_per_model: 60,
         output: Some(output::MARCH_2024),
     },
@@ -217,6 +238,11 @@ pub static VALIDATORS: [Validator; 4] = [
         sample_min: 6,
         keep: Keep::WinRate,
         sample_max: 14,
+        first_index: None,
+        seconds_between_checks: 1200,
+        incentive_first: Some(0.01),
+        seconds_between_retries: None,
+        bound_hash: false,
         seconds_per_model: 360,
         output: Some(output::MARCH_2024),
     },
@@ -231,6 +257,11 @@ pub static VALIDATORS: [Validator; 4] = [
         sample_min: 6,
         keep: Keep::WeightThenWinRate { from_weight: 0.001 },
         sample_max: 14,
+        first_index: None,
+        seconds_between_checks: 1200,
+        incentive_first: None,
+        seconds_between_retries: Some(4 * 3600),
+        bound_hash: true,
         seconds_per_model: 360,
         output: Some(output::JUNE_2024),
     },
@@ -261,6 +292,14 @@ impl Rules {
         let validator = last_from(&VALIDATORS, |validator| validator.from_block, block);
         let criteria = last_from(&CRITERIA, |criteria| criteria.from_block, block);
         Self::of(block, criteria, validator)
+    }
+
+    /// The version of the validator's program that appeared on a day; the error is a sentence that names all.
+    pub fn version(since: &str) -> Result<&'static Validator, String> {
+        VALIDATORS.iter().find(|validator| validator.since == since).ok_or_else(|| {
+            let known: Vec<_> = VALIDATORS.iter().map(|validator| validator.since).collect();
+            format!("no version of the validator is known by `{since}`; known are {}", known.join(", "))
+        })
     }
 
     /// The rules for a model committed at `block` as one version of the validator's program knows them.
@@ -343,6 +382,15 @@ mod tests {
         assert_eq!(limits(2_786_060), (772_000_000, old_bytes, 1024, Tokenizer::Gpt2));
         assert_eq!(limits(2_786_061), (6_900_000_000, 16_106_127_360, 4096, Tokenizer::Gpt4));
         assert_eq!(limits(u64::MAX), limits(2_786_061));
+    }
+
+    #[test]
+    fn versions_are_found_by_their_day() {
+        for validator in &VALIDATORS {
+            assert_eq!(Rules::version(validator.since).unwrap().commit, validator.commit);
+        }
+        let sentence = Rules::version("2024-02-22").unwrap_err();
+        assert!(sentence.contains("2024-02-21, 2024-03-21, 2024-03-27, 2024-06-25"), "{sentence}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod machine;
 pub mod publish;
 pub mod score;
 pub mod train;
+pub mod validate;
 
 use std::path::Path;
 

@@ -13,10 +13,10 @@ use crate::metrics::jsonl;
 use crate::metrics::printer::Printer;
 use crate::model::arch::Reference;
 use crate::model::scorer::Scoring;
-use crate::model::weights;
+use crate::model::weights::{self, LoadedModel};
 use crate::placement::Placement;
 use crate::rules::Rules;
-use crate::score::continuations::Continuations;
+use crate::score::continuation::{Continuations, Untellable};
 use crate::score::{loss, output};
 use crate::whole_file;
 
@@ -68,11 +68,7 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
     let scoring = Scoring { placement, backend, dtype: rules.criteria.dtype };
     let mut losses = loss::losses(scoring.scorer(arch, &loaded.params)?.as_mut(), arch, &rows)?
         .ok_or_else(|| Failure::Interrupted("interrupted while scoring: nothing was written".to_owned()))?;
-    let outputs = match rows.as_slice() {
-        _ if !args.outputs => None,
-        [first, second, ..] => Some(Continuations::of(&args.model, &loaded, [first, second], output::MARCH_2024)?),
-        _ => return Err(input("--outputs needs two rows at least")),
-    };
+    let outputs = args.outputs.then(|| continuations(args, &loaded, &rows)).transpose()?;
     if let Some(fault) = outputs.as_ref().and_then(|outputs| outputs.fault.as_ref()) {
         losses.fill(f32::INFINITY);
         printer.note(&format!(
@@ -100,6 +96,14 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
         return printer.result(&answer.to_string());
     }
     printer.result(&text(&losses, held_out.as_ref()))
+}
+
+/// The model's continuations of the first two rows. An error where it cannot be told what validators would find.
+fn continuations(args: &ScoreArgs, loaded: &LoadedModel, rows: &[Vec<u32>]) -> Result<Continuations> {
+    Continuations::of(&args.model, loaded, rows, output::MARCH_2024, [1, 2]).map_err(|untellable| match untellable {
+        Untellable::Settings(error) => error,
+        _ => input(format!("--outputs: {untellable}")),
+    })
 }
 
 fn text(losses: &[f32], held_out: Option<&HeldOut>) -> String {

@@ -17,9 +17,9 @@ use anyhow::{Context, Result};
 use thiserror::Error;
 
 use super::file_hashes::FileHashes;
-use super::hash::directory_hash;
+use super::hash::{directory_hash, text_pair_hash};
 use super::judge::{Verdict, judge, sentence};
-use super::model_id::ModelMetadata;
+use super::model_id::{ModelId, ModelMetadata};
 use super::{Hub, RemoteFile, names};
 use crate::disk::{Disk, is_out_of_space};
 use crate::error::{Failure, failure, input};
@@ -29,9 +29,10 @@ use crate::model::config::{CONFIG_FILE, GENERATION_FILE};
 use crate::model::weights::{INDEX_FILE, WEIGHTS_FILE, shard_names};
 use crate::rules::Criteria;
 
-const LOCK_FILE: &str = ".lock";
+/// Below a repository's folder: held by the process that looks at its models or brings one.
+pub(crate) const LOCK_FILE: &str = ".lock";
 /// Start of the names of what is being made or deleted; nothing below such a name is ever needed again.
-const TEMPORARY: &str = ".tmp-";
+pub(crate) const TEMPORARY: &str = ".tmp-";
 /// How long to wait for another process that brings a model of the same repository.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -52,6 +53,29 @@ impl Cache {
     /// A cache whose files are hashed again only if they may have changed.
     pub fn with_hashes(dir: &Path, hashes: FileHashes) -> Self {
         Self { dir: dir.to_owned(), hashes, disk: Disk::default() }
+    }
+
+    /// One on a disk that can be made to fail.
+    #[cfg(test)]
+    pub(crate) fn on_disk(dir: &Path, disk: Disk) -> Self {
+        Self { disk, ..Self::new(dir) }
+    }
+
+    /// Where it is.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The folder of a model that was fetched; `None` for one that cannot have been.
+    pub(crate) fn folder(&self, id: &ModelId) -> Option<PathBuf> {
+        let commit = id.commit.as_deref().filter(|commit| names::is_commit(commit))?;
+        names::repository(&id.repo_id()).ok()?;
+        Some(self.repository(&id.repo_id()).join(commit))
+    }
+
+    /// The folder of all commits of a repository, whose name must be one.
+    fn repository(&self, repo_id: &str) -> PathBuf {
+        self.dir.join(repo_id.replace('/', "--"))
     }
 }
 
@@ -74,7 +98,18 @@ pub fn fetch(
     metadata: &ModelMetadata,
     criteria: &Criteria,
 ) -> Result<Result<PathBuf, Unreadable>> {
-    match try_fetch(hub, cache, metadata, criteria) {
+    fetch_of(hub, cache, metadata, criteria, None)
+}
+
+/// As [`fetch`]; of a hotkey's model the commitment may name the hash of its hash and the hotkey instead of its own.
+pub fn fetch_of(
+    hub: &dyn Hub,
+    cache: &Cache,
+    metadata: &ModelMetadata,
+    criteria: &Criteria,
+    hotkey: Option<&str>,
+) -> Result<Result<PathBuf, Unreadable>> {
+    match try_fetch(hub, cache, metadata, criteria, hotkey) {
         Ok(dir) => Ok(Ok(dir)),
         Err(Stop::Model(unreadable)) => Ok(Err(unreadable)),
         Err(Stop::Ours(error)) => Err(error),
@@ -84,7 +119,7 @@ pub fn fetch(
 /// Brings the model of a repository at a commit here, whatever its hash, and returns its folder.
 pub fn download_revision(hub: &dyn Hub, cache: &Cache, repo_id: &str, commit: &str) -> Result<PathBuf> {
     names::repository(repo_id).map_err(input)?;
-    let wanted = Wanted { hub, repo_id, commit, hash: None, files: hub.files(repo_id, commit)? };
+    let wanted = Wanted { hub, repo_id, commit, hash: None, hotkey: None, files: hub.files(repo_id, commit)? };
     cache.get(&wanted).map_err(|stop| match stop {
         Stop::Model(unreadable) => input(unreadable.to_string()),
         Stop::Ours(error) => error,
@@ -140,7 +175,13 @@ fn refused(sentence: impl Into<String>) -> Stop {
     Stop::Model(Unreadable::Refused(sentence.into()))
 }
 
-fn try_fetch(hub: &dyn Hub, cache: &Cache, metadata: &ModelMetadata, criteria: &Criteria) -> Result<PathBuf, Stop> {
+fn try_fetch(
+    hub: &dyn Hub,
+    cache: &Cache,
+    metadata: &ModelMetadata,
+    criteria: &Criteria,
+    hotkey: Option<&str>,
+) -> Result<PathBuf, Stop> {
     let id = &metadata.id;
     let repo_id = id.repo_id();
     names::repository(&repo_id).map_err(refused)?;
@@ -151,7 +192,8 @@ fn try_fetch(hub: &dyn Hub, cache: &Cache, metadata: &ModelMetadata, criteria: &
         // A branch can be fetched, but validators look for the files under the name that was committed.
         return Err(refused(format!("{commit:?}, which the commitment to {repo_id} names, is no commit.")));
     }
-    let wanted = Wanted { hub, repo_id: &repo_id, commit, hash: Some(hash), files: hub.files(&repo_id, commit)? };
+    let files = hub.files(&repo_id, commit)?;
+    let wanted = Wanted { hub, repo_id: &repo_id, commit, hash: Some(hash), hotkey, files };
     let bytes = wanted.files.iter().fold(0_u64, |sum, file| sum.saturating_add(file.bytes));
     if bytes > criteria.max_repo_bytes {
         let (actual, limit) = (count(bytes), count(criteria.max_repo_bytes));
@@ -175,11 +217,18 @@ struct Wanted<'a> {
     commit: &'a str,
     /// The hash that the files must have; `None`: any.
     hash: Option<&'a str>,
+    /// The hotkey whose hash together with the files' may be named instead.
+    hotkey: Option<&'a str>,
     /// All files of the repository at the commit.
     files: Vec<RemoteFile>,
 }
 
 impl Wanted<'_> {
+    fn is_of(&self, hash: &str) -> bool {
+        let is_bound = |wanted: &str| self.hotkey.is_some_and(|hotkey| text_pair_hash(hash, hotkey) == wanted);
+        self.hash.is_none_or(|wanted| hash == wanted || is_bound(wanted))
+    }
+
     fn has(&self, name: &str) -> bool {
         self.files.iter().any(|file| file.path == name)
     }
@@ -189,7 +238,7 @@ impl Cache {
     /// The folder of a model whose hash is right, brought here if need be.
     fn get(&self, wanted: &Wanted<'_>) -> Result<PathBuf, Stop> {
         let repo_id = wanted.repo_id;
-        let repository = self.dir.join(repo_id.replace('/', "--"));
+        let repository = self.repository(repo_id);
         fs::create_dir_all(&repository).with_context(|| format!("cannot create {}", repository.display()))?;
         let Some(_lock) = lock::wait(&repository.join(LOCK_FILE), PATIENCE)? else {
             let sentence = format!("Another process has been fetching {repo_id} to {} for long.", self.dir.display());
@@ -197,9 +246,7 @@ impl Cache {
         };
         self.disk.remove_all(&repository, TEMPORARY)?;
         let dir = repository.join(wanted.commit);
-        if dir.is_dir()
-            && self.hashes.directory_hash(&dir).is_ok_and(|hash| wanted.hash.is_none_or(|wanted| hash == wanted))
-        {
+        if dir.is_dir() && self.hashes.directory_hash(&dir).is_ok_and(|hash| wanted.is_of(&hash)) {
             return Ok(dir);
         }
         let temporary = repository.join(format!("{TEMPORARY}commit"));
@@ -233,8 +280,8 @@ impl Cache {
         }
         let hash = directory_hash(into)?;
         match wanted.hash {
-            Some(wanted) if hash != wanted => {
-                Err(refused(format!("{place} has the hash {hash}; the commitment says {wanted:?}.")))
+            Some(named) if !wanted.is_of(&hash) => {
+                Err(refused(format!("{place} has the hash {hash}; the commitment says {named:?}.")))
             }
             _ => Ok(()),
         }

@@ -402,3 +402,45 @@ fn processes_that_share_a_cache_download_a_model_once() {
     });
     assert_eq!(world.num_downloaded(), 3);
 }
+
+#[test]
+fn a_hash_that_is_bound_to_a_hotkey_is_that_of_its_hotkey_only() {
+    let dir = scratch();
+    let hub = FolderHub::create(&dir.path().join("hub")).unwrap();
+    let model = model();
+    let names = publishable_files(model.path()).unwrap();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let commit = hub.upload("me/model", model.path(), &names, "a model").unwrap();
+    let hash = publishable_hash(model.path()).unwrap();
+    let bound = text_pair_hash(&hash, "me");
+    let fetched = |hash: &str, hotkey: Option<&str>, cache: &str| {
+        let id: ModelId = format!("me:model:{commit}:{hash}").parse().unwrap();
+        let cache = Cache::new(&dir.path().join(cache));
+        let metadata = ModelMetadata { id: id.clone(), block: std::num::NonZeroU64::MIN };
+        let dir = fetch_of(&hub, &cache, &metadata, &criteria(), hotkey).unwrap();
+        assert!(dir.is_err() || dir == Ok(cache.folder(&id).unwrap()));
+        dir.is_ok()
+    };
+    // Each in a cache of its own, and then all in one that has the model.
+    for cache in ["", "shared"] {
+        let named = |own: &str| if cache.is_empty() { own.to_owned() } else { cache.to_owned() };
+        assert!(fetched(&bound, Some("me"), &named("a")));
+        assert!(fetched(&hash, Some("me"), &named("b")));
+        assert!(!fetched(&bound, Some("thief"), &named("c")));
+        assert!(!fetched(&bound, None, &named("d")));
+        assert!(fetched(&hash, None, &named("e")));
+    }
+}
+
+#[test]
+fn only_what_can_have_been_fetched_has_a_folder() {
+    let cache = Cache::new(Path::new("cache"));
+    let folder = |text: &str| cache.folder(&text.parse().unwrap());
+    let commit = "0123456789".repeat(4);
+    assert_eq!(folder(&format!("a:b:{commit}:h")), Some(Path::new("cache/a--b").join(&commit)));
+    for bad in ["a:b:None:h", "a:b:main:h", "a:b:../../../../../../../../../../../../../x:h"] {
+        assert_eq!(folder(bad), None, "{bad}");
+    }
+    assert_eq!(folder(&format!("..:b:{commit}:h")), None);
+    assert_eq!(folder(&format!("a/..:b:{commit}:h")), None);
+}

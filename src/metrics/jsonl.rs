@@ -70,7 +70,7 @@ pub fn number(value: f64) -> Value {
 }
 
 /// Number of bytes up to and with the first line of `step`, or before the first line that is later or lacks its end.
-fn bytes_up_to(step: u64, file: &File) -> io::Result<u64> {
+pub(crate) fn bytes_up_to(step: u64, file: &File) -> io::Result<u64> {
     #[derive(Deserialize)]
     struct Line {
         step: u64,

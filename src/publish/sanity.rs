@@ -17,7 +17,7 @@ use crate::model::arch::Arch;
 use crate::model::config::ModelConfig;
 use crate::model::weights;
 use crate::rules::Rules;
-use crate::score::continuations::Continuations;
+use crate::score::continuation::Continuations;
 use crate::score::output::{MARCH_2024, PROMPT_TOKENS};
 
 /// What a validator's card computes in a second: the f32 peak of an A100, 19.5 TFLOP/s, half of which plain PyTorch reaches.
@@ -73,10 +73,12 @@ impl Sanity {
         let prompt = |row: &[u32]| row[..row.len().min(PROMPT_TOKENS)].to_vec();
         let mut prompts: Vec<Vec<u32>> = rows.iter().map(|row| prompt(row)).collect();
         prompts.sort_by_key(|prompt| prompt.contains(&END_OF_TEXT));
-        let [first, second, ..] = prompts.as_slice() else { return Ok(()) };
+        if prompts.len() < 2 {
+            return Ok(());
+        }
         let model = weights::load(dir).with_context(|| format!("cannot load {}", dir.display()))?;
         let rule = rules.validator.output.unwrap_or(MARCH_2024);
-        let found = match Continuations::of(dir, &model, [first, second], rule) {
+        let found = match Continuations::of(dir, &model, &prompts, rule, [1, 2]) {
             Ok(found) => found.fault,
             Err(error) => {
                 self.warnings

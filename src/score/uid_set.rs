@@ -49,6 +49,25 @@ impl UidSet {
         self.len
     }
 
+    /// Whether a uid is in it.
+    pub fn contains(&self, uid: u16) -> bool {
+        self.table[slot(&self.table, uid)].is_some()
+    }
+
+    /// The table: what decides the order of this set and of what becomes of it.
+    pub fn slots(&self) -> &[Option<u16>] {
+        &self.table
+    }
+
+    /// The set with a table that [`Self::slots`] gave; `None` if no set has such a table.
+    pub fn from_slots(table: Vec<Option<u16>>) -> Option<Self> {
+        let len = table.iter().flatten().count();
+        let is_table = table.len().is_power_of_two() && table.len() >= MIN_SLOTS && len * 5 < (table.len() - 1) * 3;
+        // So that some slot is free, where looking for a uid ends.
+        let is_in_place = |(index, uid): (usize, &Option<u16>)| uid.is_none_or(|uid| slot(&table, uid) == index);
+        (is_table && table.iter().enumerate().all(is_in_place)).then_some(Self { table, len })
+    }
+
     /// `set.add`.
     pub fn add(&mut self, uid: u16) {
         let slot = slot(&self.table, uid);
@@ -134,6 +153,28 @@ mod tests {
             let expected: Vec<u16> = serde_json::from_value(case["order"].clone()).unwrap();
             assert_eq!(set.iter().collect::<Vec<_>>(), expected, "{case}");
             assert_eq!(set.len(), expected.len());
+            assert_eq!(UidSet::from_slots(set.slots().to_vec()), Some(set.clone()), "{case}");
+            assert!((0..300).all(|uid| set.contains(uid) == expected.contains(&uid)), "{case}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_table_makes_no_set() {
+        let table = |uids: &[(usize, u16)], len: usize| {
+            let mut table = vec![None; len];
+            uids.iter().for_each(|&(slot, uid)| table[slot] = Some(uid));
+            table
+        };
+        assert!(UidSet::from_slots(table(&[(1, 1), (6, 9)], 8)).is_some());
+        for bad in [
+            vec![],
+            table(&[], 4),
+            table(&[], 12),
+            table(&[(2, 9)], 8),
+            table(&[(1, 1), (2, 1)], 8),
+            table(&[(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)], 8),
+        ] {
+            assert!(UidSet::from_slots(bad.clone()).is_none(), "{bad:?}");
         }
     }
 

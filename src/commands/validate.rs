@@ -1,0 +1,116 @@
+//! `assay validate`: a validator of subnet 9 at work on this machine.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use super::Place;
+use crate::chain::Chain;
+use crate::cli::ValidateArgs;
+use crate::clock::{Clock, SystemClock};
+use crate::data::pages::Pages;
+use crate::data::{self, PAGE_DOCUMENTS};
+use crate::error::input;
+use crate::hub::fetch::Cache;
+use crate::interrupt;
+use crate::metrics::printer::Printer;
+use crate::model::scorer::Scoring;
+use crate::network::Network;
+use crate::placement::Placement;
+use crate::rules::{DEFAULT_BLOCK, Rules};
+use crate::validator::examiner::ByModel;
+use crate::validator::state::{Beginning, Folder};
+use crate::validator::{FIRST_CLEANUP_AFTER, Options, Seams, Validator};
+
+/// Runs the command.
+pub fn run(args: &ValidateArgs, printer: &Printer) -> Result<()> {
+    super::set_threads(args.threads)?;
+    let place = Place::of(&args.network)?;
+    let rules = rules(args, &place)?;
+    let row_len = rules.criteria.sequence_length;
+    let device = args.device.or(place.resolved.as_ref().map(|resolved| resolved.recipe.train.device));
+    let backend = args.backend.into();
+    let placement = Placement::open(device.unwrap_or_default(), backend, printer)?;
+    let scoring = Scoring { placement, backend, dtype: rules.criteria.dtype };
+    let network = Network::open(&place.hub, &place.chain)?;
+    let sets_weights_as = hotkey(args, &place, network.chain.as_ref(), printer)?;
+    let (text, page_documents) = match &place.resolved {
+        Some(resolved) => (data::open(&resolved.recipe, row_len)?, resolved.recipe.score.page_documents),
+        None => (data::open_sample(row_len)?, PAGE_DOCUMENTS),
+    };
+    let pages = Pages::read(&text, page_documents, row_len)?;
+    let pages_of_recipe = place.resolved.as_ref().and_then(|resolved| resolved.recipe.score.pages);
+    let num_pages = args.pages.or(pages_of_recipe).unwrap_or(rules.validator.pages_per_step);
+
+    let clock = Arc::new(SystemClock);
+    let beginning = Beginning {
+        version_key: rules.validator.weights_version_key,
+        seed: args.seed,
+        next_cleanup: clock.unix_ms().saturating_add(FIRST_CLEANUP_AFTER.as_millis() as u64),
+    };
+    let (folder, state, note) = Folder::open(&args.dir, beginning)?;
+    if let Some(note) = note {
+        printer.note(&note);
+    }
+    // From here on Ctrl-C is an orderly end.
+    interrupt::install()?;
+    let cache = Cache::new(&Folder::models_dir(&args.dir));
+    let examiner = ByModel::new(&pages, &scoring, &network.losses, rules.validator.output, printer);
+    let (version, criteria) = (rules.validator.since, &rules.criteria);
+    printer.note(&format!(
+        "A validator of {version} on {} and {}, with rows of {} tokens, {num_pages} pages a step; its state is in {}{}.",
+        network.chain.describe(),
+        network.hub.describe(),
+        criteria.sequence_length,
+        args.dir.display(),
+        if state.step > 0 { format!(", after step {}", state.step) } else { String::new() }
+    ));
+    let options =
+        Options { rules, num_pages, sets_weights_as, seconds_per_model: args.time_limit, json: args.json, warms: true };
+    let seams = Seams {
+        hub: network.hub.as_ref(),
+        chain: network.chain.as_ref(),
+        cache: &cache,
+        clock: clock.as_ref(),
+        examiner: &examiner,
+        printer,
+    };
+    Validator::new(seams, options, folder, state).run(args.steps, &|_| Ok(()))
+}
+
+/// The rules of the recipe, or those of March 2024, with the version of the validator's program that was asked for.
+fn rules(args: &ValidateArgs, place: &Place) -> Result<Rules> {
+    let of_recipe = place.resolved.as_ref().map(|resolved| resolved.rules.clone());
+    let Some(since) = &args.rules else { return Ok(of_recipe.unwrap_or_default()) };
+    let version = Rules::version(since).map_err(|sentence| input(format!("--rules: {sentence}")))?;
+    Ok(match of_recipe {
+        Some(rules) => Rules { validator: version.clone(), ..rules },
+        None => Rules::under(version, DEFAULT_BLOCK),
+    })
+}
+
+/// The hotkey under which weights are set, if they are to be.
+fn hotkey(args: &ValidateArgs, place: &Place, chain: &dyn Chain, printer: &Printer) -> Result<Option<String>> {
+    if !args.set_weights {
+        return Ok(None);
+    }
+    let hotkey = match (&args.hotkey, place.chain.hotkeys.as_slice()) {
+        (Some(hotkey), _) => hotkey,
+        (None, [hotkey]) => hotkey,
+        (None, hotkeys) => {
+            return Err(input(format!("there are several hotkeys ({}): choose one by --hotkey", hotkeys.join(", "))));
+        }
+    };
+    let snapshot = chain.snapshot()?;
+    let Some(neuron) = snapshot.neuron(hotkey) else {
+        return Err(input(format!(
+            "--set-weights: the hotkey `{hotkey}` is not registered on {}: `assay local register {hotkey}` registers it \
+             there",
+            chain.describe()
+        )));
+    };
+    if !neuron.validator_permit {
+        printer.warn(&format!("the hotkey {hotkey} has no validator permit: the weights it sets do not count"));
+    }
+    Ok(Some(hotkey.clone()))
+}

@@ -51,6 +51,10 @@ pub enum Command {
     /// and rivals do not lose alike.
     Emission(EmissionArgs),
     /// The embedded network: a hub and a chain on this machine.
+    ///
+    /// Its chain runs its epochs, every 361 blocks, when somebody next looks, as if it had run them in time. While no
+    /// validator has set weights for 5,000 blocks they change nothing: a network whose only validator sleeps goes on paying
+    /// as it last did. What it pays is added to nobody's stake.
     Local(LocalArgs),
     /// Measure how fast this machine trains or scores.
     Bench(BenchArgs),

@@ -53,6 +53,10 @@ pub enum Command {
     /// Be a validator: score the subnet's models step after step, and weigh them.
     Validate(ValidateArgs),
     /// The embedded network: a hub and a chain on this machine.
+    ///
+    /// Its chain runs its epochs, every 361 blocks, when somebody next looks, as if it had run them in time. While no
+    /// validator has set weights for 5,000 blocks they change nothing: a network whose only validator sleeps goes on paying
+    /// as it last did. What it pays is added to nobody's stake.
     Local(LocalArgs),
     /// Measure how fast this machine trains or scores.
     Bench(BenchArgs),

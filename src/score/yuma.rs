@@ -123,7 +123,7 @@ impl Input {
     }
 }
 
-/// What an epoch leaves; vectors are by uid, shares out of [`FULL_SHARE`](crate::chain::FULL_SHARE).
+/// What an epoch leaves; vectors are by uid, shares out of [`FULL_SHARE`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Epoch {
     /// Whether it has set weights within the activity cutoff.

@@ -165,6 +165,20 @@ fn years_of_missed_epochs_take_no_time() {
 }
 
 #[test]
+fn a_ledger_that_somebody_keeps_locked_is_shown_as_it_was_before_the_epoch() {
+    let subnet = Subnet::new(|_| ());
+    subnet.set_weights(0, &[(2, 1)]);
+    let patient = Ledger::open_within(&subnet.path(), subnet.clock.clone(), Duration::from_millis(50)).unwrap();
+    let holder = rusqlite::Connection::open(subnet.path()).unwrap();
+    holder.execute_batch("BEGIN IMMEDIATE").unwrap();
+    subnet.go_to(1_089);
+    let snapshot = patient.snapshot().unwrap();
+    assert_eq!((snapshot.block, snapshot.neurons[2].incentive), (1_089, 0));
+    holder.execute_batch("COMMIT").unwrap();
+    assert_eq!(patient.snapshot().unwrap().neurons[2].incentive, FULL_SHARE);
+}
+
+#[test]
 fn validators_set_weights_as_the_chain_lets_them() {
     let subnet = Subnet::new(|_| ());
     let Subnet { ledger, .. } = &subnet;

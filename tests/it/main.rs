@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod answers;
+mod compare;
 mod damage;
 mod full_disk;
 mod input;

@@ -86,19 +86,22 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
         draw: Draw { offsets: Vec::new(), rows: Vec::new(), row_pages: Vec::new() },
     };
     let started = Instant::now();
-    let verdicts = match args.until_certain {
+    // Rows of a page, before some are left out.
+    let rows_per_page = |draw: &Draw| draw.rows.len() as f64 / draw.offsets.len().max(1) as f64;
+    let (verdicts, rows_per_page) = match args.until_certain {
         None => {
             let num_pages = args.pages.unwrap_or(rules.validator.pages_per_step);
             let mut draw = pages.draw(num_pages, seed);
+            let rows_per_page = rows_per_page(&draw);
             draw.rows.truncate(args.batches.unwrap_or(usize::MAX));
             draw.row_pages.truncate(draw.rows.len());
             comparison.draw = draw;
             comparison.score(&[])?;
-            None
+            (None, rows_per_page)
         }
         Some(level) => {
             let pairs = comparison.until_certain(&pages, seed, level, args.pages.unwrap_or(MAX_PAGES))?;
-            Some(report::Verdicts { level, pairs })
+            (Some(report::Verdicts { level, pairs }), rows_per_page(&comparison.draw))
         }
     };
     let took = started.elapsed().as_secs_f64();
@@ -110,6 +113,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
         entries,
         draw,
         verdicts,
+        rows_per_step: rows_per_page * rules.validator.pages_per_step as f64,
         block: snapshot.as_ref().map(|snapshot| snapshot.block),
         rules: &rules,
         seed,

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod answers;
+mod compare;
 mod damage;
 mod emission;
 mod full_disk;

@@ -25,6 +25,8 @@ pub(super) struct Report<'a> {
     pub(super) entries: Vec<Entry>,
     pub(super) draw: Draw,
     pub(super) verdicts: Option<Verdicts>,
+    /// Rows that a validator's step has, by the pages that were drawn.
+    pub(super) rows_per_step: f64,
     /// The chain's; `None` where folders only were compared.
     pub(super) block: Option<u64>,
     pub(super) rules: &'a Rules,
@@ -62,12 +64,6 @@ impl Report<'_> {
         Figures { differences, wins, entries, compared, standings, leader }
     }
 
-    /// Rows that a validator's step has on average, by the pages that were drawn.
-    fn rows_per_step(&self) -> f64 {
-        let pages = self.draw.row_pages.last().map_or(1, |last| last + 1);
-        self.draw.rows.len() as f64 / pages as f64 * self.rules.validator.pages_per_step as f64
-    }
-
     pub(super) fn text(&self, matrix: bool) -> String {
         let figures = self.figures();
         let mut parts = vec![if figures.entries.len() > 1 {
@@ -102,9 +98,10 @@ impl Report<'_> {
         let rows = figures.compared.first().map_or(self.draw.rows.len(), |model| model.losses.len());
         let pages = rows.checked_sub(1).map_or(0, |last| self.draw.row_pages[last] + 1);
         let mut text = format!(
-            "{} rows of {} fresh pages (--seed {} draws them again)",
+            "{} rows of {} fresh {} (--seed {} draws them again)",
             count(rows as u64),
             count(pages as u64),
+            if pages == 1 { "page" } else { "pages" },
             self.seed
         );
         if let Some(block) = self.block {
@@ -165,7 +162,7 @@ impl Report<'_> {
 
     /// Size and time of each model beside what validators allow.
     fn limits_text(&self, figures: &Figures<'_>) -> String {
-        let rows_per_step = self.rows_per_step();
+        let rows_per_step = self.rows_per_step;
         let seconds_allowed = self.rules.validator.seconds_per_model;
         let text_of = |seconds: Option<f64>| seconds.map(duration).unwrap_or_default();
         let row = |entry: &&Entry| {
@@ -191,7 +188,7 @@ impl Report<'_> {
 
     pub(super) fn json(&self) -> Value {
         let figures = self.figures();
-        let rows_per_step = self.rows_per_step();
+        let rows_per_step = self.rows_per_step;
         let known = figures.entries.iter().enumerate().map(|(index, entry)| {
             let (mut model, standing) = (entry.json(), &figures.standings[index]);
             model["average_loss"] = jsonl::number(standing.loss);
@@ -267,5 +264,90 @@ fn leader(entries: &[&Entry], standings: &[Standing]) -> usize {
                 |index: usize| if standings[index].loss.is_nan() { f64::INFINITY } else { standings[index].loss };
             (0..entries.len()).min_by(|&a, &b| loss(a).total_cmp(&loss(b))).unwrap_or(0)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::super::entry::{Miner, Model};
+    use super::*;
+    use crate::hub::model_id::{ModelId, ModelMetadata};
+
+    /// A published model at block 5 + uid with losses on two pages of two batches.
+    fn entry(uid: u16, incentive: u16, losses: [f64; 4]) -> Entry {
+        let id = ModelId { namespace: "a".to_owned(), name: format!("m{uid}"), commit: None, hash: None };
+        let metadata = ModelMetadata { id, block: (5 + u64::from(uid)).try_into().unwrap() };
+        let miner = Miner { uid, hotkey: format!("key{uid}"), incentive, metadata };
+        Entry { losses: losses.to_vec(), ..Entry::new(Model::Wanted(miner), 5 + u64::from(uid), false) }
+    }
+
+    fn report<'a>(entries: Vec<Entry>, rules: &'a Rules) -> Report<'a> {
+        let draw = Draw { offsets: vec![3, 9], rows: vec![vec![1, 2]; 4], row_pages: vec![0, 0, 1, 1] };
+        Report {
+            entries,
+            draw,
+            verdicts: None,
+            rows_per_step: 6.0,
+            block: Some(77),
+            rules,
+            seed: 1,
+            predicted: None,
+            took: 1.0,
+        }
+    }
+
+    #[test]
+    fn the_best_paid_model_leads_and_where_nobody_earns_the_one_with_the_lowest_loss() {
+        let rules = Rules::default();
+        let led_by = |incentives: [u16; 3], first: f64| {
+            let losses = [[first; 4], [3.0; 4], [2.0; 4]];
+            let entries =
+                (0..3).map(|uid| entry(uid, incentives[usize::from(uid)], losses[usize::from(uid)])).collect();
+            report(entries, &rules).figures().leader
+        };
+        assert_eq!(led_by([1, 9, 3], 4.0), 1);
+        assert_eq!(led_by([9, 9, 3], 4.0), 0);
+        assert_eq!(led_by([0, 0, 0], 4.0), 2);
+        assert_eq!(led_by([0, 0, 0], f64::NAN), 2);
+        assert_eq!(led_by([0, 0, 0], 2.0), 0);
+    }
+
+    #[test]
+    fn models_of_which_nothing_is_known_are_left_out_and_named() {
+        let rules = Rules::default();
+        let mut entries = vec![entry(0, 0, [4.0; 4]), entry(1, 9, [3.0; 4]), entry(2, 0, [5.0; 4])];
+        entries[1].fault = Some(Unreadable::NotImplemented("a new kind".to_owned()));
+        entries[2].fault = Some(Unreadable::Refused("too large".to_owned()));
+        entries[0].num_computed = 4;
+        entries[0].seconds = 8.0;
+        let report = report(entries, &rules);
+        let json = report.json();
+        assert_eq!(json["models"][2]["not_implemented"], "a new kind");
+        assert_eq!((&json["models"][1]["refused"], &json["models"][1]["from_cache"]), (&json!("too large"), &json!(0)));
+        assert_eq!((&json["leader"], &json["matrix"]), (&json!(0), &json!([[0, 4], [0, 0]])));
+        // Four rows in 8 seconds, and six rows in a validator's step.
+        assert_eq!((&json["models"][0]["step_seconds"], &json["scored"]), (&json!(12.0), &json!(4)));
+        let text = report.text(false);
+        assert!(text.contains("a/m1: left out, for nothing is known of its loss: a new kind"), "{text}");
+        assert!(text.contains("a/m2: too large"), "{text}");
+        assert!(text.contains("4 rows of 2 fresh pages") && text.contains("too narrow"), "{text}");
+    }
+
+    #[test]
+    fn models_that_saw_fewer_pages_are_compared_on_those_that_all_have_seen() {
+        let rules = Rules::default();
+        let mut entries =
+            vec![entry(0, 9, [4.0, 4.0, 4.0, 4.0]), entry(1, 0, [3.0, 3.0, 9.0, 9.0]), entry(2, 0, [5.0; 4])];
+        entries[2].losses.truncate(2);
+        let report = report(entries, &rules);
+        let json = report.json();
+        assert_eq!((&json["compared_batches"], &json["models"][1]["wins"]), (&json!(2), &json!(4)));
+        assert_eq!(json["models"][1]["average_loss"], 3.0);
+        // The difference rests on all that both have seen: -1, -1, 5, 5.
+        assert_eq!(json["models"][1]["difference"]["mean"], 2.0);
+        assert_eq!(json["models"][2]["difference"]["mean"], 1.0);
+        assert!(report.text(false).contains("2 rows of 1 fresh page "), "{}", report.text(false));
     }
 }

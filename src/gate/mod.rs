@@ -15,6 +15,7 @@
 //! deployed and can be read; without any, nothing stands in its way.
 
 mod bound;
+pub mod look;
 mod record;
 pub mod roster;
 #[cfg(test)]

@@ -100,13 +100,12 @@ impl<'a> Contest<'a> {
         let inputs = Inputs {
             rules,
             options: &recipe.gate,
-            block: snapshot.block,
-            tempo: snapshot.tempo,
-            leader: roster.leader,
+            snapshot: &snapshot,
             models,
             own,
             candidate,
             num_tested,
+            max_steps: recipe.gate.max_pages / num_pages.max(1),
         };
         let decision = gate::decide(&inputs);
         Ok(Some(Judged {

@@ -214,7 +214,7 @@ fn at(incentives: &[f64], uid: u16) -> f64 {
 }
 
 /// Weights as they are sent to the chain: the largest becomes [`FULL_SHARE`], and what rounds to 0 is left out.
-fn upscaled(weights: &[(u16, f32)]) -> Vec<(u16, u16)> {
+pub(super) fn upscaled(weights: &[(u16, f32)]) -> Vec<(u16, u16)> {
     let largest = f64::from(weights.iter().map(|(_, weight)| *weight).fold(0.0, f32::max));
     let scaled = |&(uid, weight): &(u16, f32)| {
         // Halves go to the even neighbour, as Python's `round`.

@@ -20,6 +20,8 @@
 
 mod consensus;
 pub mod look;
+#[cfg(test)]
+mod network_tests;
 mod record;
 pub mod roster;
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::roster::Entry;
 use super::{Candidate, Decision, Inputs, Model, OwnHotkey, decide};
 use crate::chain::{Commitment, Neuron, Snapshot};
 use crate::hub::model_id::{ModelId, ModelMetadata};
-use crate::ops::random::{derive, fill_normal, uniform};
+use crate::ops::random::{derive, fill_normal};
 use crate::recipe;
 use crate::rules::Rules;
 
@@ -23,13 +23,8 @@ pub(super) const NUM_BATCHES: usize = 150;
 /// Block at which a candidate would stand: later than all others.
 pub(super) const CANDIDATE_BLOCK: u64 = 2_500_000;
 
-/// Numbers in `[0, 1)`.
-pub(crate) fn uniforms(seed: u64, num: usize) -> Vec<f64> {
-    (0..num as u64).map(|index| f64::from(uniform(seed, 0, index))).collect()
-}
-
 /// Normally distributed numbers of mean 0 and deviation 1.
-pub(crate) fn normals(seed: u64, num: usize) -> Vec<f64> {
+pub(super) fn normals(seed: u64, num: usize) -> Vec<f64> {
     let mut numbers = vec![0.0; num];
     fill_normal(derive(seed, 1), 1.0, &mut numbers);
     numbers.into_iter().map(f64::from).collect()

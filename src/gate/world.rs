@@ -6,8 +6,8 @@
 //! drawing them.
 //!
 //! As in the reference, a world with more models than the validator keeps loses the worst after each step, by the rule of
-//! the validator's version ([`step::kept`]); all of them, and so the candidate, get the first one. Ties at the cut go to
-//! the lower uid: the reference has the order of a Python set there.
+//! the validator's version ([`step::kept`]); all of them, and so the candidate, get the first one. As they begin together,
+//! both rules keep the same ones. Ties at the cut go to the lower uid: the reference has the order of a Python set there.
 
 use std::iter;
 

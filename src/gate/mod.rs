@@ -21,6 +21,8 @@
 mod consensus;
 pub mod look;
 #[cfg(test)]
+mod look_tests;
+#[cfg(test)]
 mod network_tests;
 mod record;
 pub mod roster;

@@ -156,8 +156,10 @@ fn a_place_at_risk_asks_for_a_median_above_nothing() {
     let mut scene = Scene::new(flat(1.0)).hotkey(0).rival(1, 100, Ok(flat(2.0))).rival(2, 200, Ok(flat(3.0)));
     scene.own[0].immune_until = 0;
     scene.options.min_gain = 0.9;
-    let scene = scene.validator(10, 1_000, &LIKE_OURS).validator(12, 400, &[(2, 65_535)]);
+    // Most of the stake does not follow, but has always given uid 0 something.
+    let scene = scene.validator(10, 400, &LIKE_OURS).validator(12, 1_000, &[(0, 30_000), (2, 35_000)]);
     let decision = scene.decide();
+    assert_eq!(frozen(&decision), [12]);
     assert!(decision.prospects[0].place_at_risk && chain_gain(&decision).median < 0.9, "{:?}", chain_gain(&decision));
     assert!(is_published(&decision), "{}", decision.paragraph());
     let mut safe = scene;

@@ -14,14 +14,21 @@
 //!
 //! Steps are drawn from a pool whose duels among rivals are counted once: all that a candidate changes is his own duels. What
 //! is known after a look is computed by the gate's own [`Look`]; consensus and backtest, which can only forbid, are left out.
+//! That the gains are the gate's is checked on some steps.
 
 use std::iter;
 use std::time::Instant;
 
+use anyhow::{Result, ensure};
+use assay::chain::Snapshot;
 use assay::figures::duration;
 use assay::gate::look::{Look, next_look};
+use assay::gate::roster::Entry;
+use assay::gate::{self, Candidate, Inputs, Model, OwnHotkey};
+use assay::hub::model_id::{ModelId, ModelMetadata};
 use assay::metrics::printer::Printer;
 use assay::ops::random::{derive, fill_normal, uniform};
+use assay::recipe;
 use assay::rules::Rules;
 use assay::score::duel::is_win;
 use assay::score::weights::softmax;
@@ -34,7 +41,7 @@ const NUM_BATCHES: usize = PAGES_PER_STEP * BATCHES_PER_PAGE;
 const PAGE_LUCK: f32 = 0.004;
 const BATCH_LUCK: f32 = 0.01;
 const MAX_STEPS: usize = 100;
-const POOL_STEPS: usize = 4_000;
+const POOL_STEPS: u64 = 4_000;
 const CANDIDATES_PER_RUN: u64 = 20;
 const MIN_GAIN: f64 = 0.02;
 const ALPHA: f64 = 0.05;
@@ -62,7 +69,7 @@ const INHERITED: f32 = 0.9;
 /// A step's losses and duels of everybody but the candidate.
 struct Step {
     /// Each rival's losses, lowered as an earlier block's are, by batch.
-    favoured: Vec<f32>,
+    favoured: Vec<f64>,
     /// Wins of each rival over the others.
     wins: Vec<u64>,
     /// Our share when staying.
@@ -102,26 +109,38 @@ fn share(rates: &[f64], rules: &Rules) -> f64 {
     f64::from(softmax(rates, rules.validator.temperature)[NUM_RIVALS])
 }
 
-fn pool(place: Place, spacing: f32, rules: &Rules) -> Vec<Step> {
-    let own_rank = match place {
+/// Ranks of the rivals, and our own if something is deployed.
+fn ranks(place: Place) -> (Vec<usize>, Option<usize>) {
+    let own = match place {
         Place::Nothing => None,
         Place::Sixth => Some(5),
         Place::Leader | Place::LeaderTrainedOn => Some(0),
     };
-    let ranks: Vec<usize> = (0..30).filter(|rank| Some(*rank) != own_rank).take(NUM_RIVALS).collect();
-    let block = |rank: usize| Some(if rank == 0 { 1_000 } else { 2_000 + (rank as u64 * 7) % 29 });
-    (0..POOL_STEPS as u64)
+    ((0..30).filter(|rank| Some(*rank) != own).take(NUM_RIVALS).collect(), own)
+}
+
+/// The leader's is the oldest; the others are mixed.
+fn block(rank: usize) -> u64 {
+    if rank == 0 { 1_000 } else { 2_000 + (rank as u64 * 7) % 29 }
+}
+
+/// Losses of a deployed model in a step of the pool, and its luck on the pages.
+fn deployed(step: u64, rank: usize, spacing: f32) -> (Vec<f32>, [f32; PAGES_PER_STEP]) {
+    let key = derive(derive(9, step), rank as u64);
+    let pages = page_luck(key, Luck::Normal);
+    (losses(key, level(rank, spacing), &pages), pages)
+}
+
+fn pool(place: Place, spacing: f32, rules: &Rules) -> Vec<Step> {
+    let (ranks, own_rank) = ranks(place);
+    (0..POOL_STEPS)
         .into_par_iter()
         .map(|step| {
-            let key = |model: usize| derive(derive(9, step), model as u64);
-            let draw = |rank: usize| {
-                let pages = page_luck(key(rank), Luck::Normal);
-                (losses(key(rank), level(rank, spacing), &pages), pages)
-            };
-            let rivals: Vec<Vec<f32>> = ranks.iter().map(|&rank| draw(rank).0).collect();
+            let rivals: Vec<Vec<f32>> = ranks.iter().map(|&rank| deployed(step, rank, spacing).0).collect();
             let beats = |one: (usize, &[f32]), other: (usize, &[f32])| {
-                let wins = |(one_loss, other_loss): (&f32, &f32)| {
-                    is_win((*one_loss).into(), (*other_loss).into(), block(one.0), block(other.0), rules.epsilon)
+                let (block, other_block) = (Some(block(one.0)), Some(block(other.0)));
+                let wins = |(loss, other): (&f32, &f32)| {
+                    is_win((*loss).into(), (*other).into(), block, other_block, rules.epsilon)
                 };
                 iter::zip(one.1, other.1).filter(|pair| wins(*pair)).count() as u64
             };
@@ -132,14 +151,14 @@ fn pool(place: Place, spacing: f32, rules: &Rules) -> Vec<Step> {
             };
             let wins: Vec<u64> = all.iter().map(|rival| among(*rival)).collect();
             let stay = own_rank.map_or(0.0, |rank| {
-                let (deployed, _) = draw(rank);
-                let own = (rank, &deployed[..]);
+                let (losses, _) = deployed(step, rank, spacing);
+                let own = (rank, &losses[..]);
                 let total = |(rival, wins): (&(usize, &[f32]), &u64)| rate(wins + beats(*rival, own));
                 let rates: Vec<f64> = iter::zip(&all, &wins).map(total).chain([rate(among(own))]).collect();
                 share(&rates, rules)
             });
-            let favoured = rivals.concat().iter().map(|loss| loss * (1.0 - rules.epsilon as f32)).collect();
-            let inherited = matches!(place, Place::LeaderTrainedOn).then(|| draw(0).1);
+            let favoured = rivals.concat().iter().map(|loss| f64::from(*loss) * (1.0 - rules.epsilon)).collect();
+            let inherited = matches!(place, Place::LeaderTrainedOn).then(|| deployed(step, 0, spacing).1);
             Step { favoured, wins, stay, inherited }
         })
         .collect()
@@ -149,13 +168,18 @@ fn rate(wins: u64) -> f64 {
     wins as f64 / (NUM_RIVALS * NUM_BATCHES) as f64
 }
 
-/// Our gain of a step if a candidate takes our place at the newest block.
-fn gain(step: &Step, level: f32, luck: Luck, key: u64, rules: &Rules) -> f64 {
+/// The candidate's losses in a step of the pool.
+fn candidate(step: &Step, level: f32, luck: Luck, key: u64) -> Vec<f64> {
     let mut pages = page_luck(key, luck);
     for (page, inherited) in iter::zip(&mut pages, step.inherited.iter().flatten()) {
         *page = INHERITED * inherited + (1.0 - INHERITED * INHERITED).sqrt() * *page;
     }
-    let candidate = losses(key, level, &pages);
+    losses(key, level, &pages).into_iter().map(f64::from).collect()
+}
+
+/// Our gain of a step if a candidate takes our place at the newest block.
+fn gain(step: &Step, level: f32, luck: Luck, key: u64, rules: &Rules) -> f64 {
+    let candidate = candidate(step, level, luck, key);
     let mut rates = [0.0; NUM_RIVALS + 1];
     let mut own = 0;
     for (rival, favoured) in step.favoured.chunks_exact(NUM_BATCHES).enumerate() {
@@ -218,12 +242,43 @@ fn opens(pool: &[Step], level: f32, luck: Luck, key: u64, num_tested: u64, rules
     }
 }
 
-fn main() -> anyhow::Result<()> {
+/// Makes sure that the gains of some steps are what the gate itself finds.
+fn check(place: Place, spacing: f32, pool: &[Step], rules: &Rules) -> Result<()> {
+    let (ranks, own_rank) = ranks(place);
+    let (level, luck, own_uid) = (level(0, spacing), Luck::Normal, own_rank.unwrap_or(99) as u16);
+    for (step, key) in iter::zip(pool, 0..10) {
+        let model = |&rank: &usize| -> Result<Model> {
+            let id = ModelId { namespace: "a".into(), name: "b".into(), commit: None, hash: None };
+            let metadata = ModelMetadata { id, block: block(rank).try_into()? };
+            let is_own = own_rank == Some(rank);
+            let entry = Entry { uid: rank as u16, hotkey: format!("key-{rank}"), metadata, is_own, evaluated: true };
+            let losses = deployed(key, rank, spacing).0.into_iter().map(f64::from).collect();
+            Ok(Model { entry, losses: Ok(vec![losses]) })
+        };
+        let own = OwnHotkey { hotkey: "own".into(), uid: own_uid, candidate_block: 10_000, immune_until: u64::MAX };
+        let decision = gate::decide(&Inputs {
+            rules,
+            options: &recipe::Gate::default(),
+            snapshot: &Snapshot::default(),
+            models: ranks.iter().chain(&own_rank).map(model).collect::<Result<_>>()?,
+            own: vec![own],
+            candidate: Candidate { hash: "c".into(), losses: vec![candidate(step, level, luck, key)] },
+            num_tested: 1,
+            max_steps: MAX_STEPS,
+        });
+        let (ours, of_the_gate) = (gain(step, level, luck, key, rules), decision.prospects[0].gain);
+        ensure!((ours - of_the_gate).abs() < 1e-6, "{place:?}: a gain of {ours} here, of {of_the_gate} by the gate");
+    }
+    Ok(())
+}
+
+fn main() -> Result<()> {
     let number = |name: &str, default: u64| std::env::var(name).ok().map_or(Ok(default), |value| value.parse());
     let (num_runs, spacing) = (number("RUNS", 1_000)?, number("SPACING", 50)? as f32 / 10_000.0);
     let (rules, printer, started) = (Rules::default(), Printer::new(false), Instant::now());
     for place in [Place::Nothing, Place::Sixth, Place::Leader, Place::LeaderTrainedOn] {
         let pool = pool(place, spacing, &rules);
+        check(place, spacing, &pool, &rules)?;
         let stay = pool.iter().map(|step| step.stay).sum::<f64>() / pool.len() as f64;
         for luck in [Luck::Normal, Luck::RarelyBad, Luck::RarelyGood] {
             for target in [0.0, MIN_GAIN, 2.0 * MIN_GAIN] {

@@ -378,8 +378,8 @@ fn a_stay_in_plain_words() {
                  among 2 models, publishing under `key-0` (uid 0) changes our share of the miners' incentive from 0.8175 \
                  to 0.3944: δ is -0.4232, and by an asymptotic bound more than -0.5638 with 99.583 % confidence, α = \
                  4.17e-3, as candidate number 3 since the last publish. By the consensus of the active validator, drawn \
-                 200 times, it is -0.4495 on the median and -0.6126 at the 5th percentile. Of the shares that the chain \
-                 pays the best miners, staying foretells uid 0 0.8256 for 0.7782, uid 1 0.1744 for 0.2218. The mean loss \
+                 200 times, it is -0.4496 on the median and -0.6126 at the 5th percentile. Of the shares that the chain \
+                 pays the best miners, staying foretells uid 0 0.8257 for 0.7782, uid 1 0.1743 for 0.2218. The mean loss \
                  of the candidate is 2.9904, of our deployed one 2.9994, of the leader's (uid 0) 2.9994.";
     assert_eq!(scene.decide().paragraph(), words);
 }

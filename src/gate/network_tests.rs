@@ -68,7 +68,7 @@ fn validators_far_from_what_we_foretell_are_frozen_and_can_outvote_the_others() 
 }
 
 fn scene_of_frozen(mut scene: Scene) -> Scene {
-    scene.validators.get_mut(&10).unwrap().2 = vec![(2, 65_535)];
+    scene.validators.get_mut(&10).unwrap().row = vec![(2, 65_535)];
     scene
 }
 
@@ -149,6 +149,27 @@ fn one_validator_alone_is_too_uncertain_for_a_gain_that_is_rare() {
     let gain = chain_gain(&decision);
     assert!(gain.median > 0.1 && gain.fifth_percentile <= 0.0, "{gain:?}");
     assert_eq!(decision.reason, "By the chain's consensus a loss is not unlikely enough.");
+}
+
+/// Both worlds are drawn alike: a candidate that does as the deployed model does changes nothing in any draw.
+#[test]
+fn the_draws_of_both_worlds_are_the_same() {
+    let own = noisy(1, 3.0);
+    let scene = Scene::new(own.clone()).deployed(0, 300, Ok(own)).rival(1, 100, Ok(noisy(2, 3.0)));
+    let decision = scene.validator(10, 1, &[(0, 50), (1, 50)]).decide();
+    assert!(frozen(&decision).is_empty() && decision.prospects[0].stay > 0.01);
+    assert_eq!(chain_gain(&decision), ChainGain { median: 0.0, fifth_percentile: 0.0 });
+}
+
+/// Who has a copy of a model that is gone goes on paying it, and would not pay more for another.
+#[test]
+fn a_validator_with_a_copy_of_an_own_model_that_is_gone_still_pays_it() {
+    let scene = Scene::new(flat(1.0)).deployed(0, 300, Err("the repository is gone")).rival(1, 100, Ok(flat(2.0)));
+    assert!(is_published(&scene.clone().validator(10, 1, &LIKE_OURS).decide()));
+    let decision = scene.validator(10, 1, &[(0, 65_535)]).decide();
+    assert_eq!(frozen(&decision), [10]);
+    assert!(decision.prospects[0].lower_bound.unwrap() > 0.9 && chain_gain(&decision).median == 0.0);
+    assert!(!is_published(&decision));
 }
 
 #[test]

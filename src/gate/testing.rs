@@ -59,6 +59,14 @@ pub(super) fn model(uid: u16, block: u64, losses: Result<Losses, &str>) -> Model
     Model { entry, losses: losses.map_err(str::to_owned) }
 }
 
+/// A validator's part in a scene.
+#[derive(Clone, Debug)]
+pub(super) struct Voter {
+    pub(super) stake: u64,
+    pub(super) last_update: u64,
+    pub(super) row: Vec<(u16, u16)>,
+}
+
 /// A decision's inputs, owned.
 #[derive(Clone, Debug)]
 pub(super) struct Scene {
@@ -70,8 +78,8 @@ pub(super) struct Scene {
     pub(super) candidate: Candidate,
     pub(super) num_tested: u64,
     pub(super) max_steps: usize,
-    /// By uid: stake, block of the weights, and the weights.
-    pub(super) validators: BTreeMap<u16, (u64, u64, Vec<(u16, u16)>)>,
+    /// By uid.
+    pub(super) validators: BTreeMap<u16, Voter>,
     /// By uid; without any, the leader has all.
     pub(super) incentives: BTreeMap<u16, u16>,
 }
@@ -138,7 +146,7 @@ impl Scene {
 
     /// With an active validator that has set weights after every commitment.
     pub(super) fn validator(mut self, uid: u16, stake: u64, row: &[(u16, u16)]) -> Self {
-        self.validators.insert(uid, (stake, CANDIDATE_BLOCK - 10, row.to_vec()));
+        self.validators.insert(uid, Voter { stake, last_update: CANDIDATE_BLOCK - 10, row: row.to_vec() });
         self
     }
 
@@ -155,10 +163,10 @@ impl Scene {
                 uid,
                 hotkey,
                 registered_at: 10,
-                stake: validator.map_or(0, |(stake, ..)| *stake),
+                stake: validator.map_or(0, |voter| voter.stake),
                 incentive: self.incentives.get(&uid).copied().unwrap_or(if leads { u16::MAX } else { 0 }),
                 validator_permit: validator.is_some(),
-                last_update: validator.map_or(0, |(_, block, _)| *block),
+                last_update: validator.map_or(0, |voter| voter.last_update),
             }
         };
         let commitment = |model: &Model| {
@@ -173,7 +181,7 @@ impl Scene {
             activity_cutoff: 5_000,
             neurons: neurons.into_iter().map(neuron).collect(),
             commitments: self.models.iter().map(commitment).collect(),
-            weights: self.validators.iter().map(|(uid, (.., row))| (*uid, row.clone())).collect(),
+            weights: self.validators.iter().map(|(uid, voter)| (*uid, voter.row.clone())).collect(),
             ..Snapshot::default()
         }
     }

@@ -13,6 +13,7 @@ use crate::chain::{Chain, Hotkey, Snapshot};
 use crate::data::Opened;
 use crate::data::pages::Pages;
 use crate::field::{self, Competitor, Wanted};
+use crate::gate::look;
 use crate::gate::roster::{Entry, Roster};
 use crate::gate::{self, Candidate, Decision, Inputs, Model, OwnHotkey, Verdict};
 use crate::hub::fetch::publishable_hash;
@@ -120,8 +121,9 @@ impl<'a> Contest<'a> {
         let mut offsets = Vec::new();
         let num_pages = recipe.score.pages.unwrap_or(rules.validator.pages_per_step);
         let max_steps = recipe.gate.max_pages.map_or(100, |max_pages| (max_pages / num_pages).max(1));
+        let fewest_steps = look::least_steps(gate::alpha(&recipe.gate, num_tested, own.len()), recipe.gate.exact);
         loop {
-            let steps = candidate.losses.len()..gate::next_look(candidate.losses.len(), max_steps);
+            let steps = candidate.losses.len()..look::next_look(candidate.losses.len(), max_steps);
             let draws: Vec<_> =
                 steps.map(|step| self.pages.draw(num_pages, random::derive(seed, step as u64))).collect();
             let num_batches: Vec<usize> = draws.iter().map(|draw| draw.rows.len()).collect();
@@ -132,7 +134,7 @@ impl<'a> Contest<'a> {
             if rivals.is_empty() {
                 // Rivals are about as large as the candidate: what they may be is limited, and all go to the limit.
                 let a_step = score_started.elapsed().div_f64(draws.len() as f64);
-                let needed = a_step.mul_f64((gate::FEWEST_STEPS * (roster.entries.len() + 1)) as f64);
+                let needed = a_step.mul_f64((fewest_steps * (roster.entries.len() + 1)) as f64);
                 if allowed.is_some_and(|allowed| needed > allowed) {
                     return Ok(Judging::TooLong { needed, spent: started.elapsed() });
                 }
@@ -152,13 +154,12 @@ impl<'a> Contest<'a> {
             let mut inputs = Inputs {
                 rules,
                 options: &recipe.gate,
-                block: snapshot.block,
-                tempo: snapshot.tempo,
-                leader: roster.leader,
+                snapshot: &snapshot,
                 models: models.collect(),
                 own: own.clone(),
                 candidate: candidate.clone(),
                 num_tested,
+                max_steps,
                 unfit: None,
             };
             let mut decision = gate::decide(&inputs);
@@ -169,9 +170,9 @@ impl<'a> Contest<'a> {
                 decision = gate::decide(&inputs);
             }
             let num_steps = candidate.losses.len();
-            let next = gate::next_look(num_steps, max_steps);
+            let next = look::next_look(num_steps, max_steps);
             let until_next = started.elapsed().mul_f64(next as f64 / num_steps as f64);
-            let is_last = decision.settled || num_steps >= max_steps;
+            let is_last = decision.settled;
             let cut_short = !is_last && allowed.is_some_and(|allowed| until_next > allowed);
             if is_last || cut_short {
                 return Ok(Judging::Judged(Box::new(Judged {
@@ -313,7 +314,7 @@ impl Judged {
     /// How long the fewest steps that can decide anything take.
     pub fn shortest(&self) -> Duration {
         let num_steps = self.pages.len().max(1) as f64;
-        Duration::from_secs_f64(self.seconds * gate::FEWEST_STEPS as f64 / num_steps)
+        Duration::from_secs_f64(self.seconds * self.decision.least_steps as f64 / num_steps)
     }
 
     /// Mean loss of the candidate over all batches.

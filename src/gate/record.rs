@@ -1,16 +1,13 @@
-//! The record of a decision: what it was, and every number it rests on, as JSON and in plain words.
+//! The record of a decision: what it was, and every number it rests on, as JSON; in plain words in `words.rs`.
 //!
-//! The record holds no time and nothing random. Numbers that JSON does not know are the strings "inf", "-inf" and "nan".
-//! Texts that strangers chose (their keys, repositories, commits) stay out of the words, or lose their control
-//! characters first.
-
-use std::iter;
+//! The record holds no time, and what is drawn for it is drawn by a hash of the inputs. Numbers that JSON does not know are
+//! the strings "inf", "-inf" and "nan".
 
 use serde::{Serialize, Serializer};
 
-use super::{Inputs, Model, bound, warnings};
+use super::consensus::{Backtest, ChainGain, Consensus, Network};
+use super::{Inputs, Model, look, mean, warnings, words};
 use crate::chain::Hotkey;
-use crate::figures::count;
 use crate::metrics::jsonl;
 use crate::recipe::GateRule;
 
@@ -27,13 +24,21 @@ pub enum Verdict {
     Stay,
 }
 
+/// How the gain is bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bound {
+    /// By how much it has varied: right as far as that tells what is to come.
+    Asymptotic,
+    /// By a bet, whatever its distribution.
+    Exact,
+}
+
 /// A decision and its reasons.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Decision {
     /// The answer.
     pub verdict: Verdict,
-    /// Whether no further step can be needed.
-    pub settled: bool,
     /// Why, as a sentence.
     pub reason: String,
     /// What publishing had to bring.
@@ -42,13 +47,24 @@ pub struct Decision {
     pub block: u64,
     /// The uid with the highest incentive.
     pub leader: Option<u16>,
+    /// Whether no further step can change the answer, or none may be scored.
+    pub settled: bool,
     /// Steps with a batch.
     pub num_steps: usize,
+    /// Steps that may be scored for the decision.
+    pub max_steps: usize,
+    /// Steps without which nothing is certain.
+    pub least_steps: usize,
     /// Batches of all steps.
     pub num_batches: usize,
     /// The how many-th candidate since the last publish.
     pub num_tested: u64,
-    /// The certainty of the lower bounds: the confidence of the recipe, less what other candidates may spend.
+    /// How the gains are bounded.
+    pub bound: Bound,
+    /// The probability of error of each bound and duel: what the recipe's confidence leaves, shared among the candidates
+    /// since the last publish and the own hotkeys.
+    pub alpha: f64,
+    /// The certainty: the rest to 1.
     pub confidence: f64,
     /// Directory hash of the candidate.
     pub candidate_hash: String,
@@ -59,6 +75,10 @@ pub struct Decision {
     pub prospects: Vec<Prospect>,
     /// The models it was compared with, by ascending uid.
     pub models: Vec<Standing>,
+    /// The validators whose consensus was computed; `None` while none is active: then the gain of one alone decides.
+    pub network: Option<Network>,
+    /// What is foretold for the best miners against what the chain pays them; `None` if there is nothing to compare.
+    pub backtest: Option<Backtest>,
     /// What makes the numbers less sure than they look, as sentences.
     pub warnings: Vec<String>,
 }
@@ -81,6 +101,8 @@ pub struct Prospect {
     pub adoption_block: u64,
     /// From this block on another registration may take the place.
     pub immune_until: u64,
+    /// Before this block nothing is published under it again; `None` if nothing forbids it.
+    pub cooldown_until: Option<u64>,
     /// Whether nothing is deployed and the place can be lost before anything is paid.
     pub place_at_risk: bool,
     /// Share when staying.
@@ -92,13 +114,16 @@ pub struct Prospect {
     /// The gain: the latter less the former.
     #[serde(serialize_with = "number")]
     pub gain: f64,
-    /// What the gain exceeds with the decision's confidence.
-    #[serde(serialize_with = "number")]
-    pub lower_bound: f64,
+    /// What the gain exceeds with the decision's confidence, however often one looks; `None` with too few steps to say.
+    pub lower_bound: Option<f64>,
+    /// Whether it is as good as certain that more steps would not help.
+    pub hopeless: bool,
     /// What the lower bound must exceed.
     pub min_gain: f64,
     /// Whether nobody competes in either case, so that the gain is certain.
     pub without_rivals: bool,
+    /// What the chain would pay more; `None` without an active validator.
+    pub chain_gain: Option<ChainGain>,
     /// Rule `beats-leader` only: the duel that decides.
     pub duel: Option<Duel>,
     /// Gain of each step.
@@ -114,8 +139,30 @@ pub struct Duel {
     pub uid: u16,
     /// Mean part of a step's batches that the candidate wins.
     pub wins: f64,
-    /// What that part exceeds with the decision's confidence.
-    pub lower_bound: f64,
+    /// The most that a bet on more than half, step by step, ever made of a stake of 1.
+    #[serde(serialize_with = "number")]
+    pub wealth: f64,
+    /// What it must reach.
+    #[serde(serialize_with = "number")]
+    pub needed_wealth: f64,
+    /// Whether it has.
+    pub is_certain: bool,
+}
+
+impl Prospect {
+    /// Whether validators and chain pay enough more.
+    pub(super) fn pays(&self) -> bool {
+        let chain_pays = self.chain_gain.is_none_or(|gain| match self.place_at_risk {
+            true => gain.median > 0.0,
+            false => gain.median >= self.min_gain && gain.fifth_percentile > 0.0,
+        });
+        self.is_certain() && chain_pays
+    }
+
+    /// Whether the gain certainly exceeds what it must.
+    pub(super) fn is_certain(&self) -> bool {
+        self.lower_bound.is_some_and(|bound| bound > self.min_gain)
+    }
 }
 
 /// A deployed model.
@@ -160,142 +207,70 @@ fn number<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> 
 }
 
 fn mean_loss(losses: &[Vec<f64>]) -> f64 {
-    bound::mean(&losses.concat())
+    mean(&losses.concat())
+}
+
+/// What a decision has found.
+pub(super) struct Findings<'a> {
+    pub(super) alpha: f64,
+    pub(super) prospects: Vec<Prospect>,
+    pub(super) objection: Option<String>,
+    pub(super) consensus: Option<Consensus<'a>>,
+    pub(super) backtest: Option<Backtest>,
+    pub(super) settled: bool,
 }
 
 /// The record of what was found. The verdict is that of the best prospect: one that opens before one that does not,
 /// then the highest gain, then the lowest uid.
-pub(super) fn decision(
-    inputs: &Inputs<'_>,
-    tail: f64,
-    prospects: Vec<Prospect>,
-    objection: Option<String>,
-) -> Decision {
+pub(super) fn decision(inputs: &Inputs<'_>, findings: Findings<'_>) -> Decision {
+    let Findings { alpha, prospects, objection, consensus, backtest, settled } = findings;
     let mut models: Vec<Standing> = inputs.models.iter().map(Standing::of).collect();
     models.sort_by_key(|model| model.uid);
-    let warnings = warnings::of(inputs, best(&prospects));
     let losses = &inputs.candidate.losses;
-    let (verdict, reason) = match (best(&prospects), objection) {
-        (Some(best), None) if best.opens => {
-            (Verdict::Publish { hotkey: best.hotkey.clone() }, reason(inputs.options.rule, best))
-        }
-        (_, Some(objection)) => (Verdict::Stay, objection),
-        (Some(best), None) => (Verdict::Stay, reason(inputs.options.rule, best)),
-        (None, None) => (Verdict::Stay, "There is no registered hotkey to publish under.".to_owned()),
-    };
-    Decision {
-        settled: false,
-        verdict,
-        reason,
+    let mut decision = Decision {
+        verdict: Verdict::Stay,
+        reason: String::new(),
         rule: inputs.options.rule,
-        block: inputs.block,
-        leader: inputs.leader,
-        num_steps: losses.iter().filter(|batches| !batches.is_empty()).count(),
+        block: inputs.snapshot.block,
+        leader: inputs.leader(),
+        settled,
+        num_steps: inputs.num_steps(),
+        max_steps: inputs.max_steps,
+        least_steps: look::least_steps(alpha, inputs.options.exact),
         num_batches: losses.iter().map(Vec::len).sum(),
         num_tested: inputs.num_tested.max(1),
-        confidence: 1.0 - tail,
+        bound: if inputs.options.exact { Bound::Exact } else { Bound::Asymptotic },
+        alpha,
+        confidence: 1.0 - alpha,
         candidate_hash: inputs.candidate.hash.clone(),
         candidate_loss: mean_loss(losses),
         prospects,
         models,
-        warnings,
+        network: consensus.map(|consensus| consensus.network),
+        backtest,
+        warnings: Vec::new(),
+    };
+    decision.warnings = warnings::of(inputs, &decision);
+    decision.reason = match (decision.best(), objection) {
+        (_, Some(objection)) => objection,
+        (Some(best), None) => words::reason(&decision, best),
+        (None, None) => "There is no registered hotkey to publish under.".to_owned(),
+    };
+    if let Some(hotkey) = decision.best().filter(|best| best.opens).map(|best| best.hotkey.clone()) {
+        decision.verdict = Verdict::Publish { hotkey };
     }
-}
-
-fn best(prospects: &[Prospect]) -> Option<&Prospect> {
-    // Of equals `max_by` takes the last: the lowest uid from behind.
-    prospects.iter().rev().max_by(|one, other| (one.opens.cmp(&other.opens)).then(one.gain.total_cmp(&other.gain)))
-}
-
-/// Why a prospect opens, or does not.
-fn reason(rule: GateRule, prospect: &Prospect) -> String {
-    let Prospect { min_gain, opens, .. } = prospect;
-    match (rule, &prospect.duel) {
-        (GateRule::Pay, _) => {
-            let needed = match prospect.place_at_risk {
-                true => "nothing, which suffices because the place can be lost before it is paid".to_owned(),
-                false => format!("`gate.min_gain`, {min_gain:.4}"),
-            };
-            match (opens, prospect.gains.len()) {
-                (true, _) => format!("The lower bound of the gain exceeds {needed}."),
-                (false, 1) if !prospect.without_rivals => {
-                    "One step alone gives no certainty: score at least two.".to_owned()
-                }
-                (false, _) if prospect.place_at_risk => "It is not certain that anything is gained.".to_owned(),
-                (false, _) => format!("The gain does not certainly exceed {needed}."),
-            }
-        }
-        (GateRule::BeatsLeader, None) => "No model is deployed that the candidate would have to beat.".to_owned(),
-        (GateRule::BeatsLeader, Some(Duel { uid, wins, lower_bound })) => format!(
-            "The candidate wins {:.1} % of the batches against the model of uid {uid}, certainly more than {:.1} %; it \
-             must be certain of half.",
-            100.0 * wins,
-            100.0 * lower_bound
-        ),
-    }
+    decision
 }
 
 impl Decision {
     /// The prospect that decided: the one to publish under, or the one that came nearest to it.
     pub fn best(&self) -> Option<&Prospect> {
-        best(&self.prospects)
-    }
-
-    /// The decision and its reasons in plain words.
-    pub fn paragraph(&self) -> String {
-        let verdict = match &self.verdict {
-            Verdict::Publish { hotkey } => format!("Publish under `{hotkey}`."),
-            Verdict::Stay => "Stay.".to_owned(),
+        let nearest = |one: &&Prospect, other: &&Prospect| {
+            (one.opens.cmp(&other.opens))
+                .then(other.cooldown_until.is_some().cmp(&one.cooldown_until.is_some()))
+                .then(one.gain.total_cmp(&other.gain))
         };
-        let pay = self.best().filter(|_| self.num_steps > 0).map(|best| self.pay(best));
-        let losses = (self.num_steps > 0).then(|| self.losses());
-        let sentences = iter::once(verdict).chain(iter::once(self.reason.clone())).chain(pay).chain(losses);
-        sentences.chain(self.warnings.iter().cloned()).collect::<Vec<_>>().join(" ")
-    }
-
-    fn pay(&self, best: &Prospect) -> String {
-        let Prospect { hotkey, uid, stay, publish, gain, lower_bound, .. } = best;
-        let steps = if self.num_steps == 1 { "step" } else { "steps" };
-        let rivals = match best.num_models {
-            1 => "with no other model".to_owned(),
-            others => format!("among {others} models"),
-        };
-        let nth = match self.num_tested {
-            1 => String::new(),
-            nth => format!(", as candidate number {nth} since the last publish"),
-        };
-        if best.gains.iter().all(|gain| *gain == 0.0) {
-            return format!(
-                "Over {} {steps} ({} batches) {rivals}, publishing under `{hotkey}` (uid {uid}) changes nothing in any of \
-                 them: our share of the miners' incentive stays {stay:.4}{nth}.",
-                self.num_steps,
-                count(self.num_batches as u64),
-            );
-        }
-        format!(
-            "Over {} {steps} ({} batches) {rivals}, publishing under `{hotkey}` (uid {uid}) changes our share of the \
-             miners' incentive from {stay:.4} to {publish:.4}: δ is {gain:+.4}, and by Student's t more than \
-             {lower_bound:+.4} with {:.*} % confidence{nth}.",
-            self.num_steps,
-            count(self.num_batches as u64),
-            self.num_digits_of_confidence(),
-            100.0 * self.confidence,
-        )
-    }
-
-    /// Decimals that a confidence in per cent needs so that it is not rounded to 100.
-    fn num_digits_of_confidence(&self) -> usize {
-        let leading_zeros = -(100.0 * (1.0 - self.confidence)).log10();
-        leading_zeros.clamp(0.0, 12.0).ceil() as usize + 2
-    }
-
-    fn losses(&self) -> String {
-        let standing = |uid: u16| self.models.iter().find(|model| model.uid == uid);
-        let own = self.best().and_then(|best| standing(best.uid));
-        let own = own.map(|own| format!(", of our deployed one {:.4}", own.loss));
-        let leader = self.leader.and_then(standing);
-        let leader = leader.map(|leader| format!(", of the leader's (uid {}) {:.4}", leader.uid, leader.loss));
-        let (own, leader) = (own.unwrap_or_default(), leader.unwrap_or_default());
-        format!("The mean loss of the candidate is {:.4}{own}{leader}.", self.candidate_loss)
+        // Of equals `max_by` takes the last: the lowest uid from behind.
+        self.prospects.iter().rev().max_by(nearest)
     }
 }

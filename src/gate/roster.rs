@@ -44,7 +44,7 @@ pub struct Roster {
 impl Roster {
     /// The roster of a subnet, with some own hotkeys.
     pub fn of(snapshot: &Snapshot, own: &[Hotkey]) -> Self {
-        let active: Vec<&Neuron> = snapshot.neurons.iter().filter(|neuron| is_active(snapshot, neuron)).collect();
+        let active = active_validators(snapshot);
         let oldest_update = active.iter().map(|neuron| neuron.last_update).min();
         let has_weight = |uid: u16| active.iter().any(|validator| weights(snapshot, validator.uid).any(|to| to == uid));
         let entry = |neuron: &Neuron| {
@@ -77,6 +77,11 @@ impl Roster {
 fn weights(snapshot: &Snapshot, uid: u16) -> impl Iterator<Item = u16> {
     let row = snapshot.weights.get(&uid).into_iter().flatten();
     row.filter(|(_, weight)| *weight > 0).map(|(to, _)| *to)
+}
+
+/// The validators whose weights count.
+pub(super) fn active_validators(snapshot: &Snapshot) -> Vec<&Neuron> {
+    snapshot.neurons.iter().filter(|neuron| is_active(snapshot, neuron)).collect()
 }
 
 fn is_active(snapshot: &Snapshot, neuron: &Neuron) -> bool {

@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
 use super::roster::Entry;
 use super::{Candidate, Decision, Inputs, Model, OwnHotkey, decide};
+use crate::chain::{Commitment, Neuron, Snapshot};
 use crate::hub::model_id::{ModelId, ModelMetadata};
-use crate::ops::random::{derive, fill_normal, uniform};
+use crate::ops::random::{derive, fill_normal};
 use crate::recipe;
 use crate::rules::Rules;
 
@@ -15,19 +17,14 @@ use crate::rules::Rules;
 pub(super) type Losses = Vec<Vec<f64>>;
 
 /// Steps of a scene.
-pub(super) const NUM_STEPS: usize = 12;
+pub(super) const NUM_STEPS: usize = 40;
 /// Batches of a step: about what three pages give.
 pub(super) const NUM_BATCHES: usize = 150;
 /// Block at which a candidate would stand: later than all others.
 pub(super) const CANDIDATE_BLOCK: u64 = 2_500_000;
 
-/// Numbers in `[0, 1)`.
-pub(crate) fn uniforms(seed: u64, num: usize) -> Vec<f64> {
-    (0..num as u64).map(|index| f64::from(uniform(seed, 0, index))).collect()
-}
-
 /// Normally distributed numbers of mean 0 and deviation 1.
-pub(crate) fn normals(seed: u64, num: usize) -> Vec<f64> {
+pub(super) fn normals(seed: u64, num: usize) -> Vec<f64> {
     let mut numbers = vec![0.0; num];
     fill_normal(derive(seed, 1), 1.0, &mut numbers);
     numbers.into_iter().map(f64::from).collect()
@@ -39,9 +36,9 @@ pub(super) fn noisy(seed: u64, level: f64) -> Losses {
     numbers.chunks(NUM_BATCHES).map(|step| step.iter().map(|number| level * (1.0 + 0.035 * number)).collect()).collect()
 }
 
-/// The same loss on every batch of three steps of four.
+/// The same loss on every batch of as many steps of four as certainty takes.
 pub(super) fn flat(level: f64) -> Losses {
-    vec![vec![level; 4]; 3]
+    vec![vec![level; 4]; 30]
 }
 
 /// All losses times a factor.
@@ -62,6 +59,14 @@ pub(super) fn model(uid: u16, block: u64, losses: Result<Losses, &str>) -> Model
     Model { entry, losses: losses.map_err(str::to_owned) }
 }
 
+/// A validator's part in a scene.
+#[derive(Clone, Debug)]
+pub(super) struct Voter {
+    pub(super) stake: u64,
+    pub(super) last_update: u64,
+    pub(super) row: Vec<(u16, u16)>,
+}
+
 /// A decision's inputs, owned.
 #[derive(Clone, Debug)]
 pub(super) struct Scene {
@@ -72,7 +77,12 @@ pub(super) struct Scene {
     pub(super) own: Vec<OwnHotkey>,
     pub(super) candidate: Candidate,
     pub(super) num_tested: u64,
+    pub(super) max_steps: usize,
     pub(super) unfit: Option<String>,
+    /// By uid.
+    pub(super) validators: BTreeMap<u16, Voter>,
+    /// By uid; without any, the leader has all.
+    pub(super) incentives: BTreeMap<u16, u16>,
 }
 
 impl Scene {
@@ -86,7 +96,10 @@ impl Scene {
             own: Vec::new(),
             candidate: Candidate { hash: "hash-of-candidate".to_owned(), losses: candidate },
             num_tested: 1,
+            max_steps: 100,
             unfit: None,
+            validators: BTreeMap::new(),
+            incentives: BTreeMap::new(),
         }
     }
 
@@ -133,17 +146,58 @@ impl Scene {
         scene
     }
 
+    /// With an active validator that has set weights after every commitment.
+    pub(super) fn validator(mut self, uid: u16, stake: u64, row: &[(u16, u16)]) -> Self {
+        self.validators.insert(uid, Voter { stake, last_update: CANDIDATE_BLOCK - 10, row: row.to_vec() });
+        self
+    }
+
+    /// The chain as the scene describes it.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let models = self.models.iter().map(|model| (model.entry.uid, model.entry.hotkey.clone()));
+        let own = self.own.iter().map(|own| (own.uid, own.hotkey.clone()));
+        let validators = self.validators.keys().map(|uid| (*uid, format!("key-{uid}")));
+        let neurons: BTreeMap<u16, String> = models.chain(own).chain(validators).collect();
+        let neuron = |(uid, hotkey): (u16, String)| {
+            let validator = self.validators.get(&uid);
+            let leads = self.incentives.is_empty() && self.leader == Some(uid);
+            Neuron {
+                uid,
+                hotkey,
+                registered_at: 10,
+                stake: validator.map_or(0, |voter| voter.stake),
+                incentive: self.incentives.get(&uid).copied().unwrap_or(if leads { u16::MAX } else { 0 }),
+                validator_permit: validator.is_some(),
+                last_update: validator.map_or(0, |voter| voter.last_update),
+            }
+        };
+        let commitment = |model: &Model| {
+            let metadata = &model.entry.metadata;
+            let commitment = Commitment { block: metadata.block.get(), bytes: metadata.id.to_string().into_bytes() };
+            (model.entry.hotkey.clone(), commitment)
+        };
+        Snapshot {
+            block: CANDIDATE_BLOCK - 5,
+            tempo: 360,
+            immunity_period: 7_200,
+            activity_cutoff: 5_000,
+            neurons: neurons.into_iter().map(neuron).collect(),
+            commitments: self.models.iter().map(commitment).collect(),
+            weights: self.validators.iter().map(|(uid, voter)| (*uid, voter.row.clone())).collect(),
+            ..Snapshot::default()
+        }
+    }
+
     pub(super) fn decide(&self) -> Decision {
         decide(&Inputs {
             rules: &self.rules,
             options: &self.options,
-            block: CANDIDATE_BLOCK - 5,
-            tempo: 360,
-            leader: self.leader,
+            snapshot: &self.snapshot(),
             models: self.models.clone(),
             own: self.own.clone(),
             candidate: self.candidate.clone(),
             num_tested: self.num_tested,
+            max_steps: self.max_steps,
             unfit: self.unfit.clone(),
         })
     }

@@ -1,22 +1,24 @@
 //! What makes a decision's numbers less sure than they look, as sentences.
 
-use super::{Inputs, Model, record::Prospect};
+use super::record::{Decision, Prospect};
+use super::{Inputs, Model};
 use crate::recipe::GateRule;
 
 /// A model that cannot be read is named with its reason; of many, these.
 const MAX_NAMED: usize = 3;
 
-/// The warnings of a decision, `best` being the prospect that decides it.
-pub(super) fn of(inputs: &Inputs<'_>, best: Option<&Prospect>) -> Vec<String> {
+/// The warnings of a decision.
+pub(super) fn of(inputs: &Inputs<'_>, decision: &Decision) -> Vec<String> {
     let mut warnings = Vec::new();
     warnings.extend(candidate_unreadable(inputs));
-    warnings.extend(best.and_then(too_few_steps));
+    warnings.extend(decision.best().and_then(gain_without_spread));
     let mut own: Vec<&Model> = inputs.models.iter().filter(|model| model.entry.is_own).collect();
     own.sort_by_key(|model| model.entry.uid);
     warnings.extend(own.into_iter().filter_map(own_unpaid));
     warnings.extend(rivals_unreadable(inputs));
-    if inputs.options.rule == GateRule::BeatsLeader {
-        warnings.extend(no_leader(inputs));
+    match inputs.options.rule {
+        GateRule::Pay => warnings.extend(network(decision)),
+        GateRule::BeatsLeader => warnings.extend(no_leader(inputs)),
     }
     warnings
 }
@@ -30,15 +32,30 @@ fn candidate_unreadable(inputs: &Inputs<'_>) -> Option<String> {
     })
 }
 
-fn too_few_steps(best: &Prospect) -> Option<String> {
-    match best.gains.as_slice() {
-        _ if best.without_rivals => None,
-        [_] => Some("One step shows nothing of how much the gain varies.".to_owned()),
-        [first, rest @ ..] if rest.iter().all(|gain| gain == first) => {
-            Some("Every step gave the same gain, so the lower bound is the gain itself.".to_owned())
-        }
-        _ => None,
-    }
+fn gain_without_spread(best: &Prospect) -> Option<String> {
+    let [first, rest @ ..] = best.gains.as_slice() else { return None };
+    let is_bound = best.lower_bound.is_some() && !best.without_rivals && rest.iter().all(|gain| gain == first);
+    is_bound.then(|| "Every step gave the same gain, so the lower bound is the gain itself.".to_owned())
+}
+
+/// What the consensus of the validators leaves open.
+fn network(decision: &Decision) -> Option<String> {
+    let Some(network) = &decision.network else {
+        return (decision.num_steps > 0).then(|| {
+            "No validator is active, so that nothing is known of their consensus: the gain at one of them alone decides."
+                .to_owned()
+        });
+    };
+    let frozen = network.validators.iter().filter(|validator| validator.is_frozen);
+    let frozen: Vec<String> = frozen.map(|validator| validator.uid.to_string()).collect();
+    let validator = if frozen.len() == 1 { "validator" } else { "validators" };
+    (!frozen.is_empty()).then(|| {
+        format!(
+            "The weights of {} active {validator} (uid {}) are far from what we foretell, and are taken to stay as they are.",
+            frozen.len(),
+            frozen.join(", ")
+        )
+    })
 }
 
 /// An own model that earns nothing.
@@ -68,8 +85,8 @@ fn rivals_unreadable(inputs: &Inputs<'_>) -> Option<String> {
 }
 
 fn no_leader(inputs: &Inputs<'_>) -> Option<String> {
-    let leads = |model: &&Model| Some(model.entry.uid) == inputs.leader && model.entry.evaluated;
-    match (inputs.leader, inputs.models.iter().find(leads)) {
+    let leads = |model: &&Model| Some(model.entry.uid) == inputs.leader() && model.entry.evaluated;
+    match (inputs.leader(), inputs.models.iter().find(leads)) {
         (Some(_), Some(leader)) if leader.losses.is_ok() => None,
         (Some(uid), _) => Some(format!(
             "The leader (uid {uid}) has no model that can be read, so the candidate must beat all others instead."

@@ -12,7 +12,7 @@ use super::resolve::{Finding, Resolved, micro_steps};
 use super::shrink::shrink;
 use super::{Backend, DeviceChoice, Init, SourceKind};
 use crate::figures::{bytes, count};
-use crate::gate;
+use crate::gate::{alpha, look};
 use crate::hub::model_id::split_repo_id;
 use crate::model::gpu;
 use crate::placement::CANDLE_ON_CPU;
@@ -287,7 +287,8 @@ fn business(findings: &mut Findings, resolved: &Resolved) {
         "above 0 and below 1: the part of the run's time that scoring may take",
     );
     let pages_of_a_step = score.pages.unwrap_or(resolved.rules.validator.pages_per_step);
-    let fewest = gate::FEWEST_STEPS.saturating_mul(pages_of_a_step);
+    let fewest_steps = look::least_steps(alpha(gate, 1, 1), gate.exact);
+    let fewest = fewest_steps.saturating_mul(pages_of_a_step);
     findings.add_if(
         gate.max_pages.is_some_and(|max_pages| max_pages < fewest),
         "gate.max_pages",
@@ -295,7 +296,7 @@ fn business(findings: &mut Findings, resolved: &Resolved) {
             "{} pages are fewer than the {fewest} of {} steps, before which nothing is ever certain; give more, or a \
              smaller score.pages",
             gate.max_pages.unwrap_or_default(),
-            gate::FEWEST_STEPS
+            fewest_steps
         ),
     );
     findings.in_range((0.0..=1.0).contains(&gate.tolerance), "gate.tolerance", gate.tolerance, "0 to 1");

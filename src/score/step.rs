@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use super::duel::{Contender, Tally, tallies};
 use super::uid_set::UidSet;
 use super::weights;
-use crate::rules::{Keep, Rules};
+use crate::rules::{Keep, Rules, Validator};
 
 /// What a validator remembers from step to step.
 #[derive(Clone, Debug)]
@@ -64,29 +64,45 @@ impl Judge {
         let rates: Vec<f64> = tallies.iter().map(|tally| tally.win_rate).collect();
         let step_weights = weights::softmax(&rates, rules.validator.temperature);
         weights::mix(&mut self.weights, &uids, &step_weights, rules.alpha);
-        self.kept = self.keep(entrants, &rates, rules).into_iter().collect();
+        let fared = |(Entrant { uid, losses, .. }, &win_rate): (&Entrant, &f64)| Fared {
+            weight: self.weights[usize::from(*uid)],
+            win_rate,
+            is_unreadable: losses.iter().all(|loss| loss.is_infinite()),
+        };
+        let fared: Vec<Fared> = std::iter::zip(entrants, &rates).map(fared).collect();
+        self.kept = kept(&fared, &rules.validator).into_iter().map(|index| entrants[index].uid).collect();
         Ok(tallies)
     }
+}
 
-    /// Who is kept, best first: of equals who came first in the step.
-    fn keep(&self, entrants: &[Entrant], win_rates: &[f64], rules: &Rules) -> Vec<u16> {
-        let weight = |entrant: &Entrant| f64::from(self.weights[usize::from(entrant.uid)]);
-        let entrants = std::iter::zip(entrants, win_rates);
-        let mut ranked: Vec<(u16, f64)> = match rules.validator.keep {
-            Keep::WinRate => entrants
-                .filter(|(entrant, _)| weight(entrant) > 0.0 || !entrant.losses.iter().all(|loss| loss.is_infinite()))
-                .map(|(entrant, &rate)| (entrant.uid, rate))
-                .collect(),
-            Keep::WeightThenWinRate { from_weight } => entrants
-                .map(|(entrant, &rate)| {
-                    let weight = weight(entrant);
-                    (entrant.uid, if weight >= from_weight { 1.0 + weight } else { rate })
-                })
-                .collect(),
-        };
-        ranked.sort_by(|(_, one), (_, other)| other.total_cmp(one));
-        ranked.into_iter().take(rules.validator.sample_min).map(|(uid, _)| uid).collect()
-    }
+/// How a model fared in a step, as far as it matters for being kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Fared {
+    /// Its weight after the step.
+    pub weight: f32,
+    /// Its win rate in the step.
+    pub win_rate: f64,
+    /// Whether all its losses were infinite.
+    pub is_unreadable: bool,
+}
+
+/// Who is kept for the next step, best first: of equals who came first.
+pub fn kept(fared: &[Fared], validator: &Validator) -> Vec<usize> {
+    let fared = fared.iter().enumerate();
+    let mut ranked: Vec<(usize, f64)> = match validator.keep {
+        Keep::WinRate => fared
+            .filter(|(_, fared)| fared.weight > 0.0 || !fared.is_unreadable)
+            .map(|(index, fared)| (index, fared.win_rate))
+            .collect(),
+        Keep::WeightThenWinRate { from_weight } => fared
+            .map(|(index, fared)| {
+                let weight = f64::from(fared.weight);
+                (index, if weight >= from_weight { 1.0 + weight } else { fared.win_rate })
+            })
+            .collect(),
+    };
+    ranked.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+    ranked.into_iter().take(validator.sample_min).map(|(index, _)| index).collect()
 }
 
 #[cfg(test)]
@@ -99,7 +115,7 @@ mod tests {
     use super::super::weights::tests::assert_weight;
     use super::*;
     use crate::golden;
-    use crate::rules::{VALIDATORS, Validator};
+    use crate::rules::VALIDATORS;
 
     fn uids(value: &Value) -> Vec<u16> {
         serde_json::from_value(value.clone()).unwrap()

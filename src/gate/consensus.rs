@@ -183,8 +183,8 @@ impl<'a> Consensus<'a> {
                 let uid = usize::from(validator.uid);
                 let key = derive(derive(self.seed, replicate), validator.uid.into());
                 input.weights[uid] = self.row(world, key, input.stake.len());
-                // Set just now, so that they count for whoever was registered before.
-                input.last_update[uid] = input.block;
+                // Set from now on, so that they count for whoever is registered, if only since this block.
+                input.last_update[uid] = input.block.saturating_add(1);
             }
             yuma::incentives(&input)
         };

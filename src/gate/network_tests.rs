@@ -49,6 +49,24 @@ fn validators_that_follow_give_the_whole_incentive() {
     assert!(*distance < 1e-5, "{distance}");
 }
 
+/// Weights count for whoever was registered before they were set, and those that we foretell are set later than all.
+#[test]
+fn a_hotkey_that_was_registered_just_now_is_paid_by_the_weights_to_come() {
+    let mut scene = scene().validator(10, 5, &LIKE_OURS);
+    scene.registered_at = CANDIDATE_BLOCK - 5;
+    let decision = scene.decide();
+    assert!(is_published(&decision) && chain_gain(&decision).median > 0.99, "{:?}", chain_gain(&decision));
+}
+
+#[test]
+fn a_candidate_that_validators_would_not_take_is_not_published_and_why_is_said() {
+    let mut scene = scene();
+    scene.unfit = Some("It is too large.".to_owned());
+    let decision = scene.decide();
+    assert!(!is_published(&decision) && decision.settled);
+    assert_eq!(decision.reason, "It is too large.");
+}
+
 /// A vote of the stake: what two thirds of it do not see is not paid, whatever it would bring with the others.
 #[test]
 fn validators_far_from_what_we_foretell_are_frozen_and_can_outvote_the_others() {

@@ -79,6 +79,8 @@ pub(super) struct Scene {
     pub(super) num_tested: u64,
     pub(super) max_steps: usize,
     pub(super) unfit: Option<String>,
+    /// Block of everybody's registration.
+    pub(super) registered_at: u64,
     /// By uid.
     pub(super) validators: BTreeMap<u16, Voter>,
     /// By uid; without any, the leader has all.
@@ -98,6 +100,7 @@ impl Scene {
             num_tested: 1,
             max_steps: 100,
             unfit: None,
+            registered_at: 10,
             validators: BTreeMap::new(),
             incentives: BTreeMap::new(),
         }
@@ -164,7 +167,7 @@ impl Scene {
             Neuron {
                 uid,
                 hotkey,
-                registered_at: 10,
+                registered_at: self.registered_at,
                 stake: validator.map_or(0, |voter| voter.stake),
                 incentive: self.incentives.get(&uid).copied().unwrap_or(if leads { u16::MAX } else { 0 }),
                 validator_permit: validator.is_some(),

@@ -101,7 +101,7 @@ fn a_run_publishes_by_itself_what_beats_the_rival_and_keeps_its_reasons() {
     assert_eq!(commits.len(), 1, "{published}");
     assert!(published["id"].as_str().unwrap().starts_with(&format!("me:model:{}:", commits[0])));
     let first = record("step-00000030.json");
-    assert_eq!(first["decision"]["verdict"]["action"], "publish", "{first}");
+    assert_eq!(first["decision"]["verdict"]["action"], "publish", "{}", first["decision"]["reason"]);
     assert!(fs::read_to_string(dir.path("run/gate/step-00000030.txt")).unwrap().contains("local/unigram"));
 
     // The same question, the same answer: the model that stands is not sent again.

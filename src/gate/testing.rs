@@ -17,7 +17,7 @@ use crate::rules::Rules;
 pub(super) type Losses = Vec<Vec<f64>>;
 
 /// Steps of a scene.
-pub(super) const NUM_STEPS: usize = 40;
+pub(super) const NUM_STEPS: usize = 80;
 /// Batches of a step: about what three pages give.
 pub(super) const NUM_BATCHES: usize = 150;
 /// Block at which a candidate would stand: later than all others.
@@ -38,7 +38,7 @@ pub(super) fn noisy(seed: u64, level: f64) -> Losses {
 
 /// The same loss on every batch of as many steps of four as certainty takes.
 pub(super) fn flat(level: f64) -> Losses {
-    vec![vec![level; 4]; 30]
+    vec![vec![level; 4]; 60]
 }
 
 /// All losses times a factor.

@@ -84,5 +84,8 @@ fn what_a_validator_cannot_work_with_is_said_in_a_sentence() {
     assert_eq!(fs::read(&state).unwrap(), good[..good.len() / 2]);
     fs::write(&state, &good).unwrap();
     // The folder's own seed is 3.
-    refused(&["--seed", "4"]).assert_stderr_contains("by the seed 3");
+    dir.assay(&["validate", "--recipe", "recipe.yaml", "--dir", "validator", "--seed", "4"])
+        .run()
+        .assert_exit(2)
+        .assert_stderr_contains("by the seed 3");
 }

@@ -68,7 +68,7 @@ impl Validator<'_> {
         }
         let version_key = self.options.rules.validator.weights_version_key;
         let block = self.seams.chain.set_weights(hotkey, &weights, version_key)?;
-        Ok(format!("Set weights on {} miners at block {} as {hotkey}.", weights.len(), count(block)))
+        Ok(format!("Set weights at block {} as {hotkey}; miners with weight: {}.", count(block), weights.len()))
     }
 }
 

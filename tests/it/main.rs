@@ -14,3 +14,4 @@ mod publish;
 mod resume;
 #[path = "../util/mod.rs"]
 mod util;
+mod validate;

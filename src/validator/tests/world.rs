@@ -182,6 +182,9 @@ impl Write for Captured {
     }
 }
 
+/// Losses by folder and rows, so that a step that is repeated after a kill costs nothing.
+type Known = Mutex<HashMap<(PathBuf, u64), Result<Vec<f64>, String>>>;
+
 /// See the module's text.
 pub(super) struct World {
     root: TempDir,
@@ -206,7 +209,7 @@ pub(super) struct World {
     pub(super) factors: RefCell<BTreeMap<String, f64>>,
     /// Draws of pages that are to fail from now on.
     pub(super) failing_draws: AtomicU64,
-    known: Mutex<HashMap<(PathBuf, u64), Result<Vec<f64>, String>>>,
+    known: Known,
 }
 
 /// The architectures of the twelve miners' models: no two alike.
@@ -387,8 +390,7 @@ struct TestExaminer<'a> {
     factors: &'a BTreeMap<String, f64>,
     clock: &'a VirtualClock,
     failing_draws: &'a AtomicU64,
-    /// A folder's losses on the rows of a seed, so that a step that is repeated after a kill costs nothing.
-    known: &'a Mutex<HashMap<(PathBuf, u64), Result<Vec<f64>, String>>>,
+    known: &'a Known,
     interrupts: &'a AtomicBool,
     model_takes: Duration,
 }

@@ -23,7 +23,6 @@ use crate::data::{self, PAGE_DOCUMENTS};
 use crate::error::{Failure, input};
 use crate::field::{self, Competitor};
 use crate::gate::roster::candidate_block;
-use crate::hub::fetch::Unreadable;
 use crate::interrupt;
 use crate::metrics::printer::Printer;
 use crate::model::config::{CONFIG_FILE, ModelConfig};
@@ -247,9 +246,8 @@ impl Comparison<'_> {
             for (start, end) in std::iter::zip(page_starts.iter().copied(), page_ends) {
                 for pair in pairs.iter_mut().filter(|pair| pair.verdict.is_none()) {
                     let [model, rival] = [pair.model, pair.rival].map(|index| &self.entries[index]);
-                    let on_page = |entry: &'_ Entry| (entry.block, entry.losses[start..end].to_vec());
-                    let ((block, losses), (rival_block, rival_losses)) = (on_page(model), on_page(rival));
-                    pair.observe((block, &losses), (rival_block, &rival_losses), self.rules.epsilon, level);
+                    let [model, rival] = [model, rival].map(|entry| (entry.block, &entry.losses[start..end]));
+                    pair.observe(model, rival, self.rules.epsilon, level);
                 }
             }
         }
@@ -258,12 +256,10 @@ impl Comparison<'_> {
     /// The pairs of which something may be found out: one model at least has losses, and something is known of both.
     fn pairs_of_interest(&self) -> Vec<Pair> {
         let is_own: Vec<bool> = self.entries.iter().map(|entry| entry.is_own).collect();
-        let fault = |index: usize| self.entries[index].fault.as_ref();
         let mut pairs = verdicts::pairs(&is_own);
-        pairs.retain(|pair| match (fault(pair.model), fault(pair.rival)) {
-            (Some(Unreadable::NotImplemented(_)), _) | (_, Some(Unreadable::NotImplemented(_))) => false,
-            (Some(_), Some(_)) => false,
-            _ => true,
+        pairs.retain(|pair| {
+            let [model, rival] = [pair.model, pair.rival].map(|index| &self.entries[index]);
+            model.is_known() && rival.is_known() && (model.fault.is_none() || rival.fault.is_none())
         });
         pairs
     }

@@ -144,6 +144,7 @@ impl<'a> Contest<'a> {
                 true => self.bring_and_score(&roster, &mut rivals, &rows, &num_batches)?,
                 false => self.score_again(&mut rivals, &rows, &num_batches)?,
             };
+            self.network.losses.trouble().iter().for_each(|trouble| self.printer.warn(trouble));
             if scored.is_break() {
                 return Ok(Judging::Interrupted);
             }

@@ -87,6 +87,8 @@ impl Examiner for ByModel<'_> {
             metadata: entry.metadata.clone(),
             model: Ok(entry.dir.to_owned()),
         };
-        field::losses_of(&competitor, self.scoring, self.losses, rows)
+        let losses = field::losses_of(&competitor, self.scoring, self.losses, rows);
+        self.losses.trouble().iter().for_each(|trouble| self.printer.warn(trouble));
+        losses
     }
 }

@@ -1,7 +1,7 @@
 //! One look at the steps scored so far: what of their mean gain is certain, and whether more steps could change the answer.
 //!
-//! Looks are few, for every look loads every rival once. The first, after a handful of steps, only finds what is hopeless;
-//! the second comes when the asymptotic bound can first say anything.
+//! Looks are few, for every look loads every rival once. The first, after a handful of steps, finds only what is hopeless
+//! (and, if the bound is exact, what is beyond doubt); the asymptotic bound says nothing before its burn-in is over.
 
 use crate::score::certainty::{asymptotic_bound, asymptotic_upper_bound, burn_in, exact_bound};
 

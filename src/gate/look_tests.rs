@@ -47,7 +47,9 @@ fn what_is_hopeless_settles_at_the_first_look_and_what_is_open_does_not() {
 #[test]
 fn the_last_step_that_may_be_scored_settles() {
     let own = noisy(1, 3.0);
-    let scene = Scene::new(scaled(&own, 0.989)).deployed(0, 50, Ok(own)).rival(1, 100, Ok(noisy(2, 3.0)));
+    let mut scene = Scene::new(scaled(&own, 0.989)).deployed(0, 50, Ok(own)).rival(1, 100, Ok(noisy(2, 3.0)));
+    // What must be exceeded is the mean itself: no number of steps makes that certain, or hopeless.
+    scene.options.min_gain = only_prospect(&scene.decide()).gain;
     let decision = scene.decide();
     assert_eq!((decision.verdict, decision.settled), (Verdict::Stay, false));
     let last = Scene { max_steps: 80, ..scene };

@@ -359,11 +359,11 @@ fn a_publish_in_plain_words() {
     let own = noisy(1, 3.0);
     let scene = Scene::new(scaled(&own, 0.98)).deployed(0, 100, Ok(own)).rival(1, 200, Ok(noisy(2, 3.0)));
     let scene = Scene { leader: Some(1), ..scene.rival(2, 300, Err("private\u{1b}[31m.")) };
-    let words = "Publish under `key-0`. The lower bound of the gain exceeds `gate.min_gain`, 0.0100. Over 40 steps (6,000 batches) \
+    let words = "Publish under `key-0`. The lower bound of the gain exceeds `gate.min_gain`, 0.0100. Over 80 steps (12,000 batches) \
                  among 3 models, publishing under `key-0` (uid 0) changes our share of the miners' incentive from \
-                 0.7335 to 0.9359: δ is +0.2024, and by an asymptotic bound more than +0.1292 with 97.50 % confidence, \
-                 α = 2.50e-2. The mean loss of the candidate is 2.9394, of our deployed one 2.9994, of the leader's (uid 1) \
-                 3.0006. 1 rival model that cannot be read loses every batch (uid 2: private[31m). No validator is \
+                 0.7056 to 0.9287: δ is +0.2232, and by an asymptotic bound more than +0.1679 with 97.50 % confidence, \
+                 α = 2.50e-2. The mean loss of the candidate is 2.9393, of our deployed one 2.9993, of the leader's (uid 1) \
+                 3.0003. 1 rival model that cannot be read loses every batch (uid 2: private[31m). No validator is \
                  active, so that nothing is known of their consensus: the gain at one of them alone decides.";
     assert_eq!(scene.decide().paragraph(), words);
 }
@@ -374,12 +374,19 @@ fn a_stay_in_plain_words() {
     let scene = Scene::new(scaled(&own, 0.997)).deployed(0, 100, Ok(own)).rival(1, 200, Ok(noisy(2, 3.0)));
     let scene = scene.validator(50, 1_000, &[(0, 60_000), (1, 20_000)]);
     let scene = Scene { incentives: [(0, 51_000), (1, 14_535)].into(), num_tested: 3, ..scene };
-    let words = "Stay. The gain as good as certainly does not exceed `gate.min_gain`, 0.0100. Over 40 steps (6,000 batches) \
-                 among 2 models, publishing under `key-0` (uid 0) changes our share of the miners' incentive from 0.8175 \
-                 to 0.3944: δ is -0.4232, and by an asymptotic bound more than -0.5638 with 99.583 % confidence, α = \
-                 4.17e-3, as candidate number 3 since the last publish. By the consensus of the active validator, drawn \
-                 200 times, it is -0.4496 on the median and -0.6126 at the 5th percentile. Of the shares that the chain \
-                 pays the best miners, staying foretells uid 0 0.8257 for 0.7782, uid 1 0.1743 for 0.2218. The mean loss \
-                 of the candidate is 2.9904, of our deployed one 2.9994, of the leader's (uid 0) 2.9994.";
-    assert_eq!(scene.decide().paragraph(), words);
+    let decision = scene.decide();
+    let gain = only_prospect(&decision).chain_gain.unwrap();
+    let [first, second] = decision.backtest.as_ref().unwrap().miners.as_slice() else { unreachable!() };
+    assert!((gain.median + 0.413).abs() < 0.001 && (first.foretold - 0.7695).abs() < 0.001);
+    let words = format!(
+        "Stay. The gain as good as certainly does not exceed `gate.min_gain`, 0.0100. Over 80 steps (12,000 batches) among 2 \
+         models, publishing under `key-0` (uid 0) changes our share of the miners' incentive from 0.7786 to 0.3718: δ is \
+         -0.4068, and by an asymptotic bound more than -0.5035 with 99.583 % confidence, α = 4.17e-3, as candidate number 3 \
+         since the last publish. By the consensus of the active validator, drawn 200 times, it is {:+.4} on the median and \
+         {:+.4} at the 5th percentile. Of the shares that the chain pays the best miners, staying foretells uid 0 {:.4} for \
+         0.7782, uid 1 {:.4} for 0.2218. The mean loss of the candidate is 2.9903, of our deployed one 2.9993, of the \
+         leader's (uid 0) 2.9993.",
+        gain.median, gain.fifth_percentile, first.foretold, second.foretold
+    );
+    assert_eq!(decision.paragraph(), words);
 }

@@ -273,6 +273,7 @@ fn check(place: Place, spacing: f32, pool: &[Step], rules: &Rules) -> Result<()>
             candidate: Candidate { hash: "c".into(), losses: vec![candidate(step, level, luck, key)] },
             num_tested: 1,
             max_steps: MAX_STEPS,
+            unfit: None,
         });
         let (ours, of_the_gate) = (gain(step, level, luck, key, rules), decision.prospects[0].gain);
         ensure!((ours - of_the_gate).abs() < 1e-6, "{place:?}: a gain of {ours} here, of {of_the_gate} by the gate");

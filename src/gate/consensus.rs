@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::world::World;
 use super::{Inputs, roster};
-use crate::chain::{FULL_SHARE, Neuron, Snapshot};
+use crate::chain::{Neuron, Snapshot};
 use crate::ops::random::{derive, derive_named, uniform};
 use crate::score::{weights, yuma};
 
@@ -204,24 +204,13 @@ impl<'a> Consensus<'a> {
             .filter(|(competitor, _)| !competitor.is_own || competitor.pays_us())
             .filter(|(competitor, _)| usize::from(competitor.uid) < num_uids)
             .map(|(competitor, weight)| (competitor.uid, weight));
-        upscaled(&paid.collect::<Vec<_>>())
+        weights::as_sent(paid)
     }
 }
 
 /// A uid's part of a vector; 0 beyond its end, and where an epoch without weights leaves no number.
 fn at(incentives: &[f64], uid: u16) -> f64 {
     incentives.get(usize::from(uid)).copied().filter(|share| share.is_finite()).unwrap_or(0.0)
-}
-
-/// Weights as they are sent to the chain: the largest becomes [`FULL_SHARE`], and what rounds to 0 is left out.
-pub(super) fn upscaled(weights: &[(u16, f32)]) -> Vec<(u16, u16)> {
-    let largest = f64::from(weights.iter().map(|(_, weight)| *weight).fold(0.0, f32::max));
-    let scaled = |&(uid, weight): &(u16, f32)| {
-        // Halves go to the even neighbour, as Python's `round`.
-        let weight = (f64::from(weight) / largest * f64::from(FULL_SHARE)).round_ties_even() as u16;
-        (weight > 0).then_some((uid, weight))
-    };
-    weights.iter().filter_map(scaled).collect()
 }
 
 /// The uids whose present commitment was on the chain at a block.

@@ -206,19 +206,6 @@ fn a_place_at_risk_asks_for_a_median_above_nothing() {
     assert!(!is_published(&safe.decide()));
 }
 
-#[test]
-fn weights_are_sent_as_the_reference_sends_them() {
-    // 0.5 / 0.8 of 65,535 is 40,959.375; halves go to the even neighbour.
-    let sent = super::consensus::upscaled(&[(3, 0.5), (9, 0.8), (4, 0.0), (5, 1e-9)]);
-    assert_eq!(sent, [(3, 40_959), (9, 65_535)]);
-    assert_eq!(
-        super::consensus::upscaled(&[(1, 65_535.0), (2, 0.5), (3, 1.5), (4, 2.5)]),
-        [(1, 65_535), (3, 2), (4, 2)]
-    );
-    assert_eq!(super::consensus::upscaled(&[]), []);
-    assert_eq!(super::consensus::upscaled(&[(1, 0.0)]), []);
-}
-
 /// All models of a world begin together, so that after the first step their weights rank as their win rates.
 #[test]
 fn both_rules_keep_the_same_models_of_a_world() {

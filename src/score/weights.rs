@@ -1,5 +1,7 @@
 //! From win rates to weights: the reference's softmax and moving average, in its 32-bit floats.
 
+use crate::chain::FULL_SHARE;
+
 /// The softmax of win rates divided by the temperature, in `f32` as PyTorch computes it.
 pub fn softmax(win_rates: &[f64], temperature: f64) -> Vec<f32> {
     let scaled: Vec<f32> = win_rates.iter().map(|&rate| rate as f32 / temperature as f32).collect();
@@ -28,6 +30,21 @@ pub fn mix(weights: &mut [f32], uids: &[u16], step_weights: &[f32], alpha: f64) 
         let mixed = stays * *weight + comes * (new / sum);
         *weight = if mixed.is_nan() { 0.0 } else { mixed.clamp(f32::MIN, f32::MAX) };
     }
+}
+
+/// Weights as bittensor sends them: the largest becomes 65,535, the others in proportion, halves rounded to the even
+/// number; what becomes 0 is left out. None at all if nobody has weight.
+pub fn as_sent(weights: impl IntoIterator<Item = (u16, f32)>) -> Vec<(u16, u16)> {
+    let weights: Vec<(u16, f64)> = weights.into_iter().map(|(uid, weight)| (uid, f64::from(weight))).collect();
+    let largest = weights.iter().map(|&(_, weight)| weight).fold(0.0, f64::max);
+    if largest == 0.0 {
+        return Vec::new();
+    }
+    let scaled = weights.into_iter().map(|(uid, weight)| {
+        // At most the full share, so that nothing is cut off.
+        (uid, (weight / largest * f64::from(FULL_SHARE)).round_ties_even() as u16)
+    });
+    scaled.filter(|&(_, weight)| weight > 0).collect()
 }
 
 #[cfg(test)]
@@ -90,5 +107,25 @@ pub(super) mod tests {
         let mut weights = [1.0, 0.0];
         mix(&mut weights, &[1], &[1.0], 0.25);
         assert_eq!(weights, [0.25, 0.75]);
+    }
+
+    #[test]
+    fn weights_are_sent_in_proportion_to_the_largest() {
+        assert_eq!(as_sent([(3, 0.5), (7, 0.25), (9, 0.0), (255, 0.125)]), [(3, 65_535), (7, 32_768), (255, 16_384)]);
+        assert_eq!(as_sent([(0, 1e-30), (1, 0.0)]), [(0, 65_535)]);
+        assert_eq!(as_sent([(0, f32::MAX), (1, 1.0)]), [(0, 65_535)]);
+    }
+
+    /// 0.5 and 2.5 go down, 1.5 goes up, as Python's `round` has it.
+    #[test]
+    fn halves_go_to_the_even_number_and_zeros_are_left_out() {
+        // Twice the full share: every odd number is a half.
+        assert_eq!(as_sent([(0, 131_070.0), (1, 1.0), (2, 3.0), (3, 5.0)]), [(0, 65_535), (2, 2), (3, 2)]);
+    }
+
+    #[test]
+    fn nothing_is_sent_where_nobody_has_weight() {
+        assert_eq!(as_sent([(0, 0.0), (1, 0.0)]), []);
+        assert_eq!(as_sent([]), []);
     }
 }

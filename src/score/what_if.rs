@@ -7,9 +7,8 @@
 //! This is an estimate: weights on the chain are a moving average over steps, models whose weight rounds to 0 are not
 //! seen, and rivals do not lose alike.
 
-use super::weights::softmax;
+use super::weights::{as_sent, softmax};
 use super::yuma::Input;
-use crate::chain::FULL_SHARE;
 
 /// The win rates that a validator's weights speak of, as (uid, rate); a uid without weight has none. Rates are relative,
 /// and may leave the range from 0 to 1.
@@ -34,9 +33,7 @@ pub fn with_win_rate(weights: &[(u16, u16)], uid: u16, win_rate: f64, temperatur
 
     let (uids, rates): (Vec<u16>, Vec<f64>) = rates.into_iter().unzip();
     let shares = softmax(&rates, temperature);
-    let largest = shares.iter().copied().fold(0.0, f32::max);
-    let weight = |share: f32| (f64::from(share) / f64::from(largest) * f64::from(FULL_SHARE)).round() as u16;
-    std::iter::zip(uids, shares.into_iter().map(weight)).filter(|(_, weight)| *weight > 0).collect()
+    as_sent(std::iter::zip(uids, shares))
 }
 
 /// What the next epoch would start from if every validator that counts found that win rate, and had set weights since.
@@ -63,7 +60,7 @@ mod tests {
 
     use super::super::yuma;
     use super::*;
-    use crate::chain::ConsensusParams;
+    use crate::chain::{ConsensusParams, FULL_SHARE};
 
     /// 65,535 / e, 65,535 / √e, rounded.
     const AN_ETH: u16 = 24_109;

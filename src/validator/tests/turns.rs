@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::super::weights::as_sent;
 use super::super::{Event, Outcome};
 use super::world::{GENESIS_BLOCK, World, archs};
 use crate::chain::Chain;
@@ -12,6 +11,7 @@ use crate::disk::Disk;
 use crate::error::exit_code;
 use crate::hub::hash::text_pair_hash;
 use crate::rules::VALIDATORS;
+use crate::score::weights::as_sent;
 
 /// A subnet with so many miners of models that all can be read: those with higher uids have worse ones.
 fn with_miners(num: usize) -> World {

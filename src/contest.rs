@@ -3,6 +3,7 @@
 //!
 //! A run asks at its interval (`train/run_contest.rs`), `assay publish --gate` asks once.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use anyhow::{Context, Result};
 use crate::chain::{Chain, Hotkey, Snapshot};
 use crate::data::Opened;
 use crate::data::pages::Pages;
+use crate::error::input;
 use crate::field::{self, Competitor, Wanted};
 use crate::gate::look;
 use crate::gate::roster::{Entry, Roster};
@@ -30,6 +32,9 @@ use crate::score::comparison::{self, Compared, mean_and_error};
 
 /// Scores a model on rows; `None` if an orderly end was asked for.
 pub type ScoreCandidate<'a> = &'a mut dyn FnMut(&[Vec<u32>]) -> Result<Option<Vec<f64>>>;
+
+/// Pages that share nothing, without which steps say nothing of how much luck varies.
+const FEWEST_DISTINCT_PAGES: usize = 10;
 
 /// The field of a recipe, and the means to judge a model against it.
 pub struct Contest<'a> {
@@ -51,8 +56,10 @@ pub struct Judged {
     pub decision: Decision,
     /// The first document of each page, step by step.
     pub pages: Vec<Vec<usize>>,
-    /// Seconds of scoring.
+    /// Seconds that it took.
     pub seconds: f64,
+    /// Those of them that models were scored in: not their downloads.
+    scoring_seconds: f64,
     /// Whether time was up before the gate was sure.
     pub cut_short: bool,
     roster: Roster,
@@ -71,11 +78,25 @@ pub enum Judging {
     TooLong {
         /// How long they would take.
         needed: Duration,
-        /// What was spent on finding out.
-        spent: Duration,
     },
     /// Nothing: an orderly end was asked for.
     Interrupted,
+}
+
+/// Rows that everybody is scored on.
+struct Batch {
+    rows: Vec<Vec<u32>>,
+    /// How many of them belong to each step.
+    num_batches: Vec<usize>,
+    /// When to break off.
+    until: Option<Instant>,
+}
+
+/// Why scoring breaks off.
+enum End {
+    /// An orderly end was asked for.
+    Wanted,
+    OutOfTime,
 }
 
 /// A published model that is being scored.
@@ -86,17 +107,20 @@ struct Rival {
 }
 
 impl<'a> Contest<'a> {
-    /// Opens hub, chain and pages; an embedded network that is missing is made. Scores where the recipe says, or else at
-    /// `placement`.
+    /// Opens hub, chain and pages; an embedded network that is missing is made.
     pub fn open(resolved: &'a Resolved, placement: &Placement, data: &Opened, printer: &'a Printer) -> Result<Self> {
         let recipe = &resolved.recipe;
         let dtype = resolved.rules.criteria.dtype;
-        let placement = match recipe.score.device {
-            Some(device) => Placement::open(device, recipe.model.backend, printer)?,
-            None => placement.clone(),
-        };
-        let scoring = Scoring { placement, backend: recipe.model.backend, dtype };
+        let scoring = Scoring { placement: placement.clone(), backend: recipe.model.backend, dtype };
         let pages = Pages::read(data, recipe.score.page_documents, resolved.rules.criteria.sequence_length)?;
+        if pages.num_distinct() < FEWEST_DISTINCT_PAGES {
+            return Err(input(format!(
+                "the held-out documents are {} pages of {}, and a decision on fewer than {FEWEST_DISTINCT_PAGES} would rest on \
+                 the same text again and again: hold out more (data.held_out), or set score.page_documents lower",
+                pages.num_distinct(),
+                recipe.score.page_documents
+            )));
+        }
         let network = Network::open_or_make(&recipe.hub, &recipe.chain, printer)?;
         Ok(Self { resolved, network, scoring, pages, printer })
     }
@@ -115,88 +139,114 @@ impl<'a> Contest<'a> {
         let (recipe, rules) = (&self.resolved.recipe, &self.resolved.rules);
         let snapshot = self.network.chain.snapshot()?;
         let roster = Roster::of(&snapshot, &recipe.chain.hotkeys);
-        let own = self.own_hotkeys(&snapshot)?;
-        let mut candidate = Candidate { hash: publishable_hash(model_dir)?, losses: Vec::new() };
-        let mut rivals: Vec<Rival> = Vec::new();
-        let mut offsets = Vec::new();
         let num_pages = recipe.score.pages.unwrap_or(rules.validator.pages_per_step);
         let max_steps = recipe.gate.max_pages.map_or(100, |max_pages| (max_pages / num_pages).max(1));
-        let fewest_steps = look::least_steps(gate::alpha(&recipe.gate, num_tested, own.len()), recipe.gate.exact);
+        let own = self.own_hotkeys(&snapshot)?;
+        let fewest_steps = look::least_steps(gate::alpha(&recipe.gate, num_tested, own.len()), &recipe.gate);
+        let inputs = Inputs {
+            rules,
+            options: &recipe.gate,
+            snapshot: &snapshot,
+            models: Vec::new(),
+            own,
+            candidate: Candidate { hash: publishable_hash(model_dir)?, losses: Vec::new() },
+            num_tested,
+            max_steps,
+            // What the folder shows is known before anything is scored, and what the model writes once it would be published.
+            unfit: self.refusal(model_dir, None)?,
+        };
+        let judged = |inputs: Inputs<'_>, decision, pages, cut_short, scoring: Duration| Judged {
+            decision,
+            pages,
+            seconds: started.elapsed().as_secs_f64(),
+            scoring_seconds: scoring.as_secs_f64(),
+            cut_short,
+            candidate_block: gate::roster::candidate_block(&snapshot, 0),
+            roster: roster.clone(),
+            models: inputs.models,
+            candidate: inputs.candidate,
+            rules: rules.clone(),
+        };
+        if inputs.unfit.is_some() {
+            let decision = gate::decide(&inputs);
+            return Ok(Judging::Judged(Box::new(judged(inputs, decision, Vec::new(), false, Duration::ZERO))));
+        }
+
+        let mut inputs = inputs;
+        let mut rivals: Vec<Rival> = Vec::new();
+        let mut pages = Vec::new();
+        let mut scoring = Duration::ZERO;
         loop {
-            let steps = candidate.losses.len()..look::next_look(candidate.losses.len(), max_steps);
+            let num_steps = inputs.candidate.losses.len();
+            let steps = num_steps..look::next_look(num_steps, max_steps);
             let draws: Vec<_> =
                 steps.map(|step| self.pages.draw(num_pages, random::derive(seed, step as u64))).collect();
-            let num_batches: Vec<usize> = draws.iter().map(|draw| draw.rows.len()).collect();
-            let rows: Vec<Vec<u32>> = draws.iter().flat_map(|draw| draw.rows.iter().cloned()).collect();
-
-            let score_started = Instant::now();
-            let Some(losses) = score(&rows)? else { return Ok(Judging::Interrupted) };
-            if rivals.is_empty() {
-                // Rivals are about as large as the candidate: what they may be is limited, and all go to the limit.
-                let a_step = score_started.elapsed().div_f64(draws.len() as f64);
-                let needed = a_step.mul_f64((fewest_steps * (roster.entries.len() + 1)) as f64);
-                if allowed.is_some_and(|allowed| needed > allowed) {
-                    return Ok(Judging::TooLong { needed, spent: started.elapsed() });
+            let batch = Batch {
+                num_batches: draws.iter().map(|draw| draw.rows.len()).collect(),
+                rows: draws.iter().flat_map(|draw| draw.rows.iter().cloned()).collect(),
+                // The first look is all that may turn out too long; of later ones that is known before.
+                until: allowed.filter(|_| num_steps == 0).map(|allowed| started + allowed),
+            };
+            if let (Some(allowed), true) = (allowed, num_steps == 0) {
+                let Some(a_row) = time_of_a_row(score, &batch.rows)? else { return Ok(Judging::Interrupted) };
+                // Rivals are about as large as the candidate: what they may be is limited, and all go to the limit. Should
+                // they be larger, the look ends where its time does.
+                let rows_of_a_step = batch.rows.len() as f64 / draws.len() as f64;
+                let needed = a_row.mul_f64(rows_of_a_step * (fewest_steps * (roster.entries.len() + 1)) as f64);
+                if needed > allowed {
+                    return Ok(Judging::TooLong { needed });
                 }
             }
-            candidate.losses.extend(by_step(losses, &num_batches));
-            let scored = match rivals.is_empty() {
-                true => self.bring_and_score(&roster, &mut rivals, &rows, &num_batches)?,
-                false => self.score_again(&mut rivals, &rows, &num_batches)?,
+            let score_started = Instant::now();
+            let Some(losses) = score(&batch.rows)? else { return Ok(Judging::Interrupted) };
+            inputs.candidate.losses.extend(by_step(losses, &batch.num_batches));
+            scoring += score_started.elapsed();
+            let ended = match num_steps {
+                0 => self.bring_and_score(&roster, &mut rivals, &batch, &mut scoring)?,
+                _ => self.score_again(&mut rivals, &batch, &mut scoring)?,
             };
             self.network.losses.trouble().iter().for_each(|trouble| self.printer.warn(trouble));
-            if scored.is_break() {
-                return Ok(Judging::Interrupted);
+            match ended {
+                ControlFlow::Continue(()) => {}
+                ControlFlow::Break(End::Wanted) => return Ok(Judging::Interrupted),
+                ControlFlow::Break(End::OutOfTime) => {
+                    // As if all rivals were like those that were scored.
+                    let share = rivals.len().max(1) as f64 / roster.entries.len().max(1) as f64;
+                    let steps = fewest_steps as f64 / draws.len() as f64;
+                    return Ok(Judging::TooLong { needed: scoring.mul_f64(steps / share) });
+                }
             }
-            offsets.extend(draws.into_iter().map(|draw| draw.offsets));
+            pages.extend(draws.into_iter().map(|draw| draw.offsets));
 
-            let models =
-                rivals.iter().map(|Rival { entry, losses, .. }| Model { entry: entry.clone(), losses: losses.clone() });
-            let mut inputs = Inputs {
-                rules,
-                options: &recipe.gate,
-                snapshot: &snapshot,
-                models: models.collect(),
-                own: own.clone(),
-                candidate: candidate.clone(),
-                num_tested,
-                max_steps,
-                unfit: None,
-            };
+            let model = |Rival { entry, losses, .. }: &Rival| Model { entry: entry.clone(), losses: losses.clone() };
+            inputs.models = rivals.iter().map(model).collect();
             let mut decision = gate::decide(&inputs);
-            if let Verdict::Publish { hotkey } = &decision.verdict
-                && let Some(unfit) = self.unfit(model_dir, hotkey, &rows)?
-            {
-                inputs.unfit = Some(unfit);
+            if let Verdict::Publish { .. } = &decision.verdict {
+                inputs.unfit = self.refusal(model_dir, Some(&batch.rows))?;
                 decision = gate::decide(&inputs);
             }
-            let num_steps = candidate.losses.len();
+            let num_steps = inputs.candidate.losses.len();
             let next = look::next_look(num_steps, max_steps);
-            let until_next = started.elapsed().mul_f64(next as f64 / num_steps as f64);
-            let is_last = decision.settled;
-            let cut_short = !is_last && allowed.is_some_and(|allowed| until_next > allowed);
-            if is_last || cut_short {
-                return Ok(Judging::Judged(Box::new(Judged {
-                    decision,
-                    pages: offsets,
-                    seconds: started.elapsed().as_secs_f64(),
-                    cut_short,
-                    candidate_block: gate::roster::candidate_block(&snapshot, 0),
-                    roster,
-                    models: inputs.models,
-                    candidate,
-                    rules: rules.clone(),
-                })));
+            let until_next = started.elapsed() + scoring.mul_f64((next - num_steps) as f64 / num_steps as f64);
+            let cut_short = !decision.settled && allowed.is_some_and(|allowed| until_next > allowed);
+            if decision.settled || cut_short {
+                return Ok(Judging::Judged(Box::new(judged(inputs, decision, pages, cut_short, scoring))));
             }
         }
     }
 
-    /// Why validators would not take a model, or count all its losses as infinite; warns of what is no reason yet.
-    fn unfit(&self, model_dir: &Path, hotkey: &str, rows: &[Vec<u32>]) -> Result<Option<String>> {
-        if self.resolved.recipe.hub.repo.is_none() {
+    /// Why validators would not take a model: by its folder, and if there are `rows` by what it writes after them as well, or
+    /// the time that it takes them; what is no reason yet is a warning. `None` as well where nothing is published.
+    fn refusal(&self, model_dir: &Path, rows: Option<&[Vec<u32>]>) -> Result<Option<String>> {
+        let (Some(_), Some(hotkey)) = (&self.resolved.recipe.hub.repo, self.resolved.recipe.chain.hotkeys.first())
+        else {
             return Ok(None);
-        }
-        let found = sanity::examine(&self.order(model_dir, hotkey)?, &self.resolved.rules, rows)?;
+        };
+        let order = self.order(model_dir, hotkey)?;
+        let found = match rows {
+            None => sanity::of_folder(&order)?,
+            Some(rows) => sanity::examine(&order, &self.resolved.rules, rows)?,
+        };
         found.warnings.iter().for_each(|warning| self.printer.warn(warning));
         Ok((!found.refusals.is_empty()).then(|| found.refusals.join(" ")))
     }
@@ -206,30 +256,35 @@ impl<'a> Contest<'a> {
         &self,
         roster: &Roster,
         rivals: &mut Vec<Rival>,
-        rows: &[Vec<u32>],
-        num_batches: &[usize],
-    ) -> Result<ControlFlow<()>> {
+        batch: &Batch,
+        scoring: &mut Duration,
+    ) -> Result<ControlFlow<End>> {
         let entries = roster.entries.iter();
         let wanted: Vec<Wanted<'_>> =
             entries.map(|Entry { uid, hotkey, metadata, .. }| Wanted { uid: *uid, hotkey, metadata }).collect();
         field::bring_ahead(&self.network, &self.resolved.rules, &wanted, |competitor| {
             let entry = roster.entries[rivals.len()].clone();
             let mut rival = [Rival { entry, competitor, losses: Ok(Vec::new()) }];
-            let scored = self.score_again(&mut rival, rows, num_batches);
+            let ended = self.score_again(&mut rival, batch, scoring);
             rivals.extend(rival);
-            scored
+            ended
         })
     }
 
-    /// Scores models on further rows; breaks off if an orderly end was asked for.
-    fn score_again(&self, rivals: &mut [Rival], rows: &[Vec<u32>], num_batches: &[usize]) -> Result<ControlFlow<()>> {
+    /// Scores models on further rows; breaks off where an orderly end was asked for, or the time is over.
+    fn score_again(&self, rivals: &mut [Rival], batch: &Batch, scoring: &mut Duration) -> Result<ControlFlow<End>> {
         for rival in rivals {
-            let losses = field::losses_of(&rival.competitor, &self.scoring, &self.network.losses, rows)?;
-            let Some(losses) = losses else { return Ok(ControlFlow::Break(())) };
+            let score_started = Instant::now();
+            let losses = field::losses_of(&rival.competitor, &self.scoring, &self.network.losses, &batch.rows)?;
+            *scoring += score_started.elapsed();
+            let Some(losses) = losses else { return Ok(ControlFlow::Break(End::Wanted)) };
             match (&mut rival.losses, losses) {
-                (Ok(all), Ok(losses)) => all.extend(by_step(losses, num_batches)),
+                (Ok(all), Ok(losses)) => all.extend(by_step(losses, &batch.num_batches)),
                 (all, Err(reason)) => *all = Err(reason),
                 (Err(_), Ok(_)) => {}
+            }
+            if batch.until.is_some_and(|until| Instant::now() > until) {
+                return Ok(ControlFlow::Break(End::OutOfTime));
             }
         }
         Ok(ControlFlow::Continue(()))
@@ -251,17 +306,26 @@ impl<'a> Contest<'a> {
         Ok(Order { model_dir, repo_id, hotkey, criteria: &self.resolved.rules.criteria })
     }
 
-    /// Publishes what the gate has let through, unless the field has changed since.
-    pub fn publish(&self, model_dir: &Path, judged: &Judged, hold: &Hold) -> Result<Published> {
+    /// Publishes what the gate has let through; `None`: the field has changed since, and the decision must be made anew. It is
+    /// looked at before anything is uploaded, and once more right before the commitment is sent.
+    pub fn publish(&self, model_dir: &Path, judged: &Judged, hold: &Hold) -> Result<Option<Published>> {
         let order = self.order(model_dir, &hold.hotkey)?;
+        let has_changed = Cell::new(false);
         let still_right = |snapshot: &Snapshot| {
             let roster = Roster::of(snapshot, &self.resolved.recipe.chain.hotkeys);
-            match roster.fingerprint() == judged.roster.fingerprint() {
-                true => Ok(()),
-                false => Err("the field has changed since the decision, which must be made anew".to_owned()),
+            has_changed.set(roster.fingerprint() != judged.roster.fingerprint());
+            match has_changed.get() {
+                false => Ok(()),
+                true => Err("the field has changed since the decision".to_owned()),
             }
         };
-        publish::publish(&self.network, &order, hold, &still_right, self.printer)
+        if still_right(&self.network.chain.snapshot()?).is_err() {
+            return Ok(None);
+        }
+        match publish::publish(&self.network, &order, hold, &still_right, self.printer) {
+            Err(_) if has_changed.get() => Ok(None),
+            published => published.map(Some),
+        }
     }
 }
 
@@ -315,13 +379,19 @@ impl Judged {
     /// How long the fewest steps that can decide anything take.
     pub fn shortest(&self) -> Duration {
         let num_steps = self.pages.len().max(1) as f64;
-        Duration::from_secs_f64(self.seconds * self.decision.least_steps as f64 / num_steps)
+        Duration::from_secs_f64(self.scoring_seconds * self.decision.least_steps as f64 / num_steps)
     }
 
     /// Mean loss of the candidate over all batches.
     pub fn candidate_loss(&self) -> f64 {
         mean_and_error(&self.candidate.losses.concat()).0
     }
+}
+
+/// How long the candidate takes for a row; `None` if an orderly end was asked for.
+fn time_of_a_row(score: ScoreCandidate<'_>, rows: &[Vec<u32>]) -> Result<Option<Duration>> {
+    let started = Instant::now();
+    Ok(score(&rows[..rows.len().min(1)])?.map(|_| started.elapsed()))
 }
 
 fn by_step(losses: Vec<f64>, num_batches: &[usize]) -> Vec<Vec<f64>> {

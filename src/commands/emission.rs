@@ -171,7 +171,7 @@ impl Report {
         }
         let emission = self.snapshot.consensus.emission as f64;
         parts.push(format!(
-            "At block {}; active validators: {}. An epoch each {} pays {:.3} TAO, half of it to miners: {:.3} TAO a day.",
+            "At block {}; active validators: {}. An epoch each {} pays {:.3} TAO, {:.3} TAO a day, half of it to miners.",
             count(self.snapshot.block),
             Input::of(&self.snapshot).validators().count(),
             duration(self.seconds_per_epoch),

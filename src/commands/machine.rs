@@ -22,8 +22,8 @@ pub(super) fn gpu_memory(resolved: &Resolved) -> Option<GpuMemory> {
 pub(super) fn gpu_peak(resolved: &Resolved, memory: &GpuMemory) -> u128 {
     let state = memory.weights.saturating_add(memory.gradients).saturating_add(memory.moments);
     let scoring = match resolved.recipe.score.device {
-        None => Estimate::of(resolved).memory.scoring,
-        Some(_) => 0,
+        Some(device) if device != resolved.recipe.train.device => 0,
+        _ => Estimate::of(resolved).memory.scoring,
     };
     memory.total().max(state.saturating_add(scoring))
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::Place;
 use crate::cli::PublishArgs;
-use crate::contest::{Contest, Judging, fresh_seed};
+use crate::contest::{Contest, Judging, ScoreCandidate, fresh_seed};
 use crate::data;
 use crate::data::held_out::HeldOut;
 use crate::error::{Failure, input};
@@ -67,15 +67,39 @@ fn look_at(order: &Order<'_>, rules: &Rules, printer: &Printer) -> Result<()> {
 /// Publishes under the hotkey that the gate chooses; refuses, with exit code 4, what the gate would not publish.
 fn through_gate(args: &PublishArgs, resolved: &Resolved, printer: &Printer) -> Result<()> {
     let recipe = &resolved.recipe;
-    let placement = Placement::open(args.device.unwrap_or(recipe.train.device), recipe.model.backend, printer)?;
+    let placement = Placement::open(
+        args.device.or(recipe.score.device).unwrap_or(recipe.train.device),
+        recipe.model.backend,
+        printer,
+    )?;
     let data = data::open(recipe, resolved.rules.criteria.sequence_length)?;
     let contest = Contest::open(resolved, &placement, &data, printer)?;
     let mut score =
         |rows: &[Vec<u32>]| field::losses_of_folder(&args.model, &contest.scoring, &contest.network.losses, rows);
-    let Judging::Judged(judged) = contest.judge(&args.model, fresh_seed(), 1, None, &mut score)? else {
+    let seed = fresh_seed();
+    // Anew on the same pages, whose losses are known, for as long as the field changes between decision and commitment.
+    loop {
+        if let Some(done) = judge_and_publish(args, &contest, seed, &mut score, printer)? {
+            return Ok(done);
+        }
+        printer.note("The field has changed since the decision, which is made anew.");
+    }
+}
+
+/// `None`: the field has changed between decision and commitment.
+fn judge_and_publish(
+    args: &PublishArgs,
+    contest: &Contest<'_>,
+    seed: u64,
+    score: ScoreCandidate<'_>,
+    printer: &Printer,
+) -> Result<Option<()>> {
+    let Judging::Judged(judged) = contest.judge(&args.model, seed, 1, None, score)? else {
         return Err(Failure::Interrupted("interrupted while scoring; nothing was sent".to_owned()).into());
     };
-    printer.note(&judged.table());
+    if !judged.pages.is_empty() {
+        printer.note(&judged.table());
+    }
     printer.note(&judged.decision.paragraph());
     let Verdict::Publish { hotkey } = &judged.decision.verdict else {
         return Err(Failure::No("the gate is closed: nothing was published".to_owned()).into());
@@ -85,11 +109,11 @@ fn through_gate(args: &PublishArgs, resolved: &Resolved, printer: &Printer) -> R
         return Err(Failure::No(sentence).into());
     }
     if args.dry_run {
-        return printer.result(&publish::rehearse(&contest.network, &contest.order(&args.model, hotkey)?)?);
+        return printer.result(&publish::rehearse(&contest.network, &contest.order(&args.model, hotkey)?)?).map(Some);
     }
     let hold = take_hold(args, &contest.network, hotkey, printer)?;
     let published = contest.publish(&args.model, &judged, &hold)?;
-    tell(args, &published, hotkey, printer)
+    published.map(|published| tell(args, &published, hotkey, printer)).transpose()
 }
 
 /// The right to publish, once the chain takes a commitment if that is to be waited for. From here on an end in between is

@@ -59,6 +59,11 @@ impl Pages {
         Ok(Self { tokens, ends, page_documents, row_len })
     }
 
+    /// Pages' worth of documents: how many pages there are that share nothing.
+    pub fn num_distinct(&self) -> usize {
+        self.ends.len() / self.page_documents
+    }
+
     /// Draws the pages of one step: the same ones for the same seed. Pages without a whole row among them are drawn
     /// anew, so that there is always one.
     pub fn draw(&self, num_pages: usize, seed: u64) -> Draw {

@@ -5,8 +5,10 @@
 //! are on the chain. A validator whose row lies too far from what we foretell does something that we do not understand (an
 //! old version, another subnet's weights, a cache): it is *frozen*, that is, taken to stay as it is whatever we publish.
 //!
-//! A validator cannot know what was committed after it last set weights, so its row is compared over those uids alone whose
-//! present commitment was there by then; likewise the chain's incentives, by the validator that is oldest in that.
+//! A validator cannot know who was registered or what was committed after it last set weights, so its row is compared over
+//! the other uids alone, with or without a model; likewise the chain's incentives, by the validator that is oldest in that.
+//! Models that cannot be read are left out as well, for validators that hold a copy still pay them. One that so pays an own
+//! model goes on with that if nothing is published, and meets what is published in its place.
 
 use std::iter;
 
@@ -53,6 +55,8 @@ pub struct ValidatorRecord {
     pub distance: Option<f64>,
     /// Whether its row is taken to stay as it is.
     pub is_frozen: bool,
+    /// Whether it pays an own model that cannot be read any more: its row stays as it is if nothing is published.
+    pub holds_copy: bool,
 }
 
 /// What the incentives of the chain say of our picture of it.
@@ -95,7 +99,8 @@ pub(super) struct Consensus<'a> {
     seed: u64,
     alpha: f64,
     own: Vec<u16>,
-    oldest_update: u64,
+    /// The uids that the validator with the oldest weights can know.
+    known_to_all: Vec<u16>,
     pub(super) network: Network,
     /// Everybody's incentive if nothing is published, by draw and uid.
     stay: Vec<Vec<f64>>,
@@ -115,10 +120,15 @@ impl<'a> Consensus<'a> {
             .map(|validator| {
                 let row = snapshot.weights.get(&validator.uid).into_iter().flatten();
                 let row: Vec<(u16, f64)> = row.map(|(uid, weight)| (*uid, f64::from(*weight))).collect();
-                let known = known_uids(snapshot, validator.last_update);
+                let known = known_uids(inputs, validator.last_update);
                 let distance = distance(&row, &foretold, &known);
                 let is_frozen = distance.is_some_and(|distance| distance > FROZEN_BEYOND);
-                ValidatorRecord { uid: validator.uid, stake: validator.stake, distance, is_frozen }
+                let is_lost = |uid: u16| {
+                    let mut lost = inputs.models.iter().filter(|model| model.entry.is_own && model.losses.is_err());
+                    lost.any(|model| model.entry.uid == uid)
+                };
+                let holds_copy = row.iter().any(|&(uid, weight)| weight > 0.0 && is_lost(uid));
+                ValidatorRecord { uid: validator.uid, stake: validator.stake, distance, is_frozen, holds_copy }
             })
             .collect();
         validators.sort_by_key(|validator| validator.uid);
@@ -133,19 +143,20 @@ impl<'a> Consensus<'a> {
             seed: seed(inputs),
             alpha: inputs.rules.alpha,
             own,
-            oldest_update,
+            known_to_all: known_uids(inputs, oldest_update),
             network,
             stay: Vec::new(),
         };
-        consensus.stay = consensus.incentives(stay);
+        consensus.stay = consensus.incentives(stay, |validator| validator.is_frozen || validator.holds_copy);
         Some(consensus)
     }
 
     /// What a world in which something is published changes in our incentive.
     pub(super) fn gain(&self, publish: &World<'_>) -> ChainGain {
         let own = |incentives: &Vec<f64>| self.own.iter().map(|uid| at(incentives, *uid)).sum::<f64>();
-        let mut gains: Vec<f64> =
-            iter::zip(&self.incentives(publish), &self.stay).map(|(publish, stay)| own(publish) - own(stay)).collect();
+        let mut gains: Vec<f64> = iter::zip(&self.incentives(publish, |validator| validator.is_frozen), &self.stay)
+            .map(|(publish, stay)| own(publish) - own(stay))
+            .collect();
         gains.sort_by(f64::total_cmp);
         let middle = gains.len() / 2;
         ChainGain { median: (gains[middle - 1] + gains[middle]) / 2.0, fifth_percentile: gains[gains.len() / 20 - 1] }
@@ -153,7 +164,7 @@ impl<'a> Consensus<'a> {
 
     /// What we foretell against what is; `None` if there is nothing that all validators can know, or nobody is paid.
     pub(super) fn backtest(&self, tolerance: f64) -> Option<Backtest> {
-        let known = known_uids(self.snapshot, self.oldest_update);
+        let known = &self.known_to_all;
         let mean =
             |uid: u16| self.stay.iter().map(|incentives| at(incentives, uid)).sum::<f64>() / self.stay.len() as f64;
         let mut miners: Vec<Backtested> = (self.snapshot.neurons.iter())
@@ -162,24 +173,26 @@ impl<'a> Consensus<'a> {
             .collect();
         let foretold: f64 = miners.iter().map(|miner| miner.foretold).sum();
         let on_chain: f64 = miners.iter().map(|miner| miner.on_chain).sum();
-        if foretold <= 0.0 || on_chain <= 0.0 {
+        if on_chain <= 0.0 {
             return None;
         }
         for miner in &mut miners {
-            miner.foretold /= foretold;
+            // Where we foretell nothing of what the chain pays, our picture is wrong altogether.
+            miner.foretold = if foretold > 0.0 { miner.foretold / foretold } else { 0.0 };
             miner.on_chain /= on_chain;
         }
         miners.sort_by(|one, other| other.on_chain.total_cmp(&one.on_chain).then(one.uid.cmp(&other.uid)));
+        miners.retain(|miner| miner.on_chain > 0.0 || miner.foretold > 0.0);
         miners.truncate(NUM_BACKTESTED);
         let difference = miners.iter().map(|miner| (miner.foretold - miner.on_chain).abs()).fold(0.0, f64::max);
         Some(Backtest { miners, difference, tolerance, holds: difference <= tolerance })
     }
 
-    /// Everybody's incentive in a world, by draw and uid.
-    fn incentives(&self, world: &World<'_>) -> Vec<Vec<f64>> {
+    /// Everybody's incentive in a world, by draw and uid, where the rows of some validators stay as they are.
+    fn incentives(&self, world: &World<'_>, stays: impl Fn(&ValidatorRecord) -> bool + Sync) -> Vec<Vec<f64>> {
         let replicate = |replicate: u64| {
             let mut input = self.input.clone();
-            for validator in self.network.validators.iter().filter(|validator| !validator.is_frozen) {
+            for validator in self.network.validators.iter().filter(|validator| !stays(validator)) {
                 let uid = usize::from(validator.uid);
                 let key = derive(derive(self.seed, replicate), validator.uid.into());
                 input.weights[uid] = self.row(world, key, input.stake.len());
@@ -213,22 +226,33 @@ fn at(incentives: &[f64], uid: u16) -> f64 {
     incentives.get(usize::from(uid)).copied().filter(|share| share.is_finite()).unwrap_or(0.0)
 }
 
-/// The uids whose present commitment was on the chain at a block.
-fn known_uids(snapshot: &Snapshot, block: u64) -> Vec<u16> {
-    let is_known =
-        |neuron: &&Neuron| snapshot.commitments.get(&neuron.hotkey).is_some_and(|commitment| commitment.block <= block);
+/// The uids that were registered at a block and have committed nothing since, but for those whose model cannot be read.
+fn known_uids(inputs: &Inputs<'_>, block: u64) -> Vec<u16> {
+    let snapshot = inputs.snapshot;
+    let is_unreadable = |uid: u16| inputs.models.iter().any(|model| model.entry.uid == uid && model.losses.is_err());
+    let is_known = |neuron: &&Neuron| {
+        let is_newer = snapshot.commitments.get(&neuron.hotkey).is_some_and(|commitment| commitment.block > block);
+        neuron.registered_at <= block && !is_newer && !is_unreadable(neuron.uid)
+    };
     snapshot.neurons.iter().filter(is_known).map(|neuron| neuron.uid).collect()
 }
 
-/// Half of what two vectors differ by over some uids, each divided by its sum over them; `None` if either has nothing there.
+/// Half of what two vectors differ by over some uids, each divided by its sum over them: 1 if the second has nothing there;
+/// `None` if the first has not.
 fn distance(one: &[(u16, f64)], other: &[(u16, f64)], uids: &[u16]) -> Option<f64> {
     let part = |vector: &[(u16, f64)], uid: u16| {
         vector.iter().filter(|(to, _)| *to == uid).map(|(_, weight)| weight).sum::<f64>()
     };
     let sum = |vector: &[(u16, f64)]| uids.iter().map(|uid| part(vector, *uid)).sum::<f64>();
     let (sum_of_one, sum_of_other) = (sum(one), sum(other));
+    if sum_of_one <= 0.0 {
+        return None;
+    }
+    if sum_of_other <= 0.0 {
+        return Some(1.0);
+    }
     let difference = |uid: &u16| (part(one, *uid) / sum_of_one - part(other, *uid) / sum_of_other).abs();
-    (sum_of_one > 0.0 && sum_of_other > 0.0).then(|| uids.iter().map(difference).sum::<f64>() / 2.0)
+    Some(uids.iter().map(difference).sum::<f64>() / 2.0)
 }
 
 /// Luck that belongs to the inputs: the same ones give the same draws.

@@ -3,6 +3,7 @@
 //! Looks are few, for every look loads every rival once. The first, after a handful of steps, finds only what is hopeless
 //! (and, if the bound is exact, what is beyond doubt); the asymptotic bound says nothing before its burn-in is over.
 
+use crate::recipe::{self, GateRule};
 use crate::score::certainty::{asymptotic_bound, asymptotic_upper_bound, burn_in, exact_bound};
 
 /// Steps before the first look, the second, and from there on between two.
@@ -52,9 +53,12 @@ impl Look {
     }
 }
 
-/// Steps without which no look is certain of anything.
-pub fn least_steps(alpha: f64, exact: bool) -> usize {
-    if exact { 1 } else { burn_in(alpha) }
+/// Steps without which no look is certain of anything, with `alpha` to spend.
+pub fn least_steps(alpha: f64, options: &recipe::Gate) -> usize {
+    match (options.rule, options.exact) {
+        (GateRule::Pay, false) => burn_in(alpha),
+        (GateRule::Pay, true) | (GateRule::BeatsLeader, _) => FIRST,
+    }
 }
 
 fn rough_upper_bound(gains: &[f64]) -> f64 {

@@ -85,7 +85,7 @@ fn an_exact_bound_is_less_certain_of_the_same_steps() {
     let decision = scene.decide();
     let bound = only_prospect(&decision).lower_bound.unwrap();
     assert!((0.01..share - 0.05).contains(&bound), "{bound}");
-    assert_eq!((decision.verdict.clone(), decision.least_steps), (publish("key-0"), 1));
+    assert_eq!((decision.verdict.clone(), decision.least_steps), (publish("key-0"), 6));
     assert!(decision.paragraph().contains("by an exact bound more than"), "{}", decision.paragraph());
     scene.options.min_gain = 0.2;
     assert_eq!(scene.decide().verdict, Verdict::Stay);

@@ -175,7 +175,7 @@ pub fn decide(inputs: &Inputs<'_>) -> Decision {
         || prospects.iter().any(|prospect| prospect.opens)
         || prospects.iter().all(is_over)
         || is_pay && !picture_holds && inputs.num_steps() >= STEPS_FOR_BACKTEST
-        || is_pay && look::least_steps(alpha, inputs.options.exact) > inputs.max_steps
+        || is_pay && !inputs.options.exact && look::least_steps(alpha, inputs.options) > inputs.max_steps
         || inputs.candidate.losses.len() >= inputs.max_steps;
     record::decision(inputs, record::Findings { alpha, prospects, objection, consensus, backtest, settled })
 }
@@ -247,14 +247,20 @@ fn mean(samples: &[f64]) -> f64 {
 /// What forbids publishing whatever it pays, as a sentence.
 fn objection(inputs: &Inputs<'_>) -> Option<String> {
     let Candidate { hash, losses } = &inputs.candidate;
-    let is_copy = |entry: &Entry| {
-        let committed = entry.metadata.id.hash.as_ref();
-        // Later validators also take a hash that is bound to the hotkey, so that nobody can claim a stranger's upload.
-        committed.is_some_and(|committed| committed == hash || *committed == text_pair_hash(hash, &entry.hotkey))
+    // Later validators also take a hash that is bound to the hotkey, so that nobody can claim a stranger's upload.
+    let is_copy = |committed: Option<&String>, hotkey: &str| {
+        committed.is_some_and(|committed| committed == hash || *committed == text_pair_hash(hash, hotkey))
     };
-    let copies = inputs.models.iter().map(|model| &model.entry).filter(|entry| is_copy(entry));
-    // An own one before a stranger's, then the lowest uid: whatever the order of the models.
-    let copy = copies.min_by_key(|entry| (!entry.is_own, entry.uid));
+    // Whoever has committed it, evaluated or not; an own one before a stranger's, then the lowest uid.
+    let is_own = |hotkey: &str| {
+        inputs.own.iter().any(|own| own.hotkey == hotkey)
+            || inputs.models.iter().any(|model| model.entry.is_own && model.entry.hotkey == hotkey)
+    };
+    let copies = inputs.snapshot.neurons.iter().filter(|neuron| {
+        let metadata = inputs.snapshot.metadata(&neuron.hotkey);
+        is_copy(metadata.as_ref().and_then(|metadata| metadata.id.hash.as_ref()), &neuron.hotkey)
+    });
+    let copy = copies.min_by_key(|neuron| (!is_own(&neuron.hotkey), neuron.uid));
     if let Some(unfit) = &inputs.unfit {
         return Some(unfit.clone());
     }
@@ -265,7 +271,7 @@ fn objection(inputs: &Inputs<'_>) -> Option<String> {
         return Some("The candidate has no finite loss on any batch: it would win nothing.".to_owned());
     }
     match copy {
-        Some(own) if own.is_own => Some(format!(
+        Some(own) if is_own(&own.hotkey) => Some(format!(
             "The candidate is already deployed under `{}` (uid {}), byte for byte: publishing it again would only give \
              the earlier block away.",
             own.hotkey, own.uid

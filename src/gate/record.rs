@@ -236,7 +236,7 @@ pub(super) fn decision(inputs: &Inputs<'_>, findings: Findings<'_>) -> Decision 
         settled,
         num_steps: inputs.num_steps(),
         max_steps: inputs.max_steps,
-        least_steps: look::least_steps(alpha, inputs.options.exact),
+        least_steps: look::least_steps(alpha, inputs.options),
         num_batches: losses.iter().map(Vec::len).sum(),
         num_tested: inputs.num_tested.max(1),
         bound: if inputs.options.exact { Bound::Exact } else { Bound::Asymptotic },

@@ -35,20 +35,25 @@ pub struct Sanity {
     pub warnings: Vec<String>,
 }
 
-/// Looks at a model folder; the model is let continue two of the `rows`, those whose prompts hold no end of text if there
-/// are such.
-pub fn examine(order: &Order<'_>, rules: &Rules, rows: &[Vec<u32>]) -> Result<Sanity> {
-    let mut sanity = Sanity::default();
+/// Looks at what a model folder shows, and loads nothing but headers.
+pub fn of_folder(order: &Order<'_>) -> Result<Sanity> {
     match Parcel::of(order) {
-        Ok(_) => {}
+        Ok(_) => Ok(Sanity::default()),
         Err(error) if matches!(failure(&error), Some(Failure::Input(_))) => {
-            sanity.refusals.push(format!("{error:#}"));
-            return Ok(sanity);
+            Ok(Sanity { refusals: vec![format!("{error:#}")], warnings: Vec::new() })
         }
-        Err(error) => return Err(error),
+        Err(error) => Err(error),
     }
-    sanity.time(order.model_dir, rules)?;
-    sanity.output(order.model_dir, rules, rows)?;
+}
+
+/// Looks at a model folder, and if that shows nothing tries the model; it is let continue two of the `rows`, those whose
+/// prompts hold no end of text if there are such.
+pub fn examine(order: &Order<'_>, rules: &Rules, rows: &[Vec<u32>]) -> Result<Sanity> {
+    let mut sanity = of_folder(order)?;
+    if sanity.refusals.is_empty() {
+        sanity.time(order.model_dir, rules)?;
+        sanity.output(order.model_dir, rules, rows)?;
+    }
     Ok(sanity)
 }
 

@@ -287,7 +287,7 @@ fn business(findings: &mut Findings, resolved: &Resolved) {
         "above 0 and below 1: the part of the run's time that scoring may take",
     );
     let pages_of_a_step = score.pages.unwrap_or(resolved.rules.validator.pages_per_step);
-    let fewest_steps = look::least_steps(alpha(gate, 1, 1), gate.exact);
+    let fewest_steps = look::least_steps(alpha(gate, 1, 1), gate);
     let fewest = fewest_steps.saturating_mul(pages_of_a_step);
     findings.add_if(
         gate.max_pages.is_some_and(|max_pages| max_pages < fewest),

@@ -105,6 +105,16 @@ pub(super) fn warnings(resolved: &Resolved) -> Vec<Finding> {
         "has no effect with gate.rule: beats-leader",
     );
     findings.add_if(
+        recipe.gate.rule == GateRule::BeatsLeader && recipe.gate.tolerance != Gate::default().tolerance,
+        "gate.tolerance",
+        "has no effect with gate.rule: beats-leader",
+    );
+    findings.add_if(
+        score.every == 0 && recipe.gate != (Gate { max_pages: recipe.gate.max_pages, ..Gate::default() }),
+        "gate",
+        "has no effect in a run whose score.every is 0",
+    );
+    findings.add_if(
         recipe.gate.rule == GateRule::BeatsLeader && recipe.gate.exact,
         "gate.exact",
         "has no effect with gate.rule: beats-leader, whose certainty is exact anyway",

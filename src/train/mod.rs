@@ -53,8 +53,13 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
         printer.note(&format!("Computing on {}.", card.name()));
     }
 
+    // A device that is not there is told before anything is written.
+    let scoring = match recipe.score.device.filter(|_| recipe.score.every > 0) {
+        Some(device) => Placement::open(device, recipe.model.backend, printer)?,
+        None => placement.clone(),
+    };
     let mut session = Session::open(resolved, start, &placement, &held_out, collective.world(), printer)?;
-    let mut contest = RunContest::open(resolved, &placement, &data, printer)?;
+    let mut contest = RunContest::open(resolved, &scoring, &data, printer)?;
     let shape = LoaderShape { row_len: resolved.row_len, rows_per_batch: recipe.train.micro_batch };
     let cursor = session.place().cursor;
     let mut loader = Loader::new(data.training, data.tokenizer, data.packing, shape, collective.world(), cursor)?;

@@ -5,7 +5,7 @@
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -29,6 +29,8 @@ use crate::whole_file;
 pub const RECORDS_DIR: &str = "gate";
 /// Which step of the run was published last.
 const PUBLISHED_FILE: &str = "published.json";
+/// How many seconds scoring has taken.
+const SPENT_FILE: &str = "spent.json";
 
 /// The contest of a training run: when it is asked, what is kept, what is done.
 pub struct RunContest<'a> {
@@ -55,6 +57,16 @@ pub struct Outcome {
     pub failure: Option<anyhow::Error>,
 }
 
+/// What came of judging and acting once.
+enum Tried {
+    Done(Outcome),
+    FieldChanged,
+    Interrupted,
+}
+
+/// How often a model is judged anew because the field has changed.
+const MOST_TRIES: usize = 3;
+
 impl<'a> RunContest<'a> {
     /// Opens the contest that a recipe asks for, and says whether its hotkeys can publish; `None` if it asks for none.
     pub fn open(
@@ -68,7 +80,7 @@ impl<'a> RunContest<'a> {
         }
         let contest = Contest::open(resolved, placement, data, printer)?;
         let records_dir = resolved.run_dir.join(RECORDS_DIR);
-        let seconds = records(&records_dir).iter().map(|record| record.seconds).sum();
+        let seconds = spent(&records_dir);
         let mut run = Self { contest, records_dir, holds: Vec::new(), last_step: None, seconds, needed: None };
         if resolved.publishes() {
             first_lines(run.contest.network.chain.as_ref(), &resolved.recipe.chain.hotkeys)?
@@ -115,7 +127,12 @@ impl<'a> RunContest<'a> {
         let model_dir = session.model_dir();
         session.make_room();
         let mut score = |rows: &[Vec<u32>]| field::losses(arch, &scoring, session.params()?, rows);
-        let mut outcome = match self.judge_and_act(step, &model_dir, allowed, &mut score) {
+        let started = Instant::now();
+        let judged = self.judge_and_act(step, &model_dir, allowed, &mut score);
+        // Whatever came of it.
+        self.seconds += started.elapsed().as_secs_f64();
+        self.keep_spent();
+        let mut outcome = match judged {
             Ok(Some(outcome)) => outcome,
             Ok(None) => return Ok(None),
             Err(error) if crate::error::exit_code(&error) == 130 => return Err(error),
@@ -130,6 +147,19 @@ impl<'a> RunContest<'a> {
         let budget = self.contest.resolved.recipe.score.budget;
         let allowed = budget / (1.0 - budget) * training_seconds - self.seconds;
         Duration::try_from_secs_f64(allowed.max(0.0)).unwrap_or(Duration::MAX)
+    }
+
+    /// Keeps what scoring has taken, for the run that goes on. A disk that is full costs no more than that.
+    fn keep_spent(&self) {
+        let kept = fs::create_dir_all(&self.records_dir).map_err(anyhow::Error::from).and_then(|()| {
+            whole_file::write(
+                &self.records_dir.join(SPENT_FILE),
+                json!({"seconds": self.seconds}).to_string().as_bytes(),
+            )
+        });
+        if let Err(error) = kept {
+            self.contest.printer.warn(&format!("the time that scoring took could not be kept: {error:#}"));
+        }
     }
 
     fn not_judged(&self, step: u64, needed: Duration, allowed: Duration) -> Outcome {
@@ -149,6 +179,7 @@ impl<'a> RunContest<'a> {
         Outcome { loss: f64::NAN, sentence, failure: Some(error), ..Outcome::default() }
     }
 
+    /// Judges and acts; anew where the field has changed between the two, whose known losses cost nothing then.
     fn judge_and_act(
         &mut self,
         step: u64,
@@ -156,18 +187,36 @@ impl<'a> RunContest<'a> {
         allowed: Option<Duration>,
         score: ScoreCandidate<'_>,
     ) -> Result<Option<Outcome>> {
+        for _ in 0..MOST_TRIES {
+            match self.try_once(step, model_dir, allowed, &mut *score)? {
+                Tried::Done(outcome) => return Ok(Some(outcome)),
+                Tried::Interrupted => return Ok(None),
+                Tried::FieldChanged => {
+                    self.contest.printer.note("The field has changed since the decision, which is made anew.");
+                }
+            }
+        }
+        let sentence = format!("Not published: the field changed {MOST_TRIES} times between decision and commitment.");
+        Ok(Some(Outcome { loss: f64::NAN, sentence, ..Outcome::default() }))
+    }
+
+    fn try_once(
+        &mut self,
+        step: u64,
+        model_dir: &Path,
+        allowed: Option<Duration>,
+        score: ScoreCandidate<'_>,
+    ) -> Result<Tried> {
         let seed = random::derive(random::derive_named(self.contest.resolved.recipe.train.seed, "pages"), step);
         let num_tested = self.num_tested(step);
         let judged = match self.contest.judge(model_dir, seed, num_tested, allowed, score)? {
             Judging::Judged(judged) => judged,
-            Judging::TooLong { needed, spent } => {
-                self.seconds += spent.as_secs_f64();
+            Judging::TooLong { needed } => {
                 self.needed = Some(needed);
-                return Ok(Some(self.not_judged(step, needed, allowed.unwrap_or_default())));
+                return Ok(Tried::Done(self.not_judged(step, needed, allowed.unwrap_or_default())));
             }
-            Judging::Interrupted => return Ok(None),
+            Judging::Interrupted => return Ok(Tried::Interrupted),
         };
-        self.seconds += judged.seconds;
         self.needed = Some(judged.shortest());
         let table = judged.table();
         self.keep(step, &judged, &table)?;
@@ -178,19 +227,22 @@ impl<'a> RunContest<'a> {
             duration(judged.seconds),
             if judged.cut_short { ", which score.budget cut short" } else { "" }
         ));
-        printer.note(&table);
+        if !judged.pages.is_empty() {
+            printer.note(&table);
+        }
         printer.note(&judged.decision.paragraph());
         let loss = judged.candidate_loss();
         let Verdict::Publish { hotkey } = judged.decision.verdict.clone() else {
             let sentence = format!("Not published. {}", judged.decision.reason);
-            return Ok(Some(Outcome { loss, sentence, ..Outcome::default() }));
+            return Ok(Tried::Done(Outcome { loss, sentence, ..Outcome::default() }));
         };
-        Ok(Some(Outcome { loss, ..self.act(step, model_dir, &judged, &hotkey)? }))
+        let acted = self.act(step, model_dir, &judged, &hotkey)?;
+        Ok(acted.map_or(Tried::FieldChanged, |outcome| Tried::Done(Outcome { loss, ..outcome })))
     }
 
-    /// Publishes, or says why not.
-    fn act(&mut self, step: u64, model_dir: &Path, judged: &Judged, hotkey: &str) -> Result<Outcome> {
-        let not = |sentence: String| Ok(Outcome { sentence, ..Outcome::default() });
+    /// Publishes, or says why not; `None`: the field has changed since the decision.
+    fn act(&mut self, step: u64, model_dir: &Path, judged: &Judged, hotkey: &str) -> Result<Option<Outcome>> {
+        let not = |sentence: String| Ok(Some(Outcome { sentence, ..Outcome::default() }));
         match self.contest.resolved.recipe.publish.mode {
             Some(PublishMode::Never) => return not("Not published: publish.mode is never.".to_owned()),
             Some(PublishMode::Ask) if !self.contest.printer.ask("Publish this model?")? => {
@@ -203,10 +255,14 @@ impl<'a> RunContest<'a> {
             return not(format!("Not published: another process publishes under {hotkey}."));
         };
         match self.contest.publish(model_dir, judged, hold) {
-            Ok(published) => {
+            Ok(None) => Ok(None),
+            Ok(Some(published)) => {
                 let id = published.metadata.id.to_string();
                 let record = json!({"step": step, "id": id, "hotkey": hotkey, "block": published.metadata.block.get()});
-                whole_file::write(&self.records_dir.join(PUBLISHED_FILE), record.to_string().as_bytes())?;
+                let kept = whole_file::write(&self.records_dir.join(PUBLISHED_FILE), record.to_string().as_bytes());
+                if let Err(error) = kept {
+                    self.contest.printer.warn(&format!("that the model was published could not be noted: {error:#}"));
+                }
                 let sentence = published.sentence(hotkey);
                 self.contest.printer.note(&sentence);
                 not(sentence)
@@ -215,13 +271,13 @@ impl<'a> RunContest<'a> {
                 // The chain's no is no failure of the run: it says when to come again.
                 Some(Failure::No(reason)) => {
                     let sentence = format!(
-                        "Not published yet: {reason} To publish it by hand: assay publish {} --wait",
+                        "Not published yet: {reason} To ask again by hand: assay publish {} --gate --wait --recipe RECIPE",
                         model_dir.display()
                     );
                     self.contest.printer.warn(&sentence);
                     not(sentence)
                 }
-                _ => Ok(self.failed("the model could not be published", error)),
+                _ => Ok(Some(self.failed("the model could not be published", error))),
             },
         }
     }
@@ -260,8 +316,15 @@ impl<'a> RunContest<'a> {
 #[derive(Debug, Deserialize)]
 struct Record {
     step: u64,
-    #[serde(default)]
-    seconds: f64,
+}
+
+/// Seconds that scoring has taken in a run so far; 0 if that is not known.
+fn spent(dir: &Path) -> f64 {
+    let read = || -> Option<f64> {
+        let bytes = fs::read(dir.join(SPENT_FILE)).ok()?;
+        serde_json::from_slice::<serde_json::Value>(&bytes).ok()?["seconds"].as_f64()
+    };
+    read().filter(|seconds| seconds.is_finite() && *seconds >= 0.0).unwrap_or(0.0)
 }
 
 /// The records that a run has kept; one that cannot be read counts as none.

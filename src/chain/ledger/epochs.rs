@@ -38,7 +38,7 @@ pub(super) fn next(tempo: u64, block: u64) -> Option<u64> {
 pub(super) fn run(snapshot: &Snapshot, last_look: u64) -> Option<Outcome> {
     let mut input = Input::of(snapshot);
     let mut incentive = None;
-    let mut num_alike = 0;
+    let (mut num_alike, mut alike_until) = (0, None);
     let mut due = next(snapshot.tempo, last_look.checked_add(1)?);
     while let Some(block) = due.filter(|&block| block <= snapshot.block) {
         input.block = block;
@@ -49,6 +49,10 @@ pub(super) fn run(snapshot: &Snapshot, last_look: u64) -> Option<Outcome> {
             && input.validator_permit == epoch.validator_permit;
         incentive = Some(epoch.incentive);
         (input.bonds, input.validator_permit) = (epoch.bonds, epoch.validator_permit);
+        // Other validators than before count from anew.
+        if alike_until.replace(last_alike) != Some(last_alike) {
+            num_alike = 0;
+        }
         num_alike += 1;
         // The last block that this epoch stands for.
         let mut settled = block;

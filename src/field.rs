@@ -17,6 +17,7 @@ use crate::error::{Failure, failure};
 use crate::hub::fetch::{Unreadable, fetch, publishable_paths};
 use crate::hub::file_hashes::Stamp;
 use crate::hub::model_id::ModelMetadata;
+use crate::memory;
 use crate::model::arch::{Arch, Position, Reference, RopeMemory, RopeScaling};
 use crate::model::config::ModelConfig;
 use crate::model::scorer::Scoring;
@@ -167,6 +168,7 @@ pub fn score_folder(
     let missing: Vec<usize> = (0..rows.len()).filter(|&row| losses[row].is_none()).collect();
     let mut scored = Scored { num_computed: missing.len(), ..Scored::default() };
     if !missing.is_empty() {
+        check_memory(&arch, scoring, rows)?;
         let loaded = weights::load(dir)?;
         // Should the files have changed since they were hashed, their losses are not those of the hash.
         let places = places.filter(|_| identity.is_some_and(|identity| identity.is_unchanged()));
@@ -194,6 +196,16 @@ pub fn score_folder(
     }
     scored.losses = losses.into_iter().flatten().map(f64::from).collect();
     Ok(Some(scored))
+}
+
+/// Whether there is memory to score a model on each of the rows that it can read.
+///
+/// # Errors
+/// As [`memory::check_scoring`].
+pub fn check_memory(arch: &Arch, scoring: &Scoring, rows: &[Vec<u32>]) -> Result<()> {
+    let readable = rows.iter().filter(|row| loss::unreadable(arch, row).is_none());
+    let Some(longest) = readable.map(Vec::len).max() else { return Ok(()) };
+    memory::check_scoring(arch, longest, scoring.is_on_gpu(arch))
 }
 
 /// Whether a model's loss on one of these rows depends on the rows before: some families remember, beyond their context, how

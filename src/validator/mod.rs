@@ -59,7 +59,7 @@ pub trait Examiner: Sync {
     fn draw(&self, num_pages: usize, seed: u64) -> Result<Draw>;
 
     /// The loss of the model in a folder on each row, or why it has none; `None` if an orderly end was asked for. An error
-    /// only where the fault is not the model's. `seed` is for the text it writes, where that is looked at.
+    /// only where the fault is not the model's, which loses the step nevertheless. `seed` is for the text it writes, where that is looked at.
     fn losses(&self, entry: &Entry<'_>, rows: &[Vec<u32>], seed: u64) -> Result<Option<Result<Vec<f64>, String>>>;
 }
 

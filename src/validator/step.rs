@@ -10,7 +10,7 @@ use anyhow::Result;
 use super::report::{Perf, Report, Row};
 use super::{Entry, Event, Observer, Validator, warm};
 use crate::chain::Hotkey;
-use crate::error::Failure;
+use crate::error::{Failure, failure};
 use crate::hub::model_id::ModelMetadata;
 use crate::ops::random;
 use crate::score::step::Entrant;
@@ -64,16 +64,12 @@ impl Validator<'_> {
             let examined = std::iter::zip(&uids, &known).try_for_each(|(&uid, known)| {
                 let entrant = this.examine(uid, known.as_ref(), &draw.rows, seed, &mut perf, &mut reasons)?;
                 entrants.push(entrant);
-                observe(&Event::Evaluated { uid }).map_err(Ended::Wanted)
+                observe(&Event::Evaluated { uid })
             });
             stop.store(true, Ordering::Relaxed);
             examined
         });
-        match examined {
-            Ok(()) => {}
-            Err(Ended::Wanted(error)) => return Err(error),
-            Err(Ended::Fault(error)) => return Ok(Stepped::Failed(error)),
-        }
+        examined?;
         for (hotkey, reason) in reasons {
             self.tell_once(&hotkey, &reason);
         }
@@ -121,7 +117,8 @@ impl Validator<'_> {
         Some(Known { hotkey: hotkey.to_owned(), metadata, dir })
     }
 
-    /// The losses of a uid's model; all infinite if it has none. Adds why to `reasons`.
+    /// The losses of a uid's model; all infinite if it has none or cannot be scored. Adds why to `reasons`. An error only where
+    /// an orderly end was asked for.
     fn examine(
         &self,
         uid: u16,
@@ -130,7 +127,7 @@ impl Validator<'_> {
         seed: u64,
         perf: &mut Perf,
         reasons: &mut Vec<(Hotkey, String)>,
-    ) -> Result<Entrant, Ended> {
+    ) -> Result<Entrant> {
         let none = vec![f64::INFINITY; rows.len()];
         let Some(Known { hotkey, metadata, dir }) = known else {
             return Ok(Entrant { uid, block: None, losses: none });
@@ -152,9 +149,12 @@ impl Validator<'_> {
             Ok(Some(losses)) => losses,
             Ok(None) => {
                 let sentence = "Interrupted in a step, which is done anew next time.".to_owned();
-                return Err(Ended::Wanted(Failure::Interrupted(sentence).into()));
+                return Err(Failure::Interrupted(sentence).into());
             }
-            Err(error) => return Err(Ended::Fault(error.context(format!("uid {uid} could not be scored")))),
+            // Ours: memory that is short here, files that somebody changed. As in the reference it is the model that loses
+            // the step; else one model would make every step fail.
+            Err(error) if !matches!(failure(&error), Some(Failure::Interrupted(_))) => Err(format!("{error:#}")),
+            Err(error) => return Err(error),
         };
         perf.compute.push(started.elapsed());
         let took_ms = self.now().saturating_sub(began);
@@ -173,10 +173,4 @@ impl Validator<'_> {
         };
         Ok(Entrant { uid, block, losses })
     }
-}
-
-/// Why a step did not come to its end.
-enum Ended {
-    Wanted(anyhow::Error),
-    Fault(anyhow::Error),
 }

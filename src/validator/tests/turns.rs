@@ -79,6 +79,22 @@ fn a_step_that_fails_decides_nothing_but_that_who_waited_is_kept() {
 }
 
 #[test]
+fn a_model_that_cannot_be_scored_here_loses_every_batch_and_the_step_goes_on() {
+    let world = with_miners(2);
+    world.unscorable.borrow_mut().insert("miner1/model".to_owned());
+    world.steps(2);
+    let rows = world.rows();
+    assert_eq!(rows.len(), 2);
+    assert_eq!(rows[0]["uid_data"]["1"], "inf");
+    assert!(rows[0]["uid_data"]["2"].is_f64());
+    world.unscorable.borrow_mut().clear();
+    world.steps(1);
+    assert!(world.rows()[2]["uid_data"]["1"].is_f64());
+    let told = world.told.text();
+    assert_eq!(told.matches("uid 1: all its losses are infinite. the card's memory is full").count(), 1, "{told}");
+}
+
+#[test]
 fn with_nothing_to_evaluate_it_waits_five_minutes() {
     let world = World::new();
     let before = world.clock.unix_ms();

@@ -2,7 +2,7 @@
 //! passes only when somebody waits or a model is scored.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -207,6 +207,8 @@ pub(super) struct World {
     pub(super) answers: Captured,
     /// Every loss of a repository's models is multiplied by its factor.
     pub(super) factors: RefCell<BTreeMap<String, f64>>,
+    /// Repositories whose models cannot be scored, through no fault of theirs.
+    pub(super) unscorable: RefCell<BTreeSet<String>>,
     /// Draws of pages that are to fail from now on.
     pub(super) failing_draws: AtomicU64,
     known: Known,
@@ -267,6 +269,7 @@ impl World {
             told: Captured::default(),
             answers: Captured::default(),
             factors: RefCell::default(),
+            unscorable: RefCell::default(),
             failing_draws: AtomicU64::new(0),
             known: Mutex::default(),
         };
@@ -349,6 +352,7 @@ impl World {
             clock: self.clock.as_ref(),
             examiner: &TestExaminer {
                 factors: &self.factors.borrow(),
+                unscorable: &self.unscorable.borrow(),
                 clock: self.clock.as_ref(),
                 failing_draws: &self.failing_draws,
                 known: &self.known,
@@ -388,6 +392,7 @@ impl World {
 /// Random rows, and true losses of the models in their folders, times the factor of their repository.
 struct TestExaminer<'a> {
     factors: &'a BTreeMap<String, f64>,
+    unscorable: &'a BTreeSet<String>,
     clock: &'a VirtualClock,
     failing_draws: &'a AtomicU64,
     known: &'a Known,
@@ -412,6 +417,9 @@ impl Examiner for TestExaminer<'_> {
             return Ok(None);
         }
         self.clock.sleep(self.model_takes);
+        if self.unscorable.contains(&entry.metadata.id.repo_id()) {
+            bail!("the card's memory is full");
+        }
         // The first tokens tell one step's rows from another's.
         let rows_key = rows[0].iter().fold(0, |key, &id| random::derive(key, u64::from(id)));
         let key = (entry.dir.to_owned(), rows_key);

@@ -22,7 +22,11 @@
 //! - pages are drawn from the text of the recipe, not from the dataset's service;
 //! - a model may take as long as it takes, unless a limit is asked for: a CPU is no validator's card;
 //! - the versions from 27 March 2024 on count only as many batches as the pages have with GPT-4's tokenizer, which is not
-//!   implemented here: all batches count. Where a model needs that tokenizer, the validator does not start.
+//!   implemented here: all batches count. Where a model needs that tokenizer, the validator does not start;
+//! - a model that lacks a tensor is refused, where transformers fills it at random;
+//! - a model of which it cannot be told here whether its text would pass is taken to pass;
+//! - the text is generated on the CPU, wherever losses are computed;
+//! - `steps.jsonl` grows without end, where the reference begins a new run every 100 steps.
 
 mod cleanup;
 pub mod examiner;

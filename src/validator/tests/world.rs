@@ -333,7 +333,10 @@ impl World {
 
     /// Starts the validator, at the time at which it saved its state, and lets it work.
     pub(super) fn start<R>(&self, disk: &Disk, work: impl FnOnce(&mut Validator<'_>) -> Result<R>) -> Result<R> {
+        let chain = CutOff { inner: self.ledger(), is_cut_off: &self.is_cut_off };
         let beginning = Beginning {
+            network: "a ledger and a hub",
+            block: chain.inner.block()?,
             version_key: self.rules.validator.weights_version_key,
             seed: Some(SEED),
             next_cleanup: beginning() + FIRST_CLEANUP_AFTER.as_millis() as u64,
@@ -342,7 +345,6 @@ impl World {
         if state.saved_at > 0 && self.rewinds {
             self.clock.0.store(state.saved_at, Ordering::SeqCst);
         }
-        let chain = CutOff { inner: self.ledger(), is_cut_off: &self.is_cut_off };
         let cache = Cache::on_disk(&Folder::models_dir(&self.dir()), disk.clone());
         let printer = Printer::with_streams(self.answers.clone(), self.told.clone(), false);
         let seams = Seams {

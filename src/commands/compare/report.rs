@@ -25,7 +25,9 @@ pub(super) struct Report<'a> {
     pub(super) entries: Vec<Entry>,
     pub(super) draw: Draw,
     pub(super) verdicts: Option<Verdicts>,
-    /// Rows that a validator's step has, by the pages that were drawn.
+    /// Pages that a validator's step has.
+    pub(super) pages_per_step: usize,
+    /// Rows that it has, by the pages that were drawn.
     pub(super) rows_per_step: f64,
     /// The chain's; `None` where folders only were compared.
     pub(super) block: Option<u64>,
@@ -182,7 +184,7 @@ impl Report<'_> {
             "{table}\nA repository may have {}. Validators give a model {seconds_allowed} s for a step of {} pages, about \
              {rows_per_step:.0} rows; the times are this machine's.",
             bytes(self.rules.criteria.max_repo_bytes),
-            self.rules.validator.pages_per_step
+            self.pages_per_step
         )
     }
 
@@ -289,6 +291,7 @@ mod tests {
             entries,
             draw,
             verdicts: None,
+            pages_per_step: 3,
             rows_per_step: 6.0,
             block: Some(77),
             rules,

@@ -119,11 +119,17 @@ impl Report<'_> {
             duration(self.took)
         )
         .expect("writing to a text does not fail");
-        let mut differences = figures.differences.iter().flatten();
+        // Of models that have seen different numbers of pages, some may have enough of them.
+        let is_by_batches =
+            figures.differences.iter().flatten().map(|difference| difference.unit == Unit::Batch).reduce(|a, b| a || b);
+        if is_by_batches.is_some() && figures.entries.iter().any(|entry| entry.losses.len() > rows) {
+            text += "\nThe losses are on these rows, which all models have seen; each difference is on all rows that the two have \
+                     seen.";
+        }
         let interval = "The difference to the leader has a 95 % confidence interval";
-        text += &match differences.next() {
-            Some(Difference { unit: Unit::Page, .. }) => format!("\n{interval} by pages."),
-            Some(Difference { unit: Unit::Batch, .. }) => format!(
+        text += &match is_by_batches {
+            Some(false) => format!("\n{interval} by pages."),
+            Some(true) => format!(
                 "\n{interval} by batches, as if those of a page were independent: it is too narrow. {MIN_PAGES} pages or more \
                  (--pages) give one by pages."
             ),
@@ -351,6 +357,10 @@ mod tests {
         // The difference rests on all that both have seen: -1, -1, 5, 5.
         assert_eq!(json["models"][1]["difference"]["mean"], 2.0);
         assert_eq!(json["models"][2]["difference"]["mean"], 1.0);
-        assert!(report.text(false).contains("2 rows of 1 fresh page "), "{}", report.text(false));
+        let text = report.text(false);
+        assert!(
+            text.contains("2 rows of 1 fresh page ") && text.contains("difference is on all rows that the two"),
+            "{text}"
+        );
     }
 }

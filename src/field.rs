@@ -14,7 +14,8 @@ use anyhow::{Result, bail};
 
 use crate::chain::Hotkey;
 use crate::error::{Failure, failure};
-use crate::hub::fetch::{Unreadable, fetch, publishable_paths};
+use crate::hub::Hub;
+use crate::hub::fetch::{Cache, Unreadable, fetch_of, publishable_paths};
 use crate::hub::file_hashes::Stamp;
 use crate::hub::model_id::ModelMetadata;
 use crate::memory;
@@ -45,10 +46,22 @@ impl Competitor {
     /// Downloads a committed model, unless it is here, and judges it by the rules at its block. An error only where the hub
     /// does not answer or our own disk fails.
     pub fn bring(network: &Network, rules: &Rules, uid: u16, hotkey: &str, metadata: &ModelMetadata) -> Result<Self> {
-        let criteria = rules.criteria_for(metadata.block.get());
-        let model = fetch(network.hub.as_ref(), &network.cache, metadata, &criteria)?;
+        let model = fetch_for(network.hub.as_ref(), &network.cache, rules, metadata, hotkey)?;
         Ok(Self { uid, hotkey: hotkey.to_owned(), metadata: metadata.clone(), model })
     }
+}
+
+/// Brings a hotkey's model here and judges it by the rules at its block; where they take it, its hash may be bound to the
+/// hotkey. The outer error is ours, the inner one the model's.
+pub fn fetch_for(
+    hub: &dyn Hub,
+    cache: &Cache,
+    rules: &Rules,
+    metadata: &ModelMetadata,
+    hotkey: &str,
+) -> Result<Result<PathBuf, Unreadable>> {
+    let criteria = rules.criteria_for(metadata.block.get());
+    fetch_of(hub, cache, metadata, &criteria, rules.validator.bound_hash.then_some(hotkey))
 }
 
 /// Whose model is to be brought.

@@ -71,7 +71,7 @@ impl Continuations {
             Err(error) => return Ok(unmade(error)),
         };
         let is_reasonable = rule.is_reasonable(&tokens[0], &tokens[1]);
-        let fault = (!is_reasonable).then(|| format!("are alike or repetitive ({tokens:?})"));
+        let fault = (!is_reasonable).then(|| "are alike or repetitive".to_owned());
         Ok(Self { tokens: tokens.into(), fault })
     }
 }

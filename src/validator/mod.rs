@@ -42,7 +42,7 @@ pub mod weights;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Result;
@@ -52,6 +52,7 @@ use crate::clock::Clock;
 use crate::data::pages::Draw;
 use crate::hub::Hub;
 use crate::hub::fetch::Cache;
+use crate::hub::model_id::ModelMetadata;
 use crate::metrics::printer::Printer;
 use crate::rules::Rules;
 pub use cleanup::FIRST_AFTER as FIRST_CLEANUP_AFTER;
@@ -75,7 +76,7 @@ pub struct Entry<'a> {
     /// His key.
     pub hotkey: &'a str,
     /// What he has committed.
-    pub metadata: &'a crate::hub::model_id::ModelMetadata,
+    pub metadata: &'a ModelMetadata,
     /// The model's folder.
     pub dir: &'a Path,
 }
@@ -165,6 +166,32 @@ pub enum Outcome {
 /// Told after each event.
 pub type Observer<'a> = &'a dyn Fn(&Event) -> Result<()>;
 
+/// Something that was told of a hotkey's model. The sentence is no part of it: it may hold figures that change.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Told {
+    hotkey: Hotkey,
+    model: String,
+    about: About,
+}
+
+impl Told {
+    fn new(hotkey: &str, metadata: &ModelMetadata, about: About) -> Self {
+        Self { hotkey: hotkey.to_owned(), model: format!("{} {}", metadata.block, metadata.id), about }
+    }
+}
+
+/// What a warning is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum About {
+    NotImplemented,
+    NotTaken,
+    NotFetched,
+    Gone,
+    NoLosses,
+    NotScored,
+    Late,
+}
+
 /// A validator at work.
 pub struct Validator<'a> {
     seams: Seams<'a>,
@@ -173,14 +200,24 @@ pub struct Validator<'a> {
     state: State,
     /// The subnet as it was last read.
     snapshot: Snapshot,
-    /// What was told of each hotkey's commitment, which is told once.
-    told: BTreeMap<Hotkey, String>,
+    /// What was told, which is told once.
+    told: BTreeSet<Told>,
+    /// What is not fetched ahead.
+    failed: warm::Failed,
 }
 
 impl<'a> Validator<'a> {
     /// One that goes on from a state.
     pub fn new(seams: Seams<'a>, options: Options, folder: Folder, state: State) -> Self {
-        Self { seams, options, folder, state, snapshot: Snapshot::default(), told: BTreeMap::new() }
+        Self {
+            seams,
+            options,
+            folder,
+            state,
+            snapshot: Snapshot::default(),
+            told: BTreeSet::new(),
+            failed: warm::Failed::default(),
+        }
     }
 
     /// What it remembers.

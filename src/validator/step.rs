@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::report::{Perf, Report, Row};
-use super::{Entry, Event, Observer, Validator, warm};
+use super::{About, Entry, Event, Observer, Told, Validator, warm};
 use crate::chain::Hotkey;
 use crate::error::{Failure, failure};
 use crate::hub::model_id::ModelMetadata;
@@ -58,8 +58,8 @@ impl Validator<'_> {
                 let order: Vec<u16> = this.state.iterator.iter().flat_map(|iterator| iterator.round()).collect();
                 let (seams, rules, tracker) = (&this.seams, &this.options.rules, &this.state.tracker);
                 let room = rules.validator.sample_max.saturating_sub(rules.validator.sample_min.min(uids.len()));
-                let stop = &stop;
-                scope.spawn(move || warm::warm(seams, rules, tracker, &order, room, stop));
+                let (failed, stop) = (&this.failed, &stop);
+                scope.spawn(move || warm::warm(seams, rules, tracker, failed, &order, room, stop));
             }
             let examined = std::iter::zip(&uids, &known).try_for_each(|(&uid, known)| {
                 let entrant = this.examine(uid, known.as_ref(), &draw.rows, seed, &mut perf, &mut reasons)?;
@@ -70,8 +70,8 @@ impl Validator<'_> {
             examined
         });
         examined?;
-        for (hotkey, reason) in reasons {
-            self.tell_once(&hotkey, &reason);
+        for (told, reason) in reasons {
+            self.tell_once(told, &reason);
         }
         // In the reference a uid beyond the subnet that it first saw makes every step fail.
         let most = uids.iter().map(|&uid| usize::from(uid) + 1).max().unwrap_or(0);
@@ -126,19 +126,20 @@ impl Validator<'_> {
         rows: &[Vec<u32>],
         seed: u64,
         perf: &mut Perf,
-        reasons: &mut Vec<(Hotkey, String)>,
+        reasons: &mut Vec<(Told, String)>,
     ) -> Result<Entrant> {
         let none = vec![f64::INFINITY; rows.len()];
         let Some(Known { hotkey, metadata, dir }) = known else {
             return Ok(Entrant { uid, block: None, losses: none });
         };
+        let told = |about| Told::new(hotkey, metadata, about);
         let block = Some(metadata.block.get());
         let started = Instant::now();
         let dir = dir.as_ref().filter(|dir| dir.is_dir());
         perf.find.push(started.elapsed());
         let Some(dir) = dir else {
             reasons.push((
-                hotkey.clone(),
+                told(About::Gone),
                 format!("uid {uid}: the model {} is not here any more.", metadata.id.repo_id()),
             ));
             return Ok(Entrant { uid, block, losses: none });
@@ -146,14 +147,16 @@ impl Validator<'_> {
         let (started, began) = (Instant::now(), self.now());
         let entry = Entry { uid, hotkey, metadata, dir };
         let losses = match self.seams.examiner.losses(&entry, rows, random::derive(seed, u64::from(uid))) {
-            Ok(Some(losses)) => losses,
+            Ok(Some(losses)) => losses.map_err(|reason| (About::NoLosses, reason)),
             Ok(None) => {
                 let sentence = "Interrupted in a step, which is done anew next time.".to_owned();
                 return Err(Failure::Interrupted(sentence).into());
             }
             // Ours: memory that is short here, files that somebody changed. As in the reference it is the model that loses
             // the step; else one model would make every step fail.
-            Err(error) if !matches!(failure(&error), Some(Failure::Interrupted(_))) => Err(format!("{error:#}")),
+            Err(error) if !matches!(failure(&error), Some(Failure::Interrupted(_))) => {
+                Err((About::NotScored, format!("{error:#}")))
+            }
             Err(error) => return Err(error),
         };
         perf.compute.push(started.elapsed());
@@ -163,11 +166,11 @@ impl Validator<'_> {
             (Ok(losses), None) => losses,
             (Ok(_), Some(seconds)) => {
                 let repo_id = metadata.id.repo_id();
-                reasons.push((hotkey.clone(), format!("uid {uid}: {repo_id} took more than {seconds} s.")));
+                reasons.push((told(About::Late), format!("uid {uid}: {repo_id} took more than {seconds} s.")));
                 none
             }
-            (Err(reason), _) => {
-                reasons.push((hotkey.clone(), format!("uid {uid}: all its losses are infinite. {reason}")));
+            (Err((about, reason)), _) => {
+                reasons.push((told(about), format!("uid {uid}: all its losses are infinite. {reason}")));
                 none
             }
         };

@@ -333,10 +333,9 @@ impl World {
 
     /// Starts the validator, at the time at which it saved its state, and lets it work.
     pub(super) fn start<R>(&self, disk: &Disk, work: impl FnOnce(&mut Validator<'_>) -> Result<R>) -> Result<R> {
-        let chain = CutOff { inner: self.ledger(), is_cut_off: &self.is_cut_off };
         let beginning = Beginning {
             network: "a ledger and a hub",
-            block: chain.inner.block()?,
+            block: self.ledger().block()?,
             version_key: self.rules.validator.weights_version_key,
             seed: Some(SEED),
             next_cleanup: beginning() + FIRST_CLEANUP_AFTER.as_millis() as u64,
@@ -345,6 +344,7 @@ impl World {
         if state.saved_at > 0 && self.rewinds {
             self.clock.0.store(state.saved_at, Ordering::SeqCst);
         }
+        let chain = CutOff { inner: self.ledger(), is_cut_off: &self.is_cut_off };
         let cache = Cache::on_disk(&Folder::models_dir(&self.dir()), disk.clone());
         let printer = Printer::with_streams(self.answers.clone(), self.told.clone(), false);
         let seams = Seams {
@@ -381,13 +381,20 @@ impl World {
 
     /// Lets the validator do some steps, undisturbed, and returns what it did.
     pub(super) fn steps(&self, num_steps: u64) -> Vec<Event> {
+        let (events, outcome) = self.try_steps(num_steps);
+        outcome.unwrap();
+        events
+    }
+
+    /// As [`steps`](Self::steps), with what came of it.
+    pub(super) fn try_steps(&self, num_steps: u64) -> (Vec<Event>, Result<()>) {
         let events = RefCell::new(Vec::new());
         let observe: Observer<'_> = &|event| {
             events.borrow_mut().push(event.clone());
             Ok(())
         };
-        self.start(&Disk::default(), |validator| validator.run(Some(num_steps), observe)).unwrap();
-        events.into_inner()
+        let outcome = self.start(&Disk::default(), |validator| validator.run(Some(num_steps), observe));
+        (events.into_inner(), outcome)
     }
 }
 

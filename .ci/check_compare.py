@@ -10,7 +10,8 @@ transformers and PyTorch from the models' folders and the tokens that were score
 
 Whoever wins a batch must win it here too wherever the two losses that meet, the earlier model's lowered by epsilon, differ by
 more than 2e-6 of themselves. The others are listed, and may be 1 in 10,000. Besides, the wins that assay counts must be
-those of its own losses, without exception, and a second comparison must find the same without computing anything.
+those of its own losses, without exception, and a second comparison must find the same without computing anything, in less
+than 2 s. The first may take 1.15 times the processor time of scoring the same rows by `assay score`.
 """
 
 import argparse
@@ -39,6 +40,8 @@ SECONDS_PER_BLOCK = 12
 CLOSE = 2e-6
 MOST_CLOSE = 1e-4
 LOSS_TOLERANCE = 5e-6
+MOST_SECONDS_AGAIN = 2.0
+MOST_OVERHEAD = 1.15
 VOCAB, WIDTH, LAYERS, HEADS, CONTEXT = 50257, 256, 4, 4, 1024
 
 
@@ -164,8 +167,15 @@ def main():
         pages = max(3, -(-args.batches // 30))
         tokens = temporary / "tokens.json"
         options = ["--uids", ",".join(map(str, uids)), "--pages", pages, "--write-tokens", tokens]
+        spent_before = processor_seconds()
         answer = json.loads(compare(assay, network, options, args.batches, args.seed))
+        spent_first = processor_seconds() - spent_before
         again = json.loads(compare(assay, network, options, args.batches, args.seed))
+        # The rows alone, scored without network, cache or statistics: what a comparison cannot do without.
+        spent_before = processor_seconds()
+        for folder in folders.values():
+            assay("score", folder, "--tokens", tokens)
+        spent_bare = processor_seconds() - spent_before
 
         batches = json.loads(tokens.read_text())
         models = {model["uid"]: model for model in answer["models"]}
@@ -223,9 +233,21 @@ def main():
         print(f"  {line}")
     for uid in uids:
         print(f"  {names[uid]}: block {blocks[uid]}, mean {sum(theirs[uid]) / len(batches):.4f}, {wins[uid]} wins")
+    check(again["seconds"] < MOST_SECONDS_AGAIN, f"the second comparison took {again['seconds']:.2f} s")
+    check(
+        spent_first <= MOST_OVERHEAD * spent_bare,
+        f"the first comparison took {spent_first:.1f} s of processor time, bare scoring {spent_bare:.1f} s",
+    )
+    print(f"processor time: first comparison {spent_first:.1f} s, bare scoring {spent_bare:.1f} s, {spent_first / spent_bare:.3f} times")
     print(f"first comparison {answer['seconds']:.1f} s, second {again['seconds']:.2f} s")
     if failures:
         sys.exit("\n".join(failures))
+
+
+def processor_seconds():
+    """Of all children that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def compare(assay, network, options, batches, seed):

@@ -271,7 +271,8 @@ pub struct ValidateArgs {
     #[arg(long, value_name = "DIR", default_value = "checkpoints/validator")]
     pub dir: PathBuf,
     /// The version of the validator's program, by the day it appeared: 2024-02-21, 2024-03-21, 2024-03-27 or 2024-06-25;
-    /// default the recipe's, or 2024-02-21.
+    /// default the recipe's, or 2024-02-21. The last two do not start on a chain from block 2,786,061 on, whose models need
+    /// GPT-4's tokenizer.
     #[arg(long, value_name = "DATE")]
     pub rules: Option<String>,
     /// The hotkey that sets weights; default the recipe's only one.
@@ -290,7 +291,7 @@ pub struct ValidateArgs {
     #[arg(long)]
     pub seed: Option<u64>,
     /// Count every loss of a model as infinite that takes longer than so many seconds for a step; default no limit, for
-    /// validators' 60 or 360 seconds are those of their cards.
+    /// validators' 60 or 360 seconds are those of their cards. With a limit every loss is computed, even if it is known.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub time_limit: Option<u64>,
     /// Which implementation computes the losses.

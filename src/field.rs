@@ -14,9 +14,11 @@ use anyhow::{Result, bail};
 
 use crate::chain::Hotkey;
 use crate::error::{Failure, failure};
-use crate::hub::fetch::{Unreadable, fetch, publishable_paths};
+use crate::hub::Hub;
+use crate::hub::fetch::{Cache, Unreadable, fetch_of, publishable_paths};
 use crate::hub::file_hashes::Stamp;
 use crate::hub::model_id::ModelMetadata;
+use crate::memory;
 use crate::model::arch::{Arch, Position, Reference, RopeMemory, RopeScaling};
 use crate::model::config::ModelConfig;
 use crate::model::scorer::Scoring;
@@ -44,10 +46,22 @@ impl Competitor {
     /// Downloads a committed model, unless it is here, and judges it by the rules at its block. An error only where the hub
     /// does not answer or our own disk fails.
     pub fn bring(network: &Network, rules: &Rules, uid: u16, hotkey: &str, metadata: &ModelMetadata) -> Result<Self> {
-        let criteria = rules.criteria_for(metadata.block.get());
-        let model = fetch(network.hub.as_ref(), &network.cache, metadata, &criteria)?;
+        let model = fetch_for(network.hub.as_ref(), &network.cache, rules, metadata, hotkey)?;
         Ok(Self { uid, hotkey: hotkey.to_owned(), metadata: metadata.clone(), model })
     }
+}
+
+/// Brings a hotkey's model here and judges it by the rules at its block; where they take it, its hash may be bound to the
+/// hotkey. The outer error is ours, the inner one the model's.
+pub fn fetch_for(
+    hub: &dyn Hub,
+    cache: &Cache,
+    rules: &Rules,
+    metadata: &ModelMetadata,
+    hotkey: &str,
+) -> Result<Result<PathBuf, Unreadable>> {
+    let criteria = rules.criteria_for(metadata.block.get());
+    fetch_of(hub, cache, metadata, &criteria, rules.validator.bound_hash.then_some(hotkey))
 }
 
 /// Whose model is to be brought.
@@ -167,6 +181,7 @@ pub fn score_folder(
     let missing: Vec<usize> = (0..rows.len()).filter(|&row| losses[row].is_none()).collect();
     let mut scored = Scored { num_computed: missing.len(), ..Scored::default() };
     if !missing.is_empty() {
+        check_memory(&arch, scoring, rows)?;
         let loaded = weights::load(dir)?;
         // Should the files have changed since they were hashed, their losses are not those of the hash.
         let places = places.filter(|_| identity.is_some_and(|identity| identity.is_unchanged()));
@@ -194,6 +209,16 @@ pub fn score_folder(
     }
     scored.losses = losses.into_iter().flatten().map(f64::from).collect();
     Ok(Some(scored))
+}
+
+/// Whether there is memory to score a model on each of the rows that it can read.
+///
+/// # Errors
+/// As [`memory::check_scoring`].
+pub fn check_memory(arch: &Arch, scoring: &Scoring, rows: &[Vec<u32>]) -> Result<()> {
+    let readable = rows.iter().filter(|row| loss::unreadable(arch, row).is_none());
+    let Some(longest) = readable.map(Vec::len).max() else { return Ok(()) };
+    memory::check_scoring(arch, longest, scoring.is_on_gpu(arch))
 }
 
 /// Whether a model's loss on one of these rows depends on the rows before: some families remember, beyond their context, how

@@ -23,6 +23,7 @@ pub mod interrupt;
 pub mod local;
 mod lock;
 mod memo;
+pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod network;

@@ -93,7 +93,7 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
 /// Bytes that the shape takes where it is computed, and those that are free there, if that is known.
 fn memory_needed_and_free(args: &BenchArgs, arch: &Arch, placement: &Placement) -> Result<(u128, Option<u128>)> {
     Ok(match placement {
-        Placement::Cpu => (memory_needed(args, arch), super::machine::free_memory()),
+        Placement::Cpu => (memory_needed(args, arch), crate::memory::free()),
         Placement::Gpu(card) => {
             let memory = gpu::memory_estimate(arch, args.batch, args.seq, Recompute::None);
             let needed = match args.what {

@@ -73,6 +73,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     };
     let pages = Pages::read(&text, page_documents, sequence_length)?;
     let seed = args.seed.unwrap_or_else(fresh_seed);
+    let pages_per_step = place.pages_per_step(&rules);
     let alone = LossCache::beside(&place.hub.cache);
     let cache = network.as_ref().map_or(&alone, |network| &network.losses);
     let mut comparison = Comparison {
@@ -89,7 +90,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     let rows_per_page = |draw: &Draw| draw.rows.len() as f64 / draw.offsets.len().max(1) as f64;
     let (verdicts, rows_per_page) = match args.until_certain {
         None => {
-            let num_pages = args.pages.unwrap_or(rules.validator.pages_per_step);
+            let num_pages = args.pages.unwrap_or(pages_per_step);
             let mut draw = pages.draw(num_pages, seed);
             let rows_per_page = rows_per_page(&draw);
             draw.rows.truncate(args.batches.unwrap_or(usize::MAX));
@@ -112,7 +113,8 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
         entries,
         draw,
         verdicts,
-        rows_per_step: rows_per_page * rules.validator.pages_per_step as f64,
+        pages_per_step,
+        rows_per_step: rows_per_page * pages_per_step as f64,
         block: snapshot.as_ref().map(|snapshot| snapshot.block),
         rules: &rules,
         seed,

@@ -1,11 +1,11 @@
 //! What this machine has, and what it lacks for a run.
 
-use std::fs;
 use std::path::Path;
 
 use crate::checkpoint;
 use crate::figures::bytes;
 use crate::gpu::cuda;
+use crate::memory;
 use crate::model::gpu::{self, GpuMemory};
 use crate::placement::may_be_gpu;
 use crate::recipe::{Bf16Rounding, DeviceChoice, Estimate, Memory, Resolved};
@@ -46,15 +46,15 @@ pub(super) fn shortages(resolved: &Resolved) -> Vec<String> {
         notes.push("train.bf16_rounding has no effect on this machine, where the CPU computes, in f32".to_owned());
     }
     // The host keeps a copy of what a checkpoint holds.
-    let memory = match on_gpu {
+    let needed = match on_gpu {
         Some(_) => {
             let Memory { weights, moments, scoring, .. } = estimate.memory;
             weights.saturating_add(moments).saturating_add(scoring)
         }
         None => estimate.memory.total(),
     };
-    if let Some(free) = free_memory().filter(|free| memory > *free) {
-        notes.push(format!("the run needs {} of memory; this machine has {} free", bytes(memory), bytes(free)));
+    if let Some(free) = memory::free().filter(|free| needed > *free) {
+        notes.push(format!("the run needs {} of memory; this machine has {} free", bytes(needed), bytes(free)));
     }
     if let Some(memory) = on_gpu
         && let peak = gpu_peak(resolved, &memory)
@@ -68,14 +68,6 @@ pub(super) fn shortages(resolved: &Resolved) -> Vec<String> {
         notes.push(format!("the run needs {} of disk space; {dir} has {} free", bytes(disk), bytes(free)));
     }
     notes
-}
-
-/// Memory that programs may still take, if the system says.
-pub(super) fn free_memory() -> Option<u128> {
-    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u128 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
 }
 
 /// A card's name and its free memory, if it tells.

@@ -20,6 +20,7 @@ use anyhow::{Context, Result};
 use crate::cli::{BackendChoice, NetworkArgs};
 use crate::network;
 use crate::recipe::{self, Backend, Resolved};
+use crate::rules::Rules;
 
 /// Fixes the number of threads of this process: part of what determines a run's bits.
 pub(crate) fn set_threads(threads: Option<usize>) -> Result<()> {
@@ -56,6 +57,15 @@ impl Place {
         let (hub, chain) = (resolved.recipe.hub.clone(), resolved.recipe.chain.clone());
         Ok(Self { resolved: Some(resolved), hub, chain })
     }
+
+    /// Pages of a validator's step: the recipe's `score.pages`, where it asks for others than its own version of the
+    /// validator draws (which are filled in where it says nothing); else what the version of `rules` draws.
+    pub(crate) fn pages_per_step(&self, rules: &Rules) -> usize {
+        let own = self.resolved.as_ref().and_then(|resolved| {
+            resolved.recipe.score.pages.filter(|&pages| pages != resolved.rules.validator.pages_per_step)
+        });
+        own.unwrap_or(rules.validator.pages_per_step)
+    }
 }
 
 impl From<BackendChoice> for Backend {
@@ -64,5 +74,29 @@ impl From<BackendChoice> for Backend {
             BackendChoice::Native => Self::Native,
             BackendChoice::Candle => Self::Candle,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_steps_pages_are_the_versions_unless_the_recipe_asks_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/gpt2-186m.yaml")).to_owned();
+        let place = |set: &[&str]| {
+            let set = set.iter().map(|&text| text.to_owned()).collect();
+            Place::of(&NetworkArgs { recipe: Some(path.clone()), set, local: dir.path().to_owned() }).unwrap()
+        };
+        let of_march = Rules::default();
+        let of_june = Rules { validator: Rules::version("2024-06-25").unwrap().clone(), ..Rules::default() };
+        assert_eq!([&of_march, &of_june].map(|rules| place(&[]).pages_per_step(rules)), [3, 18]);
+        let own = place(&["score.pages=5"]);
+        assert_eq!([&of_march, &of_june].map(|rules| own.pages_per_step(rules)), [5, 5]);
+        let none = Place { resolved: None, hub: recipe::Hub::default(), chain: recipe::Chain::default() };
+        assert_eq!(none.pages_per_step(&of_june), 18);
     }
 }

@@ -9,6 +9,7 @@ use crate::data::held_out::HeldOut;
 use crate::data::token_lists::read_token_lists;
 use crate::data::{self};
 use crate::error::{Failure, input};
+use crate::field;
 use crate::metrics::jsonl;
 use crate::metrics::printer::Printer;
 use crate::model::arch::Reference;
@@ -66,6 +67,7 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
         whole_file::write(path, &serde_json::to_vec(&rows)?)?;
     }
     let scoring = Scoring { placement, backend, dtype: rules.criteria.dtype };
+    field::check_memory(arch, &scoring, &rows)?;
     let mut losses = loss::losses(scoring.scorer(arch, &loaded.params)?.as_mut(), arch, &rows)?
         .ok_or_else(|| Failure::Interrupted("interrupted while scoring: nothing was written".to_owned()))?;
     let outputs = args.outputs.then(|| continuations(args, &loaded, &rows)).transpose()?;
@@ -101,7 +103,7 @@ pub fn run(args: &ScoreArgs, printer: &Printer) -> Result<()> {
 /// The model's continuations of the first two rows. An error where it cannot be told what validators would find.
 fn continuations(args: &ScoreArgs, loaded: &LoadedModel, rows: &[Vec<u32>]) -> Result<Continuations> {
     Continuations::of(&args.model, loaded, rows, output::MARCH_2024, [1, 2]).map_err(|untellable| match untellable {
-        Untellable::Settings(error) => error,
+        Untellable::Settings(error) | Untellable::Memory(error) => error,
         _ => input(format!("--outputs: {untellable}")),
     })
 }

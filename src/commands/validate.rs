@@ -18,6 +18,7 @@ use crate::model::scorer::Scoring;
 use crate::network::Network;
 use crate::placement::Placement;
 use crate::rules::{DEFAULT_BLOCK, Rules};
+use crate::score::cache::LossCache;
 use crate::validator::examiner::ByModel;
 use crate::validator::state::{Beginning, Folder};
 use crate::validator::{FIRST_CLEANUP_AFTER, Options, Seams, Validator};
@@ -39,13 +40,14 @@ pub fn run(args: &ValidateArgs, printer: &Printer) -> Result<()> {
         None => (data::open_sample(row_len)?, PAGE_DOCUMENTS),
     };
     let pages = Pages::read(&text, page_documents, row_len)?;
-    let pages_of_recipe = place.resolved.as_ref().and_then(|resolved| resolved.recipe.score.pages);
-    let num_pages = args.pages.or(pages_of_recipe).unwrap_or(rules.validator.pages_per_step);
+    let num_pages = args.pages.unwrap_or_else(|| place.pages_per_step(&rules));
 
     let clock = Arc::new(SystemClock);
     let beginning = Beginning {
         version_key: rules.validator.weights_version_key,
         seed: args.seed,
+        network: &format!("{} and {}", network.chain.describe(), network.hub.describe()),
+        block: network.chain.block()?,
         next_cleanup: clock.unix_ms().saturating_add(FIRST_CLEANUP_AFTER.as_millis() as u64),
     };
     let (folder, state, note) = Folder::open(&args.dir, beginning)?;
@@ -55,7 +57,10 @@ pub fn run(args: &ValidateArgs, printer: &Printer) -> Result<()> {
     // From here on Ctrl-C is an orderly end.
     interrupt::install()?;
     let cache = Cache::new(&Folder::models_dir(&args.dir));
-    let examiner = ByModel::new(&pages, &scoring, &network.losses, rules.validator.output, printer);
+    // A loss that is known from before takes no time, and would let a model pass that is too slow.
+    let nothing_known = LossCache::none();
+    let losses = if args.time_limit.is_some() { &nothing_known } else { &network.losses };
+    let examiner = ByModel::new(&pages, &scoring, losses, rules.validator.output, printer);
     let (version, criteria) = (rules.validator.since, &rules.criteria);
     printer.note(&format!(
         "A validator of {version} on {} and {}, with rows of {} tokens, {num_pages} pages a step; its state is in {}{}.",

@@ -2,8 +2,10 @@
 //!
 //! The answer of a command goes to stdout ([`Printer::result`]: the JSON object, or the text that was asked for), all
 //! else to stderr, above the progress bar if there is one. With `--quiet` only answers, warnings and errors remain.
+//! Names and reasons come from strangers: what would steer the terminal is replaced.
 //! A reader that goes away (`assay inspect … | head -0`) is no error, and nobody is told twice.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -50,7 +52,7 @@ impl Printer {
 
     /// The command's answer, to stdout. That the reader has gone is no error; that stdout cannot be written is one.
     pub fn result(&self, text: &str) -> anyhow::Result<()> {
-        match self.write(&self.out, text) {
+        match self.write(&self.out, &harmless(text)) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             outcome => outcome.context("standard output could not be written"),
         }
@@ -59,19 +61,19 @@ impl Printer {
     /// Something worth knowing, to stderr.
     pub fn note(&self, text: &str) {
         if !self.quiet {
-            self.tell(text);
+            self.tell(&harmless(text));
         }
     }
 
     /// Something to act upon although the work goes on, to stderr.
     pub fn warn(&self, text: &str) {
-        self.tell(&format!("{} {text}", self.painted("warning:", "\x1b[1;33m")));
+        self.tell(&format!("{} {}", self.painted("warning:", "\x1b[1;33m"), harmless(text)));
     }
 
     /// Why the command failed, to stderr: what went wrong, and below it each cause.
     pub fn error(&self, error: &anyhow::Error) {
-        let mut text = format!("{} {error}", self.painted("error:", "\x1b[1;31m"));
         let mut told = error.to_string();
+        let mut text = told.clone();
         for cause in error.chain().skip(1).map(ToString::to_string) {
             if cause != told {
                 text.push_str("\n  caused by: ");
@@ -79,7 +81,7 @@ impl Printer {
             }
             told = cause;
         }
-        self.tell(&text);
+        self.tell(&format!("{} {}", self.painted("error:", "\x1b[1;31m"), harmless(&text)));
     }
 
     /// Asks a question that yes or no answers. Where nobody can answer, because stdin or stderr is no terminal, the answer
@@ -120,6 +122,12 @@ impl Printer {
     fn painted(&self, word: &str, color: &str) -> String {
         if self.color { format!("{color}{word}\x1b[0m") } else { word.to_owned() }
     }
+}
+
+/// A text without control characters, but for the ends of lines and tabulators.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if text.contains(steers) { text.replace(steers, "\u{fffd}").into() } else { text.into() }
 }
 
 #[cfg(test)]
@@ -175,6 +183,22 @@ pub(super) mod tests {
         printer.result("{\"ok\":true}").unwrap();
         assert_eq!(out.text(), "{\"ok\":true}\n");
         assert_eq!(err.text(), "a note\nwarning: a warning\n");
+    }
+
+    #[test]
+    fn strangers_do_not_steer_the_terminal() {
+        let (printer, out, err) = captured(false);
+        let text = "a\tb\n\x1b]0;x\x07\u{9b}2J";
+        printer.note(text);
+        printer.warn(text);
+        printer.error(&input(text).context("in \x1b[2J"));
+        printer.result(text).unwrap();
+        let shown = "a\tb\n\u{fffd}]0;x\u{fffd}\u{fffd}2J\n";
+        assert_eq!(out.text(), shown);
+        assert_eq!(err.text(), format!("{shown}warning: {shown}error: in \u{fffd}[2J\n  caused by: {shown}"));
+        // Its own colors stay.
+        let colored = Printer { color: true, ..printer };
+        assert!(colored.painted("warning:", "\x1b[1;33m").starts_with('\x1b'));
     }
 
     #[test]

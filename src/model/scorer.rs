@@ -35,6 +35,11 @@ impl Scoring {
         }
     }
 
+    /// Whether a model is scored on a GPU.
+    pub fn is_on_gpu(&self, arch: &Arch) -> bool {
+        matches!(self.placement, Placement::Gpu(_)) && gpu::can_score(arch, self.dtype)
+    }
+
     /// What determines the bits of a model's losses besides the model: implementation, number format and device.
     pub fn computation(&self, arch: &Arch) -> String {
         let backend = match self.backend {

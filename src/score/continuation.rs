@@ -6,6 +6,8 @@ use thiserror::Error;
 
 use super::output::{OutputRule, PROMPT_TOKENS};
 use crate::data::tokenizer::END_OF_TEXT;
+use crate::error::{Failure, failure};
+use crate::memory;
 use crate::model::generate::{self, Settings};
 use crate::model::weights::LoadedModel;
 
@@ -27,6 +29,9 @@ pub enum Untellable {
     /// How the model writes cannot be read, or is not implemented.
     #[error("{0:#}")]
     Settings(anyhow::Error),
+    /// It takes more memory than this machine has.
+    #[error("{0:#}")]
+    Memory(anyhow::Error),
     /// Validators name GPT-2's end of text as padding, and their library hides padding that does not end a text.
     #[error(
         "a prompt holds the token {END_OF_TEXT}, which validators' library takes for padding with this model; give rows \
@@ -50,16 +55,23 @@ impl Continuations {
         if prompts.iter().any(|prompt| prompt.contains(&END_OF_TEXT)) && !settings.end_ids.contains(&END_OF_TEXT) {
             return Err(Untellable::HiddenPadding);
         }
+        let (arch, params) = (&loaded.config.arch, &loaded.params);
+        let unmade = |error| Self { tokens: Vec::new(), fault: Some(format!("cannot be made ({error:#})")) };
+        let longest = PROMPT_TOKENS + rule.num_tokens;
+        match memory::check_scoring(arch, arch.max_row_len().map_or(longest, |most| longest.min(most)), false) {
+            Ok(()) => {}
+            Err(error) if matches!(failure(&error), Some(Failure::Input(_))) => return Ok(unmade(error)),
+            Err(error) => return Err(Untellable::Memory(error)),
+        }
         let go = |index: usize| {
-            let (arch, params) = (&loaded.config.arch, &loaded.params);
             generate::continuation(arch, params, &settings, prompts[index], rule.num_tokens, seeds[index])
         };
         let tokens = match go(0).and_then(|first| Ok([first, go(1)?])) {
             Ok(tokens) => tokens,
-            Err(error) => return Ok(Self { tokens: Vec::new(), fault: Some(format!("cannot be made ({error:#})")) }),
+            Err(error) => return Ok(unmade(error)),
         };
         let is_reasonable = rule.is_reasonable(&tokens[0], &tokens[1]);
-        let fault = (!is_reasonable).then(|| format!("are alike or repetitive ({tokens:?})"));
+        let fault = (!is_reasonable).then(|| "are alike or repetitive".to_owned());
         Ok(Self { tokens: tokens.into(), fault })
     }
 }

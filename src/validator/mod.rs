@@ -22,7 +22,11 @@
 //! - pages are drawn from the text of the recipe, not from the dataset's service;
 //! - a model may take as long as it takes, unless a limit is asked for: a CPU is no validator's card;
 //! - the versions from 27 March 2024 on count only as many batches as the pages have with GPT-4's tokenizer, which is not
-//!   implemented here: all batches count. Where a model needs that tokenizer, the validator does not start.
+//!   implemented here: all batches count. Where a model needs that tokenizer, the validator does not start;
+//! - a model that lacks a tensor is refused, where transformers fills it at random;
+//! - a model of which it cannot be told here whether its text would pass is taken to pass;
+//! - the text is generated on the CPU, wherever losses are computed;
+//! - `steps.jsonl` grows without end, where the reference begins a new run every 100 steps.
 
 mod cleanup;
 pub mod examiner;
@@ -38,7 +42,7 @@ pub mod weights;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Result;
@@ -48,6 +52,7 @@ use crate::clock::Clock;
 use crate::data::pages::Draw;
 use crate::hub::Hub;
 use crate::hub::fetch::Cache;
+use crate::hub::model_id::ModelMetadata;
 use crate::metrics::printer::Printer;
 use crate::rules::Rules;
 pub use cleanup::FIRST_AFTER as FIRST_CLEANUP_AFTER;
@@ -59,7 +64,7 @@ pub trait Examiner: Sync {
     fn draw(&self, num_pages: usize, seed: u64) -> Result<Draw>;
 
     /// The loss of the model in a folder on each row, or why it has none; `None` if an orderly end was asked for. An error
-    /// only where the fault is not the model's. `seed` is for the text it writes, where that is looked at.
+    /// only where the fault is not the model's, which loses the step nevertheless. `seed` is for the text it writes, where that is looked at.
     fn losses(&self, entry: &Entry<'_>, rows: &[Vec<u32>], seed: u64) -> Result<Option<Result<Vec<f64>, String>>>;
 }
 
@@ -71,7 +76,7 @@ pub struct Entry<'a> {
     /// His key.
     pub hotkey: &'a str,
     /// What he has committed.
-    pub metadata: &'a crate::hub::model_id::ModelMetadata,
+    pub metadata: &'a ModelMetadata,
     /// The model's folder.
     pub dir: &'a Path,
 }
@@ -161,6 +166,32 @@ pub enum Outcome {
 /// Told after each event.
 pub type Observer<'a> = &'a dyn Fn(&Event) -> Result<()>;
 
+/// Something that was told of a hotkey's model. The sentence is no part of it: it may hold figures that change.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Told {
+    hotkey: Hotkey,
+    model: String,
+    about: About,
+}
+
+impl Told {
+    fn new(hotkey: &str, metadata: &ModelMetadata, about: About) -> Self {
+        Self { hotkey: hotkey.to_owned(), model: format!("{} {}", metadata.block, metadata.id), about }
+    }
+}
+
+/// What a warning is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum About {
+    NotImplemented,
+    NotTaken,
+    NotFetched,
+    Gone,
+    NoLosses,
+    NotScored,
+    Late,
+}
+
 /// A validator at work.
 pub struct Validator<'a> {
     seams: Seams<'a>,
@@ -169,14 +200,24 @@ pub struct Validator<'a> {
     state: State,
     /// The subnet as it was last read.
     snapshot: Snapshot,
-    /// What was told of each hotkey's commitment, which is told once.
-    told: BTreeMap<Hotkey, String>,
+    /// What was told, which is told once.
+    told: BTreeSet<Told>,
+    /// What is not fetched ahead.
+    failed: warm::Failed,
 }
 
 impl<'a> Validator<'a> {
     /// One that goes on from a state.
     pub fn new(seams: Seams<'a>, options: Options, folder: Folder, state: State) -> Self {
-        Self { seams, options, folder, state, snapshot: Snapshot::default(), told: BTreeMap::new() }
+        Self {
+            seams,
+            options,
+            folder,
+            state,
+            snapshot: Snapshot::default(),
+            told: BTreeSet::new(),
+            failed: warm::Failed::default(),
+        }
     }
 
     /// What it remembers.

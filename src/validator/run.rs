@@ -18,37 +18,55 @@ const NOBODY: Duration = Duration::from_secs(300);
 /// How long to wait after a step that failed, lest a fault that stays be repeated as fast as can be.
 const AFTER_FAILURE: Duration = Duration::from_secs(60);
 
+/// What came of a turn.
+enum Turn {
+    Weighed,
+    Nobody,
+    Failed(anyhow::Error),
+}
+
 impl Validator<'_> {
     /// Works until so many steps are done, or for ever; a turn with nothing to evaluate, or in which the step fails, is one
     /// of them.
     ///
     /// # Errors
     /// An orderly end was asked for: its state is on disk. Or its state cannot be put there: what it would not remember it
-    /// does not do. What goes wrong in a step is told, and the next one begins.
+    /// does not do. What goes wrong in a step is told, and the next one begins. Or none of so many steps was weighed: the error
+    /// is that of the last that failed, or of kind [`Failure::No`] where there was never a model.
     pub fn run(&mut self, num_steps: Option<u64>, observe: Observer<'_>) -> Result<()> {
-        let mut num_done = 0;
+        let (mut num_done, mut num_weighed, mut last_error) = (0, 0, None);
         loop {
             // Here and not at the end of a turn, so that one that was killed before it ends the epoch first as well.
             self.end_epoch(observe)?;
             if num_steps == Some(num_done) {
-                return Ok(());
+                return match last_error {
+                    _ if num_done == 0 || num_weighed > 0 => Ok(()),
+                    Some(error) => Err(error),
+                    None => Err(Failure::No("there was no model to evaluate in any step".to_owned()).into()),
+                };
             }
             if interrupt::requested() {
                 let sentence = format!("Interrupted after step {}; its state is saved.", self.state.step);
                 return Err(Failure::Interrupted(sentence).into());
             }
-            self.turn(observe)?;
             num_done += 1;
+            match self.turn(num_steps == Some(num_done), observe)? {
+                Turn::Weighed => num_weighed += 1,
+                Turn::Nobody => {}
+                Turn::Failed(error) => last_error = Some(error),
+            }
         }
     }
 
-    fn turn(&mut self, observe: Observer<'_>) -> Result<()> {
+    /// One turn; nobody waits after the last one.
+    fn turn(&mut self, is_last: bool, observe: Observer<'_>) -> Result<Turn> {
         self.sync_subnet()?;
         observe(&Event::Synced { block: self.snapshot.block })?;
         self.update(observe)?;
         self.clean(observe)?;
         self.save(observe)?;
-        match self.step(observe)? {
+        let patience = |wanted| if is_last { Duration::ZERO } else { wanted };
+        Ok(match self.step(observe)? {
             Stepped::Weighed(report) => {
                 let row = report.json();
                 self.folder.record(&row)?;
@@ -56,22 +74,25 @@ impl Validator<'_> {
                 self.save(observe)?;
                 let tables = || report.tables(&self.state.judge.weights);
                 self.seams.printer.result(&if self.options.json { row } else { tables() })?;
+                Turn::Weighed
             }
             Stepped::Nobody => {
-                self.seams.printer.note("There is no model to evaluate; looking again in 5 minutes.");
-                self.seams.clock.sleep(NOBODY);
+                let then = if is_last { "." } else { "; looking again in 5 minutes." };
+                self.seams.printer.note(&format!("There is no model to evaluate{then}"));
+                self.seams.clock.sleep(patience(NOBODY));
                 self.state.step += 1;
                 self.save(observe)?;
+                Turn::Nobody
             }
             Stepped::Failed(error) => {
                 self.seams.printer.warn(&format!("step {} failed and decides nothing: {error:#}", self.state.step + 1));
-                self.seams.clock.sleep(AFTER_FAILURE);
+                self.seams.clock.sleep(patience(AFTER_FAILURE));
                 // The next one draws other pages.
                 self.state.step += 1;
                 self.save(observe)?;
+                Turn::Failed(error)
             }
-        }
-        Ok(())
+        })
     }
 
     /// Reads the subnet, and forgets who has left it. Where the chain does not answer, the subnet as it was last read must
@@ -98,7 +119,7 @@ impl Validator<'_> {
         }
         state.tracker.retain(|hotkey, _| self.snapshot.neurons.iter().any(|neuron| neuron.hotkey == *hotkey));
         state.epoch_block.get_or_insert(self.snapshot.block);
-        self.told.retain(|hotkey, _| self.snapshot.neurons.iter().any(|neuron| neuron.hotkey == *hotkey));
+        self.told.retain(|told| self.snapshot.neurons.iter().any(|neuron| neuron.hotkey == told.hotkey));
         self.grow(uids.iter().map(|&uid| usize::from(uid) + 1).max().unwrap_or(0));
         Ok(())
     }

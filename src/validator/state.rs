@@ -25,6 +25,7 @@ use super::iterator::MinerIterator;
 use crate::chain::Hotkey;
 use crate::disk::Disk;
 use crate::error::input;
+use crate::figures::count;
 use crate::hub::model_id::ModelMetadata;
 use crate::lock;
 use crate::metrics::jsonl::bytes_up_to;
@@ -38,13 +39,16 @@ pub const STEPS_FILE: &str = "steps.jsonl";
 /// Name of the folder of models.
 pub const MODELS_DIR: &str = "models";
 const LOCK_FILE: &str = ".lock";
-const TEMPORARY: &str = ".tmp-";
+/// The state before it takes the old one's place.
+const TEMPORARY: &str = ".tmp-state";
 
-const FORMAT: &str = "assay validator 1";
+const FORMAT: &str = "assay validator 2";
 
 /// See the module's text.
 #[derive(Clone, Debug)]
 pub struct State {
+    /// Chain and hub that it is of, in words.
+    pub network: String,
     /// Key of the version of the validator's program.
     pub version_key: u64,
     /// What pages are drawn from, together with the number of the step.
@@ -74,8 +78,9 @@ pub struct State {
 }
 
 impl State {
-    fn new(version_key: u64, seed: u64, next_cleanup: u64) -> Self {
+    fn new(network: &str, version_key: u64, seed: u64, next_cleanup: u64) -> Self {
         Self {
+            network: network.to_owned(),
             version_key,
             seed,
             step: 0,
@@ -103,7 +108,11 @@ pub struct Folder {
 
 /// What a folder's state is begun with, where it has none.
 #[derive(Clone, Copy, Debug)]
-pub struct Beginning {
+pub struct Beginning<'a> {
+    /// Chain and hub, in words.
+    pub network: &'a str,
+    /// The chain's block now.
+    pub block: u64,
     /// Key of the version of the validator's program.
     pub version_key: u64,
     /// The seed; `None`: whatever the folder has, or a fresh one.
@@ -118,11 +127,12 @@ impl Folder {
     /// # Errors
     /// Of the user: another validator works there, it holds something else, or its state cannot be read. Nothing is changed
     /// then.
-    pub fn open(dir: &Path, beginning: Beginning) -> Result<(Self, State, Option<String>)> {
+    pub fn open(dir: &Path, beginning: Beginning<'_>) -> Result<(Self, State, Option<String>)> {
         Self::open_on(dir, beginning, Disk::default())
     }
 
-    pub(super) fn open_on(dir: &Path, beginning: Beginning, disk: Disk) -> Result<(Self, State, Option<String>)> {
+    pub(super) fn open_on(dir: &Path, beginning: Beginning<'_>, disk: Disk) -> Result<(Self, State, Option<String>)> {
+        refuse_strangers(dir)?;
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let lock = lock::take(&dir.join(LOCK_FILE), |holder| {
             format!("{holder} is a validator at work in {}: stop it, or choose another folder by --dir", dir.display())
@@ -132,18 +142,29 @@ impl Folder {
         let (mut state, mut note) = match fs::read(&path) {
             Ok(bytes) => (read(&bytes).map_err(|reason| damaged(&path, &reason))?, None),
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let steps = folder.path(STEPS_FILE);
-                if steps.exists() {
-                    return Err(input(format!(
-                        "{} has no {STATE_FILE} beside it: move it away to begin anew there, or choose another folder by --dir",
-                        steps.display()
-                    )));
-                }
-                let Beginning { version_key, seed, next_cleanup } = beginning;
-                (State::new(version_key, seed.unwrap_or_else(crate::contest::fresh_seed), next_cleanup), None)
+                let Beginning { network, version_key, seed, next_cleanup, .. } = beginning;
+                (State::new(network, version_key, seed.unwrap_or_else(crate::contest::fresh_seed), next_cleanup), None)
             }
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
+        if state.network != beginning.network {
+            return Err(input(format!(
+                "the validator in {} is one of {}, and not of {}: choose another folder by --dir, or move it away",
+                dir.display(),
+                state.network,
+                beginning.network
+            )));
+        }
+        if let Some(began) = state.epoch_block.filter(|&began| beginning.block < began) {
+            return Err(input(format!(
+                "the validator in {} has seen block {} of {}, which is at block {} now, so that it was made anew: choose \
+                 another folder by --dir, or move it away",
+                dir.display(),
+                count(began),
+                state.network,
+                count(beginning.block)
+            )));
+        }
         if let Some(seed) = beginning.seed.filter(|&seed| seed != state.seed) {
             return Err(input(format!(
                 "--seed {seed}: the validator in {} draws its pages by the seed {}; leave --seed out, or choose another \
@@ -166,7 +187,10 @@ impl Folder {
             }
             state.majority_checked = None;
         }
-        folder.disk.remove_all(dir, TEMPORARY)?;
+        let leftover = folder.path(TEMPORARY);
+        if leftover.symlink_metadata().is_ok() {
+            folder.disk.remove(&leftover)?;
+        }
         folder.cut_steps(state.step)?;
         folder.save(&state)?;
         Ok((folder, state, note))
@@ -181,7 +205,7 @@ impl Folder {
     pub fn save(&self, state: &State) -> Result<()> {
         let mut bytes = serde_json::to_vec_pretty(&Saved::of(state))?;
         bytes.push(b'\n');
-        let temporary = self.path(&format!("{TEMPORARY}state"));
+        let temporary = self.path(TEMPORARY);
         self.disk.write(&temporary, || {
             let write = || {
                 fs::write(&temporary, &bytes)?;
@@ -225,6 +249,30 @@ impl Folder {
     }
 }
 
+/// Refuses a folder that holds something and no state: whatever it is, a validator has not begun it.
+fn refuse_strangers(dir: &Path) -> Result<()> {
+    let context = || format!("cannot list {}", dir.display());
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(context)?,
+    };
+    let names =
+        entries.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>().with_context(context)?;
+    if names.iter().any(|name| name == STATE_FILE) {
+        return Ok(());
+    }
+    // What a first start that was killed has left.
+    match names.iter().find(|name| *name != LOCK_FILE && *name != TEMPORARY) {
+        None => Ok(()),
+        Some(name) => Err(input(format!(
+            "{} is no validator's folder, for it holds {} and no {STATE_FILE}: choose another folder by --dir, or move what \
+             is in it away",
+            dir.display(),
+            name.display()
+        ))),
+    }
+}
+
 fn damaged(path: &Path, reason: &str) -> anyhow::Error {
     let dir = path.parent().unwrap_or(path);
     input(format!(
@@ -253,6 +301,7 @@ fn read(bytes: &[u8]) -> Result<State, String> {
 #[serde(deny_unknown_fields)]
 struct Saved {
     format: String,
+    network: String,
     version_key: u64,
     seed: u64,
     step: u64,
@@ -284,6 +333,7 @@ impl Saved {
         let tracked = |metadata: &ModelMetadata| Tracked { model: metadata.id.to_string(), block: metadata.block };
         Self {
             format: FORMAT.to_owned(),
+            network: state.network.clone(),
             version_key: state.version_key,
             seed: state.seed,
             step: state.step,
@@ -320,6 +370,7 @@ impl Saved {
             Ok((hotkey, ModelMetadata { id, block }))
         };
         Ok(State {
+            network: self.network,
             version_key: self.version_key,
             seed: self.seed,
             step: self.step,

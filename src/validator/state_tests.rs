@@ -7,7 +7,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::error::exit_code;
 
-const BEGINNING: Beginning = Beginning { version_key: 2021, seed: Some(5), next_cleanup: 9 };
+const BEGINNING: Beginning<'_> =
+    Beginning { network: "a ledger and a hub", block: 3_000_000, version_key: 2021, seed: Some(5), next_cleanup: 9 };
 
 fn scratch() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
@@ -19,7 +20,7 @@ fn reopen(dir: &Path) -> State {
 
 /// A state in which every field differs from a new one's.
 fn full() -> State {
-    let mut state = State::new(2021, 5, 77);
+    let mut state = State::new("a ledger and a hub", 2021, 5, 77);
     (state.step, state.saved_at, state.epoch_block) = (12, 1_700_000_000_123, Some(2_485_050));
     // Thirds, and the extremes of what weights can be.
     state.judge.weights = vec![0.0, 1.0 / 3.0, f32::MIN_POSITIVE / 8.0, f32::MAX, 0.1];
@@ -60,7 +61,7 @@ fn a_state_comes_back_as_it_was() {
         (&back.checked, &back.checked_for_incentive, &back.retried),
         (&state.checked, &state.checked_for_incentive, &state.retried)
     );
-    assert_eq!(back.majority_checked, Some(6));
+    assert_eq!((back.majority_checked, back.network.as_str()), (Some(6), "a ledger and a hub"));
 }
 
 #[test]
@@ -92,7 +93,7 @@ fn what_is_no_state_is_refused_and_left_as_it_is() {
         ("half a fi".to_owned(), "expected value"),
         (good[..good.len() / 2].to_owned(), "EOF"),
         ("{\"format\":\"a run\"}".to_owned(), "its format is \"a run\""),
-        (with("assay validator 1", "assay validator 2"), "assay validator 2"),
+        (with("assay validator 2", "assay validator 3"), "assay validator 3"),
         (with("\"seed\"", "\"sead\""), "sead"),
         (with("\"weights\": []", "\"weights\": [0.1]"), "0.1 is no weight"),
         (with("\"weights\": []", "\"weights\": [-0.5]"), "-0.5 is no weight"),
@@ -127,6 +128,48 @@ fn another_seed_and_steps_without_a_state_are_refused() {
     assert_eq!(exit_code(&error), 2);
     assert!(!dir.path().join(STATE_FILE).exists());
     assert_eq!(fs::read_to_string(dir.path().join(STEPS_FILE)).unwrap(), "{\"step\":1}\n");
+}
+
+#[test]
+fn a_folder_is_of_one_network() {
+    let dir = scratch();
+    let (folder, ..) = Folder::open(dir.path(), BEGINNING).unwrap();
+    folder.save(&full()).unwrap();
+    drop(folder);
+    let bytes = fs::read(dir.path().join(STATE_FILE)).unwrap();
+    let other = Beginning { network: "a ledger and another hub", ..BEGINNING };
+    let anew = Beginning { block: 2_485_049, ..BEGINNING };
+    for (beginning, reason) in [
+        (other, "is one of a ledger and a hub, and not of a ledger and another hub"),
+        (anew, "is at block 2,485,049 now"),
+    ] {
+        let error = Folder::open(dir.path(), beginning).unwrap_err();
+        assert_eq!(exit_code(&error), 2);
+        assert!(error.to_string().contains(reason) && error.to_string().contains("--dir"), "{error}");
+        assert_eq!(fs::read(dir.path().join(STATE_FILE)).unwrap(), bytes);
+    }
+    Folder::open(dir.path(), Beginning { block: 2_485_050, ..BEGINNING }).unwrap();
+}
+
+#[test]
+fn a_folder_that_holds_something_else_is_left_as_it_is() {
+    let dir = scratch();
+    fs::write(dir.path().join(".tmp-notes"), "mine").unwrap();
+    let error = Folder::open(dir.path(), BEGINNING).unwrap_err();
+    assert_eq!(exit_code(&error), 2);
+    assert!(error.to_string().contains("holds .tmp-notes and no state.json"), "{error}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    // What a first start that was killed has left, is no hindrance.
+    fs::remove_file(dir.path().join(".tmp-notes")).unwrap();
+    for name in [LOCK_FILE, TEMPORARY] {
+        fs::write(dir.path().join(name), "half").unwrap();
+    }
+    drop(Folder::open(dir.path(), BEGINNING).unwrap());
+    assert!(!dir.path().join(TEMPORARY).exists());
+    // And of others' files in its own folder it removes none.
+    fs::write(dir.path().join(".tmp-notes"), "mine").unwrap();
+    reopen(dir.path());
+    assert!(dir.path().join(".tmp-notes").exists());
 }
 
 #[test]

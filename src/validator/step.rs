@@ -8,9 +8,9 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::report::{Perf, Report, Row};
-use super::{Entry, Event, Observer, Validator, warm};
+use super::{About, Entry, Event, Observer, Told, Validator, warm};
 use crate::chain::Hotkey;
-use crate::error::Failure;
+use crate::error::{Failure, failure};
 use crate::hub::model_id::ModelMetadata;
 use crate::ops::random;
 use crate::score::step::Entrant;
@@ -58,24 +58,20 @@ impl Validator<'_> {
                 let order: Vec<u16> = this.state.iterator.iter().flat_map(|iterator| iterator.round()).collect();
                 let (seams, rules, tracker) = (&this.seams, &this.options.rules, &this.state.tracker);
                 let room = rules.validator.sample_max.saturating_sub(rules.validator.sample_min.min(uids.len()));
-                let stop = &stop;
-                scope.spawn(move || warm::warm(seams, rules, tracker, &order, room, stop));
+                let (failed, stop) = (&this.failed, &stop);
+                scope.spawn(move || warm::warm(seams, rules, tracker, failed, &order, room, stop));
             }
             let examined = std::iter::zip(&uids, &known).try_for_each(|(&uid, known)| {
                 let entrant = this.examine(uid, known.as_ref(), &draw.rows, seed, &mut perf, &mut reasons)?;
                 entrants.push(entrant);
-                observe(&Event::Evaluated { uid }).map_err(Ended::Wanted)
+                observe(&Event::Evaluated { uid })
             });
             stop.store(true, Ordering::Relaxed);
             examined
         });
-        match examined {
-            Ok(()) => {}
-            Err(Ended::Wanted(error)) => return Err(error),
-            Err(Ended::Fault(error)) => return Ok(Stepped::Failed(error)),
-        }
-        for (hotkey, reason) in reasons {
-            self.tell_once(&hotkey, &reason);
+        examined?;
+        for (told, reason) in reasons {
+            self.tell_once(told, &reason);
         }
         // In the reference a uid beyond the subnet that it first saw makes every step fail.
         let most = uids.iter().map(|&uid| usize::from(uid) + 1).max().unwrap_or(0);
@@ -121,7 +117,8 @@ impl Validator<'_> {
         Some(Known { hotkey: hotkey.to_owned(), metadata, dir })
     }
 
-    /// The losses of a uid's model; all infinite if it has none. Adds why to `reasons`.
+    /// The losses of a uid's model; all infinite if it has none or cannot be scored. Adds why to `reasons`. An error only where
+    /// an orderly end was asked for.
     fn examine(
         &self,
         uid: u16,
@@ -129,19 +126,20 @@ impl Validator<'_> {
         rows: &[Vec<u32>],
         seed: u64,
         perf: &mut Perf,
-        reasons: &mut Vec<(Hotkey, String)>,
-    ) -> Result<Entrant, Ended> {
+        reasons: &mut Vec<(Told, String)>,
+    ) -> Result<Entrant> {
         let none = vec![f64::INFINITY; rows.len()];
         let Some(Known { hotkey, metadata, dir }) = known else {
             return Ok(Entrant { uid, block: None, losses: none });
         };
+        let told = |about| Told::new(hotkey, metadata, about);
         let block = Some(metadata.block.get());
         let started = Instant::now();
         let dir = dir.as_ref().filter(|dir| dir.is_dir());
         perf.find.push(started.elapsed());
         let Some(dir) = dir else {
             reasons.push((
-                hotkey.clone(),
+                told(About::Gone),
                 format!("uid {uid}: the model {} is not here any more.", metadata.id.repo_id()),
             ));
             return Ok(Entrant { uid, block, losses: none });
@@ -149,12 +147,17 @@ impl Validator<'_> {
         let (started, began) = (Instant::now(), self.now());
         let entry = Entry { uid, hotkey, metadata, dir };
         let losses = match self.seams.examiner.losses(&entry, rows, random::derive(seed, u64::from(uid))) {
-            Ok(Some(losses)) => losses,
+            Ok(Some(losses)) => losses.map_err(|reason| (About::NoLosses, reason)),
             Ok(None) => {
                 let sentence = "Interrupted in a step, which is done anew next time.".to_owned();
-                return Err(Ended::Wanted(Failure::Interrupted(sentence).into()));
+                return Err(Failure::Interrupted(sentence).into());
             }
-            Err(error) => return Err(Ended::Fault(error.context(format!("uid {uid} could not be scored")))),
+            // Ours: memory that is short here, files that somebody changed. As in the reference it is the model that loses
+            // the step; else one model would make every step fail.
+            Err(error) if !matches!(failure(&error), Some(Failure::Interrupted(_))) => {
+                Err((About::NotScored, format!("{error:#}")))
+            }
+            Err(error) => return Err(error),
         };
         perf.compute.push(started.elapsed());
         let took_ms = self.now().saturating_sub(began);
@@ -163,20 +166,14 @@ impl Validator<'_> {
             (Ok(losses), None) => losses,
             (Ok(_), Some(seconds)) => {
                 let repo_id = metadata.id.repo_id();
-                reasons.push((hotkey.clone(), format!("uid {uid}: {repo_id} took more than {seconds} s.")));
+                reasons.push((told(About::Late), format!("uid {uid}: {repo_id} took more than {seconds} s.")));
                 none
             }
-            (Err(reason), _) => {
-                reasons.push((hotkey.clone(), format!("uid {uid}: all its losses are infinite. {reason}")));
+            (Err((about, reason)), _) => {
+                reasons.push((told(about), format!("uid {uid}: all its losses are infinite. {reason}")));
                 none
             }
         };
         Ok(Entrant { uid, block, losses })
     }
-}
-
-/// Why a step did not come to its end.
-enum Ended {
-    Wanted(anyhow::Error),
-    Fault(anyhow::Error),
 }

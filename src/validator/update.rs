@@ -1,11 +1,16 @@
 //! One pass over the miners that are due: whose commitment names a model that is not known yet has it fetched, and the
 //! model waits for the next step. Whatever goes wrong, the model that was known stays known, and is evaluated on.
 
+use std::sync::PoisonError;
+
 use anyhow::Result;
 
 use super::iterator::majority_miners;
-use super::{Event, Observer, Outcome, Validator};
-use crate::hub::fetch::{Unreadable, fetch_of};
+use super::{About, Event, Observer, Outcome, Told, Validator};
+use crate::chain::Hotkey;
+use crate::field::fetch_for;
+use crate::hub::fetch::Unreadable;
+use crate::hub::model_id::ModelMetadata;
 use crate::score::uid_set::UidSet;
 
 /// How long before a time that was noted; 0 if the clock was set back since, so that nobody waits for it to catch up.
@@ -111,23 +116,24 @@ impl Validator<'_> {
         if !anew && self.state.tracker.get(&hotkey) == Some(&metadata) {
             return Outcome::Unchanged;
         }
-        let rules = &self.options.rules;
-        let criteria = rules.criteria_for(metadata.block.get());
-        let bound_to = rules.validator.bound_hash.then_some(hotkey.as_str());
         let place = format!("uid {uid} ({}, block {})", metadata.id.repo_id(), metadata.block);
-        match fetch_of(self.seams.hub, self.seams.cache, &metadata, &criteria, bound_to) {
-            Ok(Ok(_)) => self.told.remove(&hotkey).map_or((), drop),
+        let told = |about| Told::new(&hotkey, &metadata, about);
+        match fetch_for(self.seams.hub, self.seams.cache, &self.options.rules, &metadata, &hotkey) {
+            Ok(Ok(_)) => self.told.retain(|told| told.hotkey != hotkey),
             // Validators would know and evaluate it.
             Ok(Err(Unreadable::NotImplemented(reason))) => self.tell_once(
-                &hotkey,
+                told(About::NotImplemented),
                 &format!("{place}: validators may well score this model; here its losses count as infinite. {reason}"),
             ),
             Ok(Err(Unreadable::Refused(reason))) => {
-                self.tell_once(&hotkey, &format!("{place}: not taken. {reason}"));
+                self.tell_once(told(About::NotTaken), &format!("{place}: not taken. {reason}"));
+                self.fetch_no_more(hotkey, metadata);
                 return Outcome::Failed;
             }
             Err(error) => {
-                self.tell_once(&hotkey, &format!("{place}: could not be fetched and is tried again later: {error:#}"));
+                let sentence = format!("{place}: could not be fetched and is tried again later: {error:#}");
+                self.tell_once(told(About::NotFetched), &sentence);
+                self.fetch_no_more(hotkey, metadata);
                 return Outcome::Failed;
             }
         }
@@ -135,10 +141,14 @@ impl Validator<'_> {
         Outcome::Updated
     }
 
-    /// Warns of a hotkey's model, unless the same was said before.
-    pub(super) fn tell_once(&mut self, hotkey: &str, text: &str) {
-        if self.told.get(hotkey).is_none_or(|told| told != text) {
-            self.told.insert(hotkey.to_owned(), text.to_owned());
+    /// Leaves a model to the passes of updates.
+    fn fetch_no_more(&self, hotkey: Hotkey, metadata: ModelMetadata) {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).insert((hotkey, metadata));
+    }
+
+    /// Warns of a hotkey's model, unless the like was said of it before.
+    pub(super) fn tell_once(&mut self, told: Told, text: &str) {
+        if self.told.insert(told) {
             self.seams.printer.warn(text);
         }
     }

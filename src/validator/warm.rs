@@ -1,21 +1,28 @@
 //! Fetches models that the next pass of updates will want while the present step is scored. Nothing depends on it: that
 //! pass asks the hub again, and finds the files here already.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::Seams;
 use crate::chain::Hotkey;
-use crate::hub::fetch::fetch_of;
+use crate::field::fetch_for;
 use crate::hub::model_id::ModelMetadata;
 use crate::interrupt;
 use crate::rules::Rules;
 
+/// Whose commitments to which models could not be fetched, or were not taken.
+pub(super) type Failed = Mutex<HashSet<(Hotkey, ModelMetadata)>>;
+
 /// Fetches up to `room` models that are committed and not known, in the order of the miners' turns, until `stop` is set.
+///
+/// What failed once, here or in a pass, is left to the passes: else it would be fetched in full during every step.
 pub(super) fn warm(
     seams: &Seams<'_>,
     rules: &Rules,
     tracker: &BTreeMap<Hotkey, ModelMetadata>,
+    failed: &Failed,
     uids: &[u16],
     room: usize,
     stop: &AtomicBool,
@@ -32,10 +39,13 @@ pub(super) fn warm(
         if tracker.get(&neuron.hotkey) == Some(&metadata) {
             continue;
         }
-        let criteria = rules.criteria_for(metadata.block.get());
-        let bound_to = rules.validator.bound_hash.then_some(neuron.hotkey.as_str());
-        if let Ok(Ok(_)) = fetch_of(seams.hub, seams.cache, &metadata, &criteria, bound_to) {
-            num_fetched += 1;
+        let wanted = (neuron.hotkey.clone(), metadata);
+        if failed.lock().unwrap_or_else(PoisonError::into_inner).contains(&wanted) {
+            continue;
+        }
+        match fetch_for(seams.hub, seams.cache, rules, &wanted.1, &wanted.0) {
+            Ok(Ok(_)) => num_fetched += 1,
+            _ => drop(failed.lock().unwrap_or_else(PoisonError::into_inner).insert(wanted)),
         }
     }
 }

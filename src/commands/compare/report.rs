@@ -25,7 +25,9 @@ pub(super) struct Report<'a> {
     pub(super) entries: Vec<Entry>,
     pub(super) draw: Draw,
     pub(super) verdicts: Option<Verdicts>,
-    /// Rows that a validator's step has, by the pages that were drawn.
+    /// Pages that a validator's step has.
+    pub(super) pages_per_step: usize,
+    /// Rows that it has, by the pages that were drawn.
     pub(super) rows_per_step: f64,
     /// The chain's; `None` where folders only were compared.
     pub(super) block: Option<u64>,
@@ -117,11 +119,17 @@ impl Report<'_> {
             duration(self.took)
         )
         .expect("writing to a text does not fail");
-        let mut differences = figures.differences.iter().flatten();
+        // Of models that have seen different numbers of pages, some may have enough of them.
+        let is_by_batches =
+            figures.differences.iter().flatten().map(|difference| difference.unit == Unit::Batch).reduce(|a, b| a || b);
+        if is_by_batches.is_some() && figures.entries.iter().any(|entry| entry.losses.len() > rows) {
+            text += "\nThe losses are on these rows, which all models have seen; each difference is on all rows that the two have \
+                     seen.";
+        }
         let interval = "The difference to the leader has a 95 % confidence interval";
-        text += &match differences.next() {
-            Some(Difference { unit: Unit::Page, .. }) => format!("\n{interval} by pages."),
-            Some(Difference { unit: Unit::Batch, .. }) => format!(
+        text += &match is_by_batches {
+            Some(false) => format!("\n{interval} by pages."),
+            Some(true) => format!(
                 "\n{interval} by batches, as if those of a page were independent: it is too narrow. {MIN_PAGES} pages or more \
                  (--pages) give one by pages."
             ),
@@ -182,7 +190,7 @@ impl Report<'_> {
             "{table}\nA repository may have {}. Validators give a model {seconds_allowed} s for a step of {} pages, about \
              {rows_per_step:.0} rows; the times are this machine's.",
             bytes(self.rules.criteria.max_repo_bytes),
-            self.rules.validator.pages_per_step
+            self.pages_per_step
         )
     }
 
@@ -289,6 +297,7 @@ mod tests {
             entries,
             draw,
             verdicts: None,
+            pages_per_step: 3,
             rows_per_step: 6.0,
             block: Some(77),
             rules,
@@ -348,6 +357,10 @@ mod tests {
         // The difference rests on all that both have seen: -1, -1, 5, 5.
         assert_eq!(json["models"][1]["difference"]["mean"], 2.0);
         assert_eq!(json["models"][2]["difference"]["mean"], 1.0);
-        assert!(report.text(false).contains("2 rows of 1 fresh page "), "{}", report.text(false));
+        let text = report.text(false);
+        assert!(
+            text.contains("2 rows of 1 fresh page ") && text.contains("difference is on all rows that the two"),
+            "{text}"
+        );
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod examined;
 mod killed;
 mod turns;
 mod world;

@@ -1,8 +1,9 @@
 //! Single turns: what goes wrong in them, what is sent, and what the versions do differently.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::super::warm::warm;
 use super::super::{Event, Outcome};
 use super::world::{GENESIS_BLOCK, World, archs};
 use crate::chain::Chain;
@@ -60,8 +61,12 @@ fn a_step_that_fails_decides_nothing_but_that_who_waited_is_kept() {
     let world = with_miners(2);
     world.failing_draws.store(1, Ordering::SeqCst);
     let before = world.clock.unix_ms();
-    let events = world.steps(1);
-    assert_eq!(world.clock.unix_ms() - before, 60_000);
+    let (events, outcome) = world.try_steps(1);
+    let error = outcome.unwrap_err();
+    assert_eq!(exit_code(&error), 1);
+    assert!(format!("{error:#}").contains("dataset's service"), "{error:#}");
+    // Nobody waits after the last turn, and that nothing was weighed is an error.
+    assert_eq!(world.clock.unix_ms(), before);
     assert!(evaluated(&events).is_empty() && world.rows().is_empty());
     let told = world.told.text();
     assert!(
@@ -79,13 +84,32 @@ fn a_step_that_fails_decides_nothing_but_that_who_waited_is_kept() {
 }
 
 #[test]
+fn a_model_that_cannot_be_scored_here_loses_every_batch_and_the_step_goes_on() {
+    let world = with_miners(2);
+    world.unscorable.borrow_mut().insert("miner1/model".to_owned());
+    world.steps(2);
+    let rows = world.rows();
+    assert_eq!(rows.len(), 2);
+    assert_eq!(rows[0]["uid_data"]["1"], "inf");
+    assert!(rows[0]["uid_data"]["2"].is_f64());
+    world.unscorable.borrow_mut().clear();
+    world.steps(1);
+    assert!(world.rows()[2]["uid_data"]["1"].is_f64());
+    let told = world.told.text();
+    assert_eq!(told.matches("uid 1: all its losses are infinite. the card's memory is full").count(), 1, "{told}");
+}
+
+#[test]
 fn with_nothing_to_evaluate_it_waits_five_minutes() {
     let world = World::new();
     let before = world.clock.unix_ms();
-    world.steps(2);
+    let error = world.try_steps(3).1.unwrap_err();
+    assert_eq!(exit_code(&error), 4);
+    assert!(error.to_string().contains("no model to evaluate"), "{error}");
+    // Nobody waits after the last turn.
     assert_eq!(world.clock.unix_ms() - before, 600_000);
     assert!(world.rows().is_empty());
-    assert_eq!(world.state().step, 2);
+    assert_eq!(world.state().step, 3);
 }
 
 #[test]
@@ -261,7 +285,7 @@ fn only_the_version_of_june_takes_a_hash_that_is_bound_to_the_hotkey() {
         let (before, hash) = text.rsplit_once(':').unwrap();
         world.miner("me", &format!("{before}:{}", text_pair_hash(hash, "me")), 10);
         world.miner("thief", &format!("{before}:{}", text_pair_hash(hash, "me")), 11);
-        let outcomes = checked(&world.steps(1));
+        let outcomes = checked(&world.try_steps(1).0);
         assert!(outcomes.contains(&(1, expected)), "version {version}: {outcomes:?}");
         assert!(outcomes.contains(&(2, Outcome::Failed)), "version {version}: {outcomes:?}");
     }
@@ -273,9 +297,10 @@ fn where_a_model_needs_the_tokenizer_of_gpt_4_later_versions_do_not_start() {
         let mut world = World::at(2_786_061);
         use_version(&mut world, version);
         let outcome = world.start(&Disk::default(), |validator| validator.run(Some(1), &|_| Ok(())));
-        assert_eq!(outcome.is_ok(), starts, "version {version}");
-        if let Err(error) = outcome {
-            assert_eq!(exit_code(&error), 2);
+        // There is no model, which is found out by one that starts.
+        let error = outcome.unwrap_err();
+        assert_eq!(exit_code(&error), if starts { 4 } else { 2 }, "version {version}");
+        if !starts {
             assert!(
                 error.to_string().contains("committed from block 2,786,061 on with the tokenizer of GPT-4"),
                 "{error}"
@@ -290,15 +315,45 @@ fn what_is_fetched_ahead_changes_nothing() {
         let mut world = with_miners(3);
         (world.rules.validator.sample_min, world.rules.validator.sample_max) = (1, 2);
         world.warms = warms;
-        world.steps(1);
-        let models = world.dir().join("models");
-        let num_models = std::fs::read_dir(models).unwrap().count();
-        world.steps(9);
-        (num_models, world.state_bytes(), world.rows())
+        world.steps(10);
+        (world.state_bytes(), world.rows())
     };
-    let (without, with) = (run(false), run(true));
-    assert_eq!((without.0, with.0), (2, 3));
-    assert_eq!((without.1, without.2), (with.1, with.2));
+    assert_eq!(run(false), run(true));
+}
+
+#[test]
+fn what_is_fetched_ahead_is_here_and_what_failed_is_not_fetched_again() {
+    let mut world = with_miners(3);
+    let text = world.upload("miner4/model", &archs()[3], 1);
+    let (before, _) = text.rsplit_once(':').unwrap();
+    assert_eq!(world.miner("miner-4", &format!("{before}:wrong"), 10), 4);
+    // The first version's pass begins anywhere: the second begins at the first uid.
+    use_version(&mut world, 1);
+    world.rules.validator.output = None;
+    (world.rules.validator.sample_min, world.rules.validator.sample_max) = (1, 2);
+    world.steps(1);
+    let num_models = || {
+        std::fs::read_dir(world.dir().join("models"))
+            .unwrap()
+            .filter(|entry| {
+                let repository = entry.as_ref().unwrap().path();
+                std::fs::read_dir(repository).unwrap().any(|entry| entry.unwrap().path().is_dir())
+            })
+            .count()
+    };
+    assert_eq!(num_models(), 2);
+    let failed = |stop: bool, uids: &[u16]| {
+        let warm = |validator: &mut super::super::Validator<'_>| {
+            let (rules, tracker, failed) = (&validator.options.rules, &validator.state.tracker, &validator.failed);
+            warm(&validator.seams, rules, tracker, failed, uids, 9, &AtomicBool::new(stop));
+            Ok(failed.lock().unwrap().iter().map(|(hotkey, _)| hotkey.clone()).collect::<Vec<_>>())
+        };
+        world.start(&Disk::default(), warm).unwrap()
+    };
+    assert!(failed(true, &[0, 4, 3, 2, 1]).is_empty());
+    assert_eq!(num_models(), 2);
+    assert_eq!(failed(false, &[0, 4, 3, 2, 1]), ["miner-4"]);
+    assert_eq!(num_models(), 3);
 }
 
 #[test]

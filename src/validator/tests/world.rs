@@ -2,7 +2,7 @@
 //! passes only when somebody waits or a model is scored.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -207,6 +207,8 @@ pub(super) struct World {
     pub(super) answers: Captured,
     /// Every loss of a repository's models is multiplied by its factor.
     pub(super) factors: RefCell<BTreeMap<String, f64>>,
+    /// Repositories whose models cannot be scored, through no fault of theirs.
+    pub(super) unscorable: RefCell<BTreeSet<String>>,
     /// Draws of pages that are to fail from now on.
     pub(super) failing_draws: AtomicU64,
     known: Known,
@@ -267,6 +269,7 @@ impl World {
             told: Captured::default(),
             answers: Captured::default(),
             factors: RefCell::default(),
+            unscorable: RefCell::default(),
             failing_draws: AtomicU64::new(0),
             known: Mutex::default(),
         };
@@ -331,6 +334,8 @@ impl World {
     /// Starts the validator, at the time at which it saved its state, and lets it work.
     pub(super) fn start<R>(&self, disk: &Disk, work: impl FnOnce(&mut Validator<'_>) -> Result<R>) -> Result<R> {
         let beginning = Beginning {
+            network: "a ledger and a hub",
+            block: self.ledger().block()?,
             version_key: self.rules.validator.weights_version_key,
             seed: Some(SEED),
             next_cleanup: beginning() + FIRST_CLEANUP_AFTER.as_millis() as u64,
@@ -349,6 +354,7 @@ impl World {
             clock: self.clock.as_ref(),
             examiner: &TestExaminer {
                 factors: &self.factors.borrow(),
+                unscorable: &self.unscorable.borrow(),
                 clock: self.clock.as_ref(),
                 failing_draws: &self.failing_draws,
                 known: &self.known,
@@ -375,19 +381,27 @@ impl World {
 
     /// Lets the validator do some steps, undisturbed, and returns what it did.
     pub(super) fn steps(&self, num_steps: u64) -> Vec<Event> {
+        let (events, outcome) = self.try_steps(num_steps);
+        outcome.unwrap();
+        events
+    }
+
+    /// As [`steps`](Self::steps), with what came of it.
+    pub(super) fn try_steps(&self, num_steps: u64) -> (Vec<Event>, Result<()>) {
         let events = RefCell::new(Vec::new());
         let observe: Observer<'_> = &|event| {
             events.borrow_mut().push(event.clone());
             Ok(())
         };
-        self.start(&Disk::default(), |validator| validator.run(Some(num_steps), observe)).unwrap();
-        events.into_inner()
+        let outcome = self.start(&Disk::default(), |validator| validator.run(Some(num_steps), observe));
+        (events.into_inner(), outcome)
     }
 }
 
 /// Random rows, and true losses of the models in their folders, times the factor of their repository.
 struct TestExaminer<'a> {
     factors: &'a BTreeMap<String, f64>,
+    unscorable: &'a BTreeSet<String>,
     clock: &'a VirtualClock,
     failing_draws: &'a AtomicU64,
     known: &'a Known,
@@ -412,6 +426,9 @@ impl Examiner for TestExaminer<'_> {
             return Ok(None);
         }
         self.clock.sleep(self.model_takes);
+        if self.unscorable.contains(&entry.metadata.id.repo_id()) {
+            bail!("the card's memory is full");
+        }
         // The first tokens tell one step's rows from another's.
         let rows_key = rows[0].iter().fold(0, |key, &id| random::derive(key, u64::from(id)));
         let key = (entry.dir.to_owned(), rows_key);

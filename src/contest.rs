@@ -143,7 +143,7 @@ impl<'a> Contest<'a> {
         let max_steps = recipe.gate.max_pages.map_or(100, |max_pages| (max_pages / num_pages).max(1));
         let own = self.own_hotkeys(&snapshot)?;
         let fewest_steps = look::least_steps(gate::alpha(&recipe.gate, num_tested, own.len()), &recipe.gate);
-        let inputs = Inputs {
+        let mut inputs = Inputs {
             rules,
             options: &recipe.gate,
             snapshot: &snapshot,
@@ -172,7 +172,6 @@ impl<'a> Contest<'a> {
             return Ok(Judging::Judged(Box::new(judged(inputs, decision, Vec::new(), false, Duration::ZERO))));
         }
 
-        let mut inputs = inputs;
         let mut rivals: Vec<Rival> = Vec::new();
         let mut pages = Vec::new();
         let mut scoring = Duration::ZERO;

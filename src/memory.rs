@@ -33,7 +33,7 @@ pub fn check_scoring(arch: &Arch, row_len: usize, on_gpu: bool) -> Result<()> {
 }
 
 fn check_against(arch: &Arch, row_len: usize, on_gpu: bool, free: Option<u128>) -> Result<()> {
-    let weights = 4 * arch.num_parameters() as u128;
+    let weights = 4 * arch.num_parameters();
     let with_threads = |threads| weights.saturating_add(scoring_bytes(arch, row_len, threads));
     // How many threads this machine has is nothing of the model's.
     let needed = with_threads(1);
@@ -91,7 +91,7 @@ mod tests {
         assert_eq!(exit_code(&error), 1);
         assert!(error.to_string().contains("this machine has"), "{error}");
         // On a card, the activations are not in this machine's memory.
-        let weights = 4 * usual.num_parameters() as u128;
+        let weights = 4 * usual.num_parameters();
         check_against(&usual, 1_024, true, Some(weights)).unwrap();
         assert!(check_against(&usual, 1_024, false, Some(weights)).is_err());
     }

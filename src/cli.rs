@@ -162,6 +162,20 @@ pub struct NetworkArgs {
     pub local: PathBuf,
 }
 
+/// How losses are computed, where a recipe may say where.
+#[derive(Debug, Args)]
+pub struct ScoringArgs {
+    /// Which implementation computes the losses.
+    #[arg(long, value_enum, default_value_t)]
+    pub backend: BackendChoice,
+    /// Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N; default the recipe's, or auto.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
+    /// CPU threads; default all cores.
+    #[arg(long, value_parser = parse_threads)]
+    pub threads: Option<usize>,
+}
+
 /// Arguments of `compare`.
 #[derive(Debug, Args)]
 pub struct CompareArgs {
@@ -196,15 +210,9 @@ pub struct CompareArgs {
     /// Draw the pages of this seed; default other ones each time.
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Which implementation computes the losses.
-    #[arg(long, value_enum, default_value_t)]
-    pub backend: BackendChoice,
-    /// Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N; default the recipe's, or auto.
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Option<DeviceChoice>,
-    /// CPU threads; default all cores.
-    #[arg(long, value_parser = parse_threads)]
-    pub threads: Option<usize>,
+    /// How the losses are computed.
+    #[command(flatten)]
+    pub scoring: ScoringArgs,
     /// One JSON object on stdout.
     #[arg(long)]
     pub json: bool,
@@ -294,15 +302,9 @@ pub struct ValidateArgs {
     /// validators' 60 or 360 seconds are those of their cards. With a limit every loss is computed, even if it is known.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub time_limit: Option<u64>,
-    /// Which implementation computes the losses.
-    #[arg(long, value_enum, default_value_t)]
-    pub backend: BackendChoice,
-    /// Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N; default the recipe's, or auto.
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Option<DeviceChoice>,
-    /// CPU threads; default all cores.
-    #[arg(long, value_parser = parse_threads)]
-    pub threads: Option<usize>,
+    /// How the losses are computed.
+    #[command(flatten)]
+    pub scoring: ScoringArgs,
     /// Print each step as one JSON object on a line instead of its tables.
     #[arg(long)]
     pub json: bool,

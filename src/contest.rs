@@ -234,17 +234,16 @@ impl<'a> Contest<'a> {
         }
     }
 
-    /// Why validators would not take a model: by its folder, and if there are `rows` by what it writes after them as well, or
-    /// the time that it takes them; what is no reason yet is a warning. `None` as well where nothing is published.
+    /// Why validators would not take a model: by its folder, or, if there are `rows`, by what it writes after them and the time
+    /// that it takes them; what is no reason yet is a warning. `None` as well where nothing is published.
     fn refusal(&self, model_dir: &Path, rows: Option<&[Vec<u32>]>) -> Result<Option<String>> {
         let (Some(_), Some(hotkey)) = (&self.resolved.recipe.hub.repo, self.resolved.recipe.chain.hotkeys.first())
         else {
             return Ok(None);
         };
-        let order = self.order(model_dir, hotkey)?;
         let found = match rows {
-            None => sanity::of_folder(&order)?,
-            Some(rows) => sanity::examine(&order, &self.resolved.rules, rows)?,
+            None => sanity::of_folder(&self.order(model_dir, hotkey)?)?,
+            Some(rows) => sanity::of_model(model_dir, &self.resolved.rules, rows)?,
         };
         found.warnings.iter().for_each(|warning| self.printer.warn(warning));
         Ok((!found.refusals.is_empty()).then(|| found.refusals.join(" ")))

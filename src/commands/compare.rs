@@ -19,7 +19,6 @@ use crate::checkpoint::LATEST;
 use crate::cli::CompareArgs;
 use crate::contest::fresh_seed;
 use crate::data::pages::{Draw, Pages};
-use crate::data::{self, PAGE_DOCUMENTS};
 use crate::error::{Failure, input};
 use crate::field::{self, Competitor};
 use crate::gate::roster::candidate_block;
@@ -29,7 +28,6 @@ use crate::model::config::{CONFIG_FILE, ModelConfig};
 use crate::model::scorer::Scoring;
 use crate::network::Network;
 use crate::ops::random;
-use crate::placement::Placement;
 use crate::rules::Rules;
 use crate::score::cache::LossCache;
 use crate::score::verdicts::{self, Pair};
@@ -42,14 +40,10 @@ const MAX_PAGES: usize = 300;
 
 /// Runs the command.
 pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
-    super::set_threads(args.threads)?;
+    super::set_threads(args.scoring.threads)?;
     let place = Place::of(&args.network)?;
-    let rules = place.resolved.as_ref().map_or_else(Rules::default, |resolved| resolved.rules.clone());
-    let sequence_length = rules.criteria.sequence_length;
-    let device = args.device.or(place.resolved.as_ref().map(|resolved| resolved.recipe.train.device));
-    let backend = args.backend.into();
-    let placement = Placement::open(device.unwrap_or_default(), backend, printer)?;
-    let scoring = Scoring { placement, backend, dtype: rules.criteria.dtype };
+    let rules = place.rules();
+    let scoring = place.scoring(&args.scoring, &rules, printer)?;
     let own: Vec<PathBuf> = args.models.iter().map(|dir| own_model(dir)).collect::<Result<_>>()?;
     // Folders alone need no network, and none must be there.
     let network = (args.top != Some(0)).then(|| Network::open(&place.hub, &place.chain)).transpose()?;
@@ -67,11 +61,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     // From here on an end that was asked for keeps the losses that are known by then.
     interrupt::install()?;
 
-    let (text, page_documents) = match &place.resolved {
-        Some(resolved) => (data::open(&resolved.recipe, sequence_length)?, resolved.recipe.score.page_documents),
-        None => (data::open_sample(sequence_length)?, PAGE_DOCUMENTS),
-    };
-    let pages = Pages::read(&text, page_documents, sequence_length)?;
+    let pages = place.pages(&rules)?;
     let seed = args.seed.unwrap_or_else(fresh_seed);
     let pages_per_step = place.pages_per_step(&rules);
     let alone = LossCache::beside(&place.hub.cache);

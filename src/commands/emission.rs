@@ -13,7 +13,6 @@ use crate::figures::{count, duration};
 use crate::metrics::printer::Printer;
 use crate::metrics::table::table;
 use crate::network::Network;
-use crate::rules::Rules;
 use crate::score::what_if;
 use crate::score::yuma::{self, Epoch, Input};
 
@@ -22,7 +21,7 @@ const SECONDS_PER_DAY: f64 = 86_400.0;
 /// Runs the command.
 pub fn run(args: &EmissionArgs, printer: &Printer) -> Result<()> {
     let place = Place::of(&args.network)?;
-    let rules = place.resolved.as_ref().map_or_else(Rules::default, |resolved| resolved.rules.clone());
+    let rules = place.rules();
     let network = Network::open(&place.hub, &place.chain)?;
     let chain = network.chain.as_ref();
     let snapshot = chain.snapshot()?;

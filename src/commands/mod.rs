@@ -17,8 +17,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::cli::{BackendChoice, NetworkArgs};
+use crate::cli::{BackendChoice, NetworkArgs, ScoringArgs};
+use crate::data::pages::Pages;
+use crate::data::{self, PAGE_DOCUMENTS};
+use crate::metrics::printer::Printer;
+use crate::model::scorer::Scoring;
 use crate::network;
+use crate::placement::Placement;
 use crate::recipe::{self, Backend, Resolved};
 use crate::rules::Rules;
 
@@ -56,6 +61,29 @@ impl Place {
         let resolved = recipe::load_resolved(path, &args.set)?;
         let (hub, chain) = (resolved.recipe.hub.clone(), resolved.recipe.chain.clone());
         Ok(Self { resolved: Some(resolved), hub, chain })
+    }
+
+    /// The rules of the recipe, or those of March 2024.
+    pub(crate) fn rules(&self) -> Rules {
+        self.resolved.as_ref().map_or_else(Rules::default, |resolved| resolved.rules.clone())
+    }
+
+    /// How losses are computed, where the recipe says or the arguments.
+    pub(crate) fn scoring(&self, args: &ScoringArgs, rules: &Rules, printer: &Printer) -> Result<Scoring> {
+        let device = args.device.or(self.resolved.as_ref().map(|resolved| resolved.recipe.train.device));
+        let backend = args.backend.into();
+        let placement = Placement::open(device.unwrap_or_default(), backend, printer)?;
+        Ok(Scoring { placement, backend, dtype: rules.criteria.dtype })
+    }
+
+    /// The pages of the recipe's text, or of the embedded one.
+    pub(crate) fn pages(&self, rules: &Rules) -> Result<Pages> {
+        let row_len = rules.criteria.sequence_length;
+        let (text, page_documents) = match &self.resolved {
+            Some(resolved) => (data::open(&resolved.recipe, row_len)?, resolved.recipe.score.page_documents),
+            None => (data::open_sample(row_len)?, PAGE_DOCUMENTS),
+        };
+        Pages::read(&text, page_documents, row_len)
     }
 
     /// Pages of a validator's step: the recipe's `score.pages`, where it asks for others than its own version of the

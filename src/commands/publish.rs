@@ -36,7 +36,7 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
         resolved.recipe.hub.repo = Some(repo_id);
         return through_gate(args, &resolved, printer);
     }
-    let rules = place.resolved.as_ref().map_or_else(Rules::default, |resolved| resolved.rules.clone());
+    let rules = place.rules();
     let hotkey = match (&args.hotkey, place.chain.hotkeys.as_slice()) {
         (Some(hotkey), _) => hotkey.clone(),
         (None, [hotkey]) => hotkey.clone(),

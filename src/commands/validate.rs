@@ -8,16 +8,12 @@ use super::Place;
 use crate::chain::Chain;
 use crate::cli::ValidateArgs;
 use crate::clock::{Clock, SystemClock};
-use crate::data::pages::Pages;
-use crate::data::{self, PAGE_DOCUMENTS};
 use crate::error::input;
 use crate::hub::fetch::Cache;
 use crate::interrupt;
 use crate::metrics::printer::Printer;
-use crate::model::scorer::Scoring;
 use crate::network::Network;
-use crate::placement::Placement;
-use crate::rules::{DEFAULT_BLOCK, Rules};
+use crate::rules::Rules;
 use crate::score::cache::LossCache;
 use crate::validator::examiner::ByModel;
 use crate::validator::state::{Beginning, Folder};
@@ -25,21 +21,13 @@ use crate::validator::{FIRST_CLEANUP_AFTER, Options, Seams, Validator};
 
 /// Runs the command.
 pub fn run(args: &ValidateArgs, printer: &Printer) -> Result<()> {
-    super::set_threads(args.threads)?;
+    super::set_threads(args.scoring.threads)?;
     let place = Place::of(&args.network)?;
     let rules = rules(args, &place)?;
-    let row_len = rules.criteria.sequence_length;
-    let device = args.device.or(place.resolved.as_ref().map(|resolved| resolved.recipe.train.device));
-    let backend = args.backend.into();
-    let placement = Placement::open(device.unwrap_or_default(), backend, printer)?;
-    let scoring = Scoring { placement, backend, dtype: rules.criteria.dtype };
+    let scoring = place.scoring(&args.scoring, &rules, printer)?;
     let network = Network::open(&place.hub, &place.chain)?;
     let sets_weights_as = hotkey(args, &place, network.chain.as_ref(), printer)?;
-    let (text, page_documents) = match &place.resolved {
-        Some(resolved) => (data::open(&resolved.recipe, row_len)?, resolved.recipe.score.page_documents),
-        None => (data::open_sample(row_len)?, PAGE_DOCUMENTS),
-    };
-    let pages = Pages::read(&text, page_documents, row_len)?;
+    let pages = place.pages(&rules)?;
     let num_pages = args.pages.unwrap_or_else(|| place.pages_per_step(&rules));
 
     let clock = Arc::new(SystemClock);
@@ -85,13 +73,12 @@ pub fn run(args: &ValidateArgs, printer: &Printer) -> Result<()> {
 
 /// The rules of the recipe, or those of March 2024, with the version of the validator's program that was asked for.
 fn rules(args: &ValidateArgs, place: &Place) -> Result<Rules> {
-    let of_recipe = place.resolved.as_ref().map(|resolved| resolved.rules.clone());
-    let Some(since) = &args.rules else { return Ok(of_recipe.unwrap_or_default()) };
-    let version = Rules::version(since).map_err(|sentence| input(format!("--rules: {sentence}")))?;
-    Ok(match of_recipe {
-        Some(rules) => Rules { validator: version.clone(), ..rules },
-        None => Rules::under(version, DEFAULT_BLOCK),
-    })
+    let mut rules = place.rules();
+    if let Some(since) = &args.rules {
+        let version = Rules::version(since).map_err(|sentence| input(format!("--rules: {sentence}")))?;
+        rules.validator = version.clone();
+    }
+    Ok(rules)
 }
 
 /// The hotkey under which weights are set, if they are to be.

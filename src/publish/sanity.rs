@@ -46,14 +46,18 @@ pub fn of_folder(order: &Order<'_>) -> Result<Sanity> {
     }
 }
 
-/// Looks at a model folder, and if that shows nothing tries the model; it is let continue two of the `rows`, those whose
-/// prompts hold no end of text if there are such.
+/// Looks at a model folder, and if that shows nothing tries the model.
 pub fn examine(order: &Order<'_>, rules: &Rules, rows: &[Vec<u32>]) -> Result<Sanity> {
-    let mut sanity = of_folder(order)?;
-    if sanity.refusals.is_empty() {
-        sanity.time(order.model_dir, rules)?;
-        sanity.output(order.model_dir, rules, rows)?;
-    }
+    let of_folder = of_folder(order)?;
+    if of_folder.refusals.is_empty() { of_model(order.model_dir, rules, rows) } else { Ok(of_folder) }
+}
+
+/// Tries a model whose folder shows nothing against it; it is let continue two of the `rows`, those whose prompts hold no
+/// end of text if there are such.
+pub fn of_model(dir: &Path, rules: &Rules, rows: &[Vec<u32>]) -> Result<Sanity> {
+    let mut sanity = Sanity::default();
+    sanity.time(dir, rules)?;
+    sanity.output(dir, rules, rows)?;
     Ok(sanity)
 }
 

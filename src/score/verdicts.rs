@@ -54,13 +54,11 @@ impl Pair {
         let num_batches = model.1.len().min(rival.1.len()).max(1);
         self.num_pages += 1;
         // That the mean is above one half is what each gambler bets on: of two models that never win he believes neither.
-        let threshold = -(1.0 - level).ln();
         for (side, num_won) in [won(model, rival), won(rival, model)].into_iter().enumerate() {
             self.wins[side] += num_won as u64;
             self.gamblers[side].observe(num_won as f64 / num_batches as f64);
         }
-        let is_rich = |gambler: &Betting| gambler.log_wealth() >= threshold;
-        self.verdict = match self.gamblers.each_ref().map(is_rich) {
+        self.verdict = match self.gamblers.each_ref().map(|gambler| gambler.is_certain(1.0 - level)) {
             [true, _] => Some(Verdict::Won),
             [false, true] => Some(Verdict::Lost),
             [false, false] => None,

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use serde::Deserialize;
 use serde_json::json;
 
 use super::session::Session;
@@ -208,7 +207,7 @@ impl<'a> RunContest<'a> {
         score: ScoreCandidate<'_>,
     ) -> Result<Tried> {
         let seed = random::derive(random::derive_named(self.contest.resolved.recipe.train.seed, "pages"), step);
-        let num_tested = self.num_tested(step);
+        let num_tested = self.num_tested(step)?;
         let judged = match self.contest.judge(model_dir, seed, num_tested, allowed, score)? {
             Judging::Judged(judged) => judged,
             Judging::TooLong { needed } => {
@@ -283,14 +282,20 @@ impl<'a> RunContest<'a> {
     }
 
     /// The how many-th model of the run this is since one was published: the earlier ones have left their records.
-    fn num_tested(&self, step: u64) -> u64 {
+    fn num_tested(&self, step: u64) -> Result<u64> {
         let read = |name: &str| fs::read(self.records_dir.join(name)).ok();
         let published = read(PUBLISHED_FILE)
             .and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok()?["step"].as_u64())
             .unwrap_or(0);
-        let earlier =
-            records(&self.records_dir).into_iter().filter(|record| published < record.step && record.step < step);
-        earlier.count() as u64 + 1
+        let Ok(entries) = fs::read_dir(&self.records_dir) else { return Ok(1) };
+        let mut num_before = 0;
+        for entry in entries {
+            let name = entry.with_context(|| format!("cannot list {}", self.records_dir.display()))?.file_name();
+            let recorded =
+                name.to_str().and_then(|name| name.strip_prefix("step-")?.strip_suffix(".json")?.parse().ok());
+            num_before += u64::from(recorded.is_some_and(|recorded: u64| published < recorded && recorded < step));
+        }
+        Ok(num_before + 1)
     }
 
     /// Keeps the record: `gate/step-….json`, and the same in words.
@@ -312,12 +317,6 @@ impl<'a> RunContest<'a> {
     }
 }
 
-/// What later judgings must know of an earlier one.
-#[derive(Debug, Deserialize)]
-struct Record {
-    step: u64,
-}
-
 /// Seconds that scoring has taken in a run so far; 0 if that is not known.
 fn spent(dir: &Path) -> f64 {
     let read = || -> Option<f64> {
@@ -325,13 +324,4 @@ fn spent(dir: &Path) -> f64 {
         serde_json::from_slice::<serde_json::Value>(&bytes).ok()?["seconds"].as_f64()
     };
     read().filter(|seconds| seconds.is_finite() && *seconds >= 0.0).unwrap_or(0.0)
-}
-
-/// The records that a run has kept; one that cannot be read counts as none.
-fn records(dir: &Path) -> Vec<Record> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    let is_record = |name: &str| name.starts_with("step-") && name.ends_with(".json");
-    let paths = entries.flatten().map(|entry| entry.path());
-    let records = paths.filter(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(is_record));
-    records.filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).collect()
 }

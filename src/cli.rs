@@ -1,5 +1,8 @@
 //! The command line's types, no logic. Each verb's arguments go to the file of the same name in `commands/`.
 
+pub mod chain;
+pub mod wallet;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -58,6 +61,10 @@ pub enum Command {
     /// validator has set weights for 5,000 blocks they change nothing: a network whose only validator sleeps goes on paying
     /// as it last did. What it pays is added to nobody's stake.
     Local(LocalArgs),
+    /// Ask a subnet's chain, the real one or the embedded one, and write to it.
+    Chain(chain::ChainArgs),
+    /// Bittensor's key files.
+    Wallet(wallet::WalletArgs),
     /// Measure how fast this machine trains or scores.
     Bench(BenchArgs),
 }
@@ -337,6 +344,21 @@ pub enum LocalCommand {
         /// Where the chain is, or a recipe that says so.
         #[command(flatten)]
         network: NetworkArgs,
+    },
+    /// Serve the embedded chain on this machine as a node of Bittensor's would, until Ctrl-C.
+    ///
+    /// Recipes and other programs reach it as `endpoint: ws://127.0.0.1:PORT`. Whoever is registered by a name and not by
+    /// an address has the key //NAME there. It listens on loopback only, and takes commitments and weights.
+    Serve {
+        /// The port; 0 takes one that is free.
+        #[arg(long, value_name = "PORT")]
+        rpc: u16,
+        /// The folder of the embedded network.
+        #[arg(long, value_name = "DIR", default_value = crate::recipe::LOCAL_DIR)]
+        dir: PathBuf,
+        /// The version of the chain's program that it looks like: 143 (March 2024) or 185.
+        #[arg(long, value_name = "VERSION", default_value_t = 143)]
+        spec: u32,
     },
 }
 

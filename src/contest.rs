@@ -332,7 +332,7 @@ pub fn first_lines(chain: &dyn Chain, hotkeys: &[Hotkey]) -> Result<Vec<String>>
     let snapshot = chain.snapshot()?;
     let line = |hotkey: &Hotkey| -> Result<String> {
         let Some(neuron) = snapshot.neuron(hotkey) else {
-            return Ok(format!("{}; nothing can be published under it", publish::unregistered(chain, hotkey)));
+            return Ok(format!("{}; nothing can be published under it", chain.unregistered(hotkey)));
         };
         let when = match publish::wait_for_rate_limit(chain, hotkey)? {
             None => "it may commit now.".to_owned(),

@@ -30,6 +30,8 @@ fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
         Command::Emission(args) => commands::emission::run(args, printer),
         Command::Validate(args) => commands::validate::run(args, printer),
         Command::Local(args) => commands::local::run(args, printer),
+        Command::Chain(args) => commands::chain::run(args, printer),
+        Command::Wallet(args) => commands::wallet::run(args, printer),
         Command::Bench(args) => commands::bench::run(args, printer),
     }
 }

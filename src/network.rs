@@ -1,11 +1,13 @@
 //! The hub and the chain that a recipe names, open; the embedded ones are made where they are missing and wanted.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::chain::Chain;
 use crate::chain::ledger::Ledger;
+use crate::chain::subtensor::{self, Subtensor};
+use crate::chain::wallet::{self, Access, Keyring};
+use crate::chain::{Chain, Hotkey};
 use crate::data;
 use crate::hub::Hub;
 use crate::hub::fetch::Cache;
@@ -22,6 +24,8 @@ pub struct Network {
     pub hub: Box<dyn Hub>,
     /// Where their metadata lives.
     pub chain: Box<dyn Chain>,
+    /// The own hotkeys, as the chain spells them.
+    pub hotkeys: Vec<Hotkey>,
     /// Where downloaded models are kept.
     pub cache: Cache,
     /// Losses that were computed before.
@@ -31,13 +35,13 @@ pub struct Network {
 impl Network {
     /// Opens what is there.
     pub fn open(hub: &recipe::Hub, chain: &recipe::Chain) -> Result<Self> {
-        let recipe::Network::Local = chain.network;
-        let ledger = Ledger::open(&chain.ledger)?;
+        let (chain, hotkeys) = open_chain(chain)?;
         let HubKind::Folder = hub.kind;
         let losses = LossCache::beside(&hub.cache);
         Ok(Self {
             hub: Box::new(FolderHub::open(&hub.dir)?),
-            chain: Box::new(ledger),
+            chain,
+            hotkeys,
             cache: Cache::with_hashes(&hub.cache, losses.hashes().clone()),
             losses,
         })
@@ -54,8 +58,45 @@ impl Network {
 
 /// Whether the recipe names an embedded network that is not there.
 pub fn needs_making(chain: &recipe::Chain) -> bool {
-    let recipe::Network::Local = chain.network;
-    !chain.ledger.exists()
+    chain.is_local() && !chain.ledger.exists()
+}
+
+/// Opens the chain that is there, and says how it spells the own hotkeys. A real one may ask for their passwords when they
+/// first sign.
+pub fn open_chain(chain: &recipe::Chain) -> Result<(Box<dyn Chain>, Vec<Hotkey>)> {
+    if chain.is_local() {
+        return Ok((Box::new(Ledger::open(&chain.ledger)?), chain.hotkeys.clone()));
+    }
+    let mut keyring = keyring(chain);
+    let wallet = wallet_dir(chain);
+    let hotkeys = chain.hotkeys.iter().map(|hotkey| keyring.add(&wallet, hotkey)).collect::<Result<_>>()?;
+    Ok((Box::new(connect(chain, keyring)?), hotkeys))
+}
+
+/// Connects to a real chain with keys that may be others than the recipe's.
+pub fn connect(chain: &recipe::Chain, keyring: Keyring) -> Result<Subtensor> {
+    let network = match chain.network {
+        Some(recipe::Network::Finney) => Some(subtensor::FINNEY),
+        Some(recipe::Network::Test) => Some(subtensor::TEST),
+        Some(recipe::Network::Local) | None => None,
+    };
+    let options = subtensor::Options {
+        network,
+        endpoints: chain.endpoints().to_vec(),
+        netuid: chain.netuid,
+        state_dir: subtensor::default_state_dir(),
+    };
+    Subtensor::connect(options, keyring)
+}
+
+/// An empty keyring that opens key files as the recipe says.
+pub fn keyring(chain: &recipe::Chain) -> Keyring {
+    Keyring::new(Access { allow_readable_by_others: chain.allow_readable_keys })
+}
+
+/// The folder of the recipe's wallet.
+pub fn wallet_dir(chain: &recipe::Chain) -> PathBuf {
+    chain.wallet_dir.clone().unwrap_or_else(wallet::default_dir).join(&chain.wallet)
 }
 
 /// Makes the embedded network, unless it is there; returns what was done.

@@ -16,7 +16,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,11 +26,12 @@ use anyhow::Result;
 use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, params};
 
 pub use self::settings::Settings;
-use super::{Chain, Commitment, Snapshot};
+use super::{Chain, CommitLimit, Commitment, Currency, FULL_SHARE, Hotkey, Snapshot, Status, WeightsLimits};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Failure, input};
 use crate::figures;
 use crate::hub::model_id::MAX_COMMITMENT_BYTES;
+use crate::rules::NETUID;
 use crate::score::yuma;
 use file::LedgerFile;
 
@@ -208,12 +209,7 @@ impl Ledger {
     }
 
     fn registered(&self, transaction: &Transaction<'_>, hotkey: &str) -> Result<u16> {
-        uid_of(transaction, hotkey)?.ok_or_else(|| {
-            input(format!(
-                "the hotkey `{hotkey}` is not registered on {}: `assay local register {hotkey}` registers it",
-                self.describe()
-            ))
-        })
+        uid_of(transaction, hotkey)?.ok_or_else(|| self.unregistered(hotkey))
     }
 
     fn found(&self, uid: u16, changed: usize) -> Result<()> {
@@ -259,6 +255,47 @@ impl Chain for Ledger {
             return Ok(snapshot);
         }
         Ok(read()?.0)
+    }
+
+    fn status(&self) -> Result<Status> {
+        self.read(|transaction, block| {
+            let num_uids = transaction.query_row("SELECT COUNT(*) FROM neurons", [], |row| row.get(0))?;
+            Ok(Status {
+                block,
+                runtime: None,
+                netuid: NETUID,
+                tempo: self.settings.tempo,
+                immunity_period: self.settings.immunity_period,
+                num_uids,
+                max_uids: self.settings.max_uids,
+                registration_cost: None,
+                currency: Currency::Tao,
+                commit_limit: CommitLimit::Blocks(self.settings.commit_rate_limit),
+                weights: WeightsLimits {
+                    rate_limit: self.settings.weights_rate_limit,
+                    min_allowed: 1,
+                    max_share: FULL_SHARE,
+                    version_key: 0,
+                    commit_reveal: false,
+                },
+            })
+        })
+    }
+
+    fn all_commitments(&self) -> Result<BTreeMap<Hotkey, Commitment>> {
+        self.read(|transaction, _| {
+            let mut statement =
+                transaction.prepare("SELECT block, bytes, hotkey FROM commitments ORDER BY block, id")?;
+            let all = statement.query_map([], |row| Ok((row.get("hotkey")?, state::commitment(row)?)))?;
+            Ok(all.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    fn unregistered(&self, hotkey: &str) -> anyhow::Error {
+        input(format!(
+            "the hotkey `{hotkey}` is not registered on {}: `assay local register {hotkey}` registers it",
+            self.describe()
+        ))
     }
 
     fn commitment(&self, hotkey: &str) -> Result<Option<Commitment>> {

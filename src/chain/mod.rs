@@ -1,9 +1,12 @@
 //! Where miners' metadata, weights and incentives live: the seam [`Chain`], and what is read through it.
 //!
 //! Everything a decision needs is read at one finalized block as a [`Snapshot`]; what was read is plain data. The embedded
-//! chain is the [`ledger`], an SQLite file.
+//! chain is the [`ledger`], an SQLite file; the real one is [`subtensor`], whose keys lie in a [`wallet`].
 
+pub mod account;
 pub mod ledger;
+pub mod subtensor;
+pub mod wallet;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -38,6 +41,9 @@ pub struct Neuron {
     pub validator_permit: bool,
     /// Block at which it last set weights; 0: never.
     pub last_update: u64,
+    /// What the last epoch paid it, as miner and as validator, in the chain's smallest unit. The places of those who earn
+    /// least are given to newcomers first.
+    pub emission: u64,
 }
 
 /// What a hotkey has committed.
@@ -118,6 +124,80 @@ impl Snapshot {
     }
 }
 
+/// The chain and the subnet as they are now, but for who is on it: what holds for everybody.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Status {
+    /// The newest finalized block.
+    pub block: u64,
+    /// The program that the chain runs; `None` on the ledger.
+    pub runtime: Option<Runtime>,
+    /// The subnet.
+    pub netuid: u16,
+    /// Blocks between two epochs.
+    pub tempo: u64,
+    /// A new registration cannot be replaced for so many blocks.
+    pub immunity_period: u64,
+    /// Places that are taken.
+    pub num_uids: u16,
+    /// Places that there are.
+    pub max_uids: u16,
+    /// What a registration costs now, in the chain's smallest unit of TAO; `None` where it costs nothing.
+    pub registration_cost: Option<u64>,
+    /// What the subnet pays in.
+    pub currency: Currency,
+    /// What is held against a hotkey that commits often.
+    pub commit_limit: CommitLimit,
+    /// What weights must be.
+    pub weights: WeightsLimits,
+}
+
+/// The program that a chain runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runtime {
+    /// Its name: "node-subtensor".
+    pub name: String,
+    /// Its version.
+    pub version: u32,
+    /// The hash of the chain's first block, in hexadecimal after 0x.
+    pub genesis: String,
+}
+
+/// What a subnet pays in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Currency {
+    /// TAO.
+    Tao,
+    /// The subnet's own token.
+    Alpha {
+        /// TAO that one of it is worth, by the subnet's pool.
+        price: f64,
+    },
+}
+
+/// How often a hotkey may commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitLimit {
+    /// Once in so many blocks.
+    Blocks(u64),
+    /// So many bytes in an epoch.
+    Bytes(u64),
+}
+
+/// What a chain asks of the weights that a validator sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightsLimits {
+    /// A validator may set weights again so many blocks after it last did.
+    pub rate_limit: u64,
+    /// At least so many uids.
+    pub min_allowed: u16,
+    /// No weight's share of the sum may be larger, out of [`FULL_SHARE`].
+    pub max_share: u16,
+    /// Of an earlier version of the validator's program the chain takes none.
+    pub version_key: u64,
+    /// Whether they must first be committed and revealed later, which assay does not.
+    pub commit_reveal: bool,
+}
+
 /// A chain that holds the subnet.
 ///
 /// Errors are those of [`crate::error::Failure`] where the kind matters: `Unreachable` when the chain would not answer
@@ -142,6 +222,16 @@ pub trait Chain: Send + Sync {
 
     /// The whole subnet at the newest finalized block.
     fn snapshot(&self) -> Result<Snapshot>;
+
+    /// What holds for everybody on the subnet.
+    fn status(&self) -> Result<Status>;
+
+    /// All that stands committed on the subnet, by whoever, registered or not.
+    fn all_commitments(&self) -> Result<BTreeMap<Hotkey, Commitment>>;
+
+    /// Why a hotkey that holds no place cannot publish, and what to do: not registered, no hotkey but a coldkey, no such
+    /// subnet.
+    fn unregistered(&self, hotkey: &str) -> anyhow::Error;
 
     /// What a hotkey has committed.
     fn commitment(&self, hotkey: &str) -> Result<Option<Commitment>>;

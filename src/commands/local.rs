@@ -16,6 +16,7 @@ pub fn run(args: &LocalArgs, printer: &Printer) -> Result<()> {
             let place = Place::of(network)?;
             printer.result(&network::make(&place.hub, &place.chain)?)
         }
+        LocalCommand::Serve { .. } => anyhow::bail!("not there yet"),
         LocalCommand::Register { hotkey, stake, network } => {
             let place = Place::of(network)?;
             let ledger = Ledger::open(&place.chain.ledger)?;

@@ -2,6 +2,7 @@
 //! kind decides the exit code.
 
 pub mod bench;
+pub mod chain;
 pub mod check;
 pub mod compare;
 pub mod emission;
@@ -12,6 +13,7 @@ pub mod publish;
 pub mod score;
 pub mod train;
 pub mod validate;
+pub mod wallet;
 
 use std::path::Path;
 

@@ -120,6 +120,7 @@ mod tests {
             incentive: if uid == 3 { 40_000 } else { 0 },
             validator_permit: uid < 2,
             last_update: [900, 950].get(usize::from(uid)).copied().unwrap_or(0),
+            emission: 0,
         };
         let commitments = [(2, 100), (3, 200), (4, 901), (5, 900)];
         Snapshot {

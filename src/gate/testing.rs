@@ -172,6 +172,7 @@ impl Scene {
                 incentive: self.incentives.get(&uid).copied().unwrap_or(if leads { u16::MAX } else { 0 }),
                 validator_permit: validator.is_some(),
                 last_update: validator.map_or(0, |voter| voter.last_update),
+                emission: 0,
             }
         };
         let commitment = |model: &Model| {

@@ -4,6 +4,7 @@
 //! than the validators' advantage for the earlier model, and it earns everything until then. The ledger appears last and
 //! as a whole: an init that was killed half-way is simply repeated.
 
+pub mod rpc;
 pub mod unigram;
 
 use std::fmt;

@@ -164,7 +164,7 @@ fn in_steps(
     let text = id.to_string();
     let snapshot = chain.snapshot()?;
     if snapshot.neuron(order.hotkey).is_none() {
-        return Err(unregistered(chain, order.hotkey));
+        return Err(chain.unregistered(order.hotkey));
     }
     still_right(&snapshot).map_err(|sentence| {
         Failure::No(format!("{sentence}: the model is uploaded, but was not committed to the chain"))
@@ -328,19 +328,10 @@ fn read_back(chain: &dyn Chain, hotkey: &str, id: &ModelId) -> Result<ModelMetad
     }
 }
 
-/// The error of a hotkey without a place on the subnet.
-pub fn unregistered(chain: &dyn Chain, hotkey: &str) -> anyhow::Error {
-    input(format!(
-        "the hotkey {hotkey} is not registered on {}: {}",
-        chain.describe(),
-        if chain.is_real() { "register it first" } else { "`assay local register NAME --local DIR` does that" }
-    ))
-}
-
 /// The uid of a hotkey; an error if it has none.
 pub fn registration(chain: &dyn Chain, hotkey: &str) -> Result<u16> {
     let snapshot = chain.snapshot()?;
-    snapshot.neuron(hotkey).map(|neuron| neuron.uid).ok_or_else(|| unregistered(chain, hotkey))
+    snapshot.neuron(hotkey).map(|neuron| neuron.uid).ok_or_else(|| chain.unregistered(hotkey))
 }
 
 /// Refuses a hotkey that could not commit now.

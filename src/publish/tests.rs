@@ -48,6 +48,7 @@ impl Fixture {
         let network = Network {
             hub: Box::new(hub),
             chain: Box::new(Ledger::open(&path).unwrap()),
+            hotkeys: vec!["miner".to_owned()],
             cache: Cache::new(&dir.path().join("cache")),
             losses: LossCache::none(),
         };

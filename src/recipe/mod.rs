@@ -19,10 +19,12 @@ mod warnings;
 
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::model::family::Family;
+use crate::rules::NETUID;
 
 pub use device::DeviceChoice;
 pub(crate) use estimate::SAVE_BYTES_PER_SECOND;
@@ -465,31 +467,89 @@ impl Default for Hub {
 /// Where the embedded hub and chain lie by default.
 pub const LOCAL_DIR: &str = "checkpoints/local";
 
-/// Kinds of chains.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Networks that have a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
     /// The embedded ledger.
-    #[default]
     Local,
+    /// Bittensor's main network.
+    Finney,
+    /// Bittensor's test network.
+    Test,
+}
+
+/// One endpoint or several: `ws://127.0.0.1:9944`, or a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Endpoints {
+    /// One.
+    One(String),
+    /// Each next one stands in for those before it.
+    Several(Vec<String>),
+}
+
+impl Endpoints {
+    /// In the order of preference.
+    pub fn as_slice(&self) -> &[String] {
+        match self {
+            Self::One(endpoint) => std::slice::from_ref(endpoint),
+            Self::Several(endpoints) => endpoints,
+        }
+    }
 }
 
 /// Where models are committed, and under which names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Chain {
-    /// Which network.
-    pub network: Network,
+    /// Which network; default `local`, or, where an endpoint is given, the one that is found there.
+    pub network: Option<Network>,
+    /// Where nodes of a real network are reached; default those that the network runs itself.
+    pub endpoint: Option<Endpoints>,
+    /// The subnet.
+    pub netuid: u16,
     /// `local` only: the ledger's file.
     pub ledger: PathBuf,
-    /// The own hotkeys: a model is published under the one that gains most by it.
+    /// The own hotkeys: a model is published under the one that gains most by it. On a real network they are names of
+    /// hotkeys of the wallet, or addresses, which cannot sign.
     pub hotkeys: Vec<String>,
+    /// Real networks only: the wallet's name.
+    pub wallet: String,
+    /// Real networks only: where the wallets lie; default ~/.bittensor/wallets.
+    pub wallet_dir: Option<PathBuf>,
+    /// Real networks only: take key files that others may read.
+    pub allow_readable_keys: bool,
+}
+
+impl Chain {
+    /// Whether it is the embedded one.
+    pub fn is_local(&self) -> bool {
+        match self.network {
+            Some(network) => network == Network::Local,
+            None => self.endpoint.is_none(),
+        }
+    }
+
+    /// Where a real one is reached, as far as it is said.
+    pub fn endpoints(&self) -> &[String] {
+        self.endpoint.as_ref().map_or(&[], Endpoints::as_slice)
+    }
 }
 
 impl Default for Chain {
     fn default() -> Self {
         let ledger = PathBuf::from(LOCAL_DIR).join("ledger.sqlite");
-        Self { network: Network::Local, ledger, hotkeys: vec!["miner".to_owned()] }
+        Self {
+            network: None,
+            endpoint: None,
+            netuid: NETUID,
+            ledger,
+            hotkeys: vec!["miner".to_owned()],
+            wallet: "default".to_owned(),
+            wallet_dir: None,
+            allow_readable_keys: false,
+        }
     }
 }
 

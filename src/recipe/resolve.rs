@@ -8,7 +8,7 @@ use std::thread;
 
 use anyhow::Result;
 
-use super::{DeviceChoice, Network, PublishMode, Recipe, validate, warnings};
+use super::{DeviceChoice, PublishMode, Recipe, validate, warnings};
 use crate::error::input;
 use crate::figures::count;
 use crate::model::arch::Arch;
@@ -76,8 +76,9 @@ impl Recipe {
         self.data.max_document_tokens.get_or_insert(scored_len);
         let pages = *self.score.pages.get_or_insert(rules.validator.pages_per_step);
         self.gate.max_pages.get_or_insert(pages.saturating_mul(100));
-        self.publish.mode.get_or_insert(match self.chain.network {
-            Network::Local => PublishMode::Auto,
+        self.publish.mode.get_or_insert(match self.chain.is_local() {
+            true => PublishMode::Auto,
+            false => PublishMode::Never,
         });
         let run_dir = self.checkpoint.dir.get_or_insert_with(|| PathBuf::from("checkpoints").join(&self.name)).clone();
 

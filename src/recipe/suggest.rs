@@ -56,7 +56,7 @@ const SECTIONS: [(&str, &[&str]); 15] = [
     ("score", &["every", "pages", "page_documents", "budget", "device"]),
     ("gate", &["rule", "min_gain", "confidence", "cooldown_blocks", "max_pages", "exact", "tolerance", "allow_copies"]),
     ("hub", &["kind", "dir", "repo", "cache"]),
-    ("chain", &["network", "ledger", "hotkeys"]),
+    ("chain", &["network", "endpoint", "netuid", "ledger", "hotkeys", "wallet", "wallet_dir", "allow_readable_keys"]),
     ("publish", &["mode"]),
 ];
 

@@ -131,6 +131,7 @@ mod tests {
                 incentive: 0,
                 validator_permit,
                 last_update: 0,
+                emission: 0,
             };
             let neurons = std::iter::zip(&stakes, &permits).enumerate().map(neuron).collect();
             let weights = std::iter::zip(0.., weights).collect();

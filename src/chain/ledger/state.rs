@@ -7,7 +7,7 @@ use rusqlite::{Row, Transaction, params};
 
 use super::epochs::Outcome;
 use super::settings::Settings;
-use crate::chain::{Commitment, Hotkey, Neuron, Snapshot};
+use crate::chain::{Commitment, FULL_SHARE, Hotkey, Neuron, Snapshot};
 
 /// The block of the last write.
 pub(super) fn highest_block(transaction: &Transaction<'_>) -> Result<u64> {
@@ -17,7 +17,7 @@ pub(super) fn highest_block(transaction: &Transaction<'_>) -> Result<u64> {
 /// The subnet as the tables have it.
 pub(super) fn snapshot(transaction: &Transaction<'_>, settings: &Settings, block: u64) -> Result<Snapshot> {
     let mut statement = transaction.prepare("SELECT * FROM neurons ORDER BY uid")?;
-    let neurons = statement.query_map([], neuron)?.collect::<rusqlite::Result<_>>()?;
+    let neurons = statement.query_map([], |row| neuron(row, settings))?.collect::<rusqlite::Result<_>>()?;
     let mut statement = transaction
         .prepare("SELECT block, bytes, hotkey FROM commitments JOIN neurons USING (hotkey) ORDER BY block, id")?;
     // A later commitment of the same hotkey takes the place of the earlier one.
@@ -67,14 +67,19 @@ pub(super) fn commitment(row: &Row<'_>) -> rusqlite::Result<Commitment> {
     Ok(Commitment { block: row.get("block")?, bytes: row.get("bytes")? })
 }
 
-fn neuron(row: &Row<'_>) -> rusqlite::Result<Neuron> {
+/// The ledger keeps no dividends: what a neuron is paid is what it is paid as a miner.
+fn neuron(row: &Row<'_>, settings: &Settings) -> rusqlite::Result<Neuron> {
+    let incentive: u16 = row.get("incentive")?;
+    let emission_to_miners = u128::from(settings.consensus.emission / 2);
+    let emission = emission_to_miners * u128::from(incentive) / u128::from(FULL_SHARE);
     Ok(Neuron {
         uid: row.get("uid")?,
         hotkey: row.get::<_, Hotkey>("hotkey")?,
         registered_at: row.get("registered_at")?,
         stake: row.get("stake")?,
-        incentive: row.get("incentive")?,
+        incentive,
         validator_permit: row.get("validator_permit")?,
         last_update: row.get("last_update")?,
+        emission: u64::try_from(emission).unwrap_or(u64::MAX),
     })
 }

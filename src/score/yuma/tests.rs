@@ -266,6 +266,7 @@ fn a_weight_on_a_place_that_nobody_holds_does_not_count() {
         incentive: 0,
         validator_permit: uid == 0,
         last_update: 90,
+        emission: 0,
     };
     let snapshot = Snapshot {
         block: 100,

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use super::super::state::{Beginning, Folder, STATE_FILE, STEPS_FILE, State};
 use super::super::{Entry, Event, Examiner, FIRST_CLEANUP_AFTER, Observer, Options, Seams, Validator};
 use crate::chain::ledger::{Ledger, Settings};
-use crate::chain::{Chain, Commitment, Snapshot};
+use crate::chain::{Chain, Commitment, Hotkey, Snapshot, Status};
 use crate::clock::{Clock, SystemClock};
 use crate::data::pages::Draw;
 use crate::disk::Disk;
@@ -147,6 +147,15 @@ impl Chain for CutOff<'_> {
     }
     fn snapshot(&self) -> Result<Snapshot> {
         self.check().and_then(|()| self.inner.snapshot())
+    }
+    fn status(&self) -> Result<Status> {
+        self.check().and_then(|()| self.inner.status())
+    }
+    fn all_commitments(&self) -> Result<BTreeMap<Hotkey, Commitment>> {
+        self.check().and_then(|()| self.inner.all_commitments())
+    }
+    fn unregistered(&self, hotkey: &str) -> anyhow::Error {
+        self.inner.unregistered(hotkey)
     }
     fn commitment(&self, hotkey: &str) -> Result<Option<Commitment>> {
         self.check().and_then(|()| self.inner.commitment(hotkey))

@@ -229,7 +229,8 @@ pub struct CompareArgs {
 #[derive(Debug, Args)]
 pub struct PublishArgs {
     /// The model's folder, such as `checkpoints/NAME/best`.
-    pub model: PathBuf,
+    #[arg(required_unless_present = "commit")]
+    pub model: Option<PathBuf>,
     /// Which network and rules.
     #[command(flatten)]
     pub network: NetworkArgs,
@@ -248,6 +249,13 @@ pub struct PublishArgs {
     /// Do everything but write, and tell what would be sent.
     #[arg(long, conflicts_with = "wait")]
     pub dry_run: bool,
+    /// Upload and verify the model, and write what is to be committed to a file, for the machine that holds the key. The
+    /// hotkey may be an address here.
+    #[arg(long, value_name = "REQUEST", conflicts_with_all = ["wait", "dry_run"])]
+    pub prepare: Option<PathBuf>,
+    /// Commit what another machine has prepared: check its chain, its model and what its gate decided on once more, and sign.
+    #[arg(long, value_name = "REQUEST", conflicts_with_all = ["model", "repo", "hotkey", "gate", "dry_run", "prepare"])]
+    pub commit: Option<PathBuf>,
     /// Where the gate's losses are computed: auto (a GPU if there is one), cpu, cuda or cuda:N; default the recipe's.
     #[arg(long, value_name = "DEVICE", requires = "gate")]
     pub device: Option<DeviceChoice>,

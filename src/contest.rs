@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::chain::{Chain, Hotkey, Snapshot};
+use crate::chain::{Hotkey, Snapshot};
 use crate::data::Opened;
 use crate::data::pages::Pages;
 use crate::error::input;
@@ -25,6 +25,7 @@ use crate::network::{self, Network};
 use crate::ops::random;
 use crate::placement::Placement;
 use crate::publish::journal::Hold;
+use crate::publish::request::{self, DecidedOn, Request};
 use crate::publish::{self, Order, Published, sanity};
 use crate::recipe::Resolved;
 use crate::rules::Rules;
@@ -138,7 +139,7 @@ impl<'a> Contest<'a> {
         let started = Instant::now();
         let (recipe, rules) = (&self.resolved.recipe, &self.resolved.rules);
         let snapshot = self.network.chain.snapshot()?;
-        let roster = Roster::of(&snapshot, &recipe.chain.hotkeys);
+        let roster = Roster::of(&snapshot, &self.network.hotkeys);
         let num_pages = recipe.score.pages.unwrap_or(rules.validator.pages_per_step);
         let max_steps = recipe.gate.max_pages.map_or(100, |max_pages| (max_pages / num_pages).max(1));
         let own = self.own_hotkeys(&snapshot)?;
@@ -237,8 +238,7 @@ impl<'a> Contest<'a> {
     /// Why validators would not take a model: by its folder, or, if there are `rows`, by what it writes after them and the time
     /// that it takes them; what is no reason yet is a warning. `None` as well where nothing is published.
     fn refusal(&self, model_dir: &Path, rows: Option<&[Vec<u32>]>) -> Result<Option<String>> {
-        let (Some(_), Some(hotkey)) = (&self.resolved.recipe.hub.repo, self.resolved.recipe.chain.hotkeys.first())
-        else {
+        let (Some(_), Some(hotkey)) = (&self.resolved.recipe.hub.repo, self.network.hotkeys.first()) else {
             return Ok(None);
         };
         let found = match rows {
@@ -291,7 +291,7 @@ impl<'a> Contest<'a> {
     /// The own hotkeys that are registered.
     fn own_hotkeys(&self, snapshot: &Snapshot) -> Result<Vec<OwnHotkey>> {
         let mut own = Vec::new();
-        for hotkey in &self.resolved.recipe.chain.hotkeys {
+        for hotkey in &self.network.hotkeys {
             let next = self.network.chain.next_commit_block(hotkey)?;
             own.extend(OwnHotkey::of(snapshot, hotkey, next));
         }
@@ -304,13 +304,20 @@ impl<'a> Contest<'a> {
         Ok(Order { model_dir, repo_id, hotkey, criteria: &self.resolved.rules.criteria })
     }
 
+    /// Uploads what the gate has let through, for another machine to commit.
+    pub fn prepare(&self, model_dir: &Path, judged: &Judged, hold: &Hold) -> Result<Request> {
+        let order = self.order(model_dir, &hold.hotkey)?;
+        let decided_on = DecidedOn { own: self.network.hotkeys.clone(), roster: judged.roster.fingerprint() };
+        request::prepare(&self.network, &order, hold, Some(decided_on), self.printer)
+    }
+
     /// Publishes what the gate has let through; `None`: the field has changed since, and the decision must be made anew. It is
     /// looked at before anything is uploaded, and once more right before the commitment is sent.
     pub fn publish(&self, model_dir: &Path, judged: &Judged, hold: &Hold) -> Result<Option<Published>> {
         let order = self.order(model_dir, &hold.hotkey)?;
         let has_changed = Cell::new(false);
         let still_right = |snapshot: &Snapshot| {
-            let roster = Roster::of(snapshot, &self.resolved.recipe.chain.hotkeys);
+            let roster = Roster::of(snapshot, &self.network.hotkeys);
             has_changed.set(roster.fingerprint() != judged.roster.fingerprint());
             match has_changed.get() {
                 false => Ok(()),
@@ -328,7 +335,8 @@ impl<'a> Contest<'a> {
 }
 
 /// What a run should know at its start: whether its hotkeys are registered, and when they may commit.
-pub fn first_lines(chain: &dyn Chain, hotkeys: &[Hotkey]) -> Result<Vec<String>> {
+pub fn first_lines(network: &Network) -> Result<Vec<String>> {
+    let chain = network.chain.as_ref();
     let snapshot = chain.snapshot()?;
     let line = |hotkey: &Hotkey| -> Result<String> {
         let Some(neuron) = snapshot.neuron(hotkey) else {
@@ -340,7 +348,7 @@ pub fn first_lines(chain: &dyn Chain, hotkeys: &[Hotkey]) -> Result<Vec<String>>
         };
         Ok(format!("The hotkey {hotkey} is uid {} on {}; {when}", neuron.uid, chain.describe()))
     };
-    hotkeys.iter().map(line).collect()
+    network.hotkeys.iter().map(line).collect()
 }
 
 /// What a run would find, without making anything.
@@ -349,7 +357,7 @@ pub fn preview(resolved: &Resolved) -> Result<Vec<String>> {
     if network::needs_making(chain) {
         return Ok(vec![format!("Would make an embedded network around the ledger {}.", chain.ledger.display())]);
     }
-    first_lines(Network::open(hub, chain)?.chain.as_ref(), &chain.hotkeys)
+    first_lines(&Network::open(hub, chain)?)
 }
 
 impl Judged {

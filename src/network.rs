@@ -9,6 +9,7 @@ use crate::chain::subtensor::{self, Subtensor};
 use crate::chain::wallet::{self, Access, Keyring};
 use crate::chain::{Chain, Hotkey};
 use crate::data;
+use crate::error::input;
 use crate::hub::Hub;
 use crate::hub::fetch::Cache;
 use crate::hub::folder::FolderHub;
@@ -45,6 +46,16 @@ impl Network {
             cache: Cache::with_hashes(&hub.cache, losses.hashes().clone()),
             losses,
         })
+    }
+
+    /// The only own hotkey; an error that tells how to choose where there are several.
+    pub fn only_hotkey(&self) -> Result<&Hotkey> {
+        match self.hotkeys.as_slice() {
+            [hotkey] => Ok(hotkey),
+            hotkeys => {
+                Err(input(format!("there are several hotkeys ({}): choose one by --hotkey", hotkeys.join(", "))))
+            }
+        }
     }
 
     /// Opens what is there; an embedded network that is missing is made first, with the own hotkeys registered.

@@ -214,6 +214,11 @@ pub trait Chain: Send + Sync {
     /// Seconds from one block to the next.
     fn seconds_per_block(&self) -> f64;
 
+    /// Makes sure that it can sign for a hotkey, as long as somebody is there who can give a password.
+    fn unlock(&self, _hotkey: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Where the locks and journals of publishing to this chain lie: the same folder for every process of this machine.
     fn journal_dir(&self) -> &Path;
 

@@ -125,7 +125,7 @@ fn own_model(dir: &Path) -> Result<PathBuf> {
 
 /// The published models that were asked for, by ascending uid.
 fn published(args: &CompareArgs, place: &Place, network: &Network, snapshot: &Snapshot) -> Result<Vec<Entry>> {
-    let own: &[_] = place.resolved.as_ref().map_or(&[], |resolved| &resolved.recipe.chain.hotkeys);
+    let own: &[_] = if place.resolved.is_some() { &network.hotkeys } else { &[] };
     let miner = |neuron: &crate::chain::Neuron| {
         let metadata = snapshot.metadata(&neuron.hotkey)?;
         Some(Miner { uid: neuron.uid, hotkey: neuron.hotkey.clone(), incentive: neuron.incentive, metadata })

@@ -25,7 +25,7 @@ pub fn run(args: &EmissionArgs, printer: &Printer) -> Result<()> {
     let network = Network::open(&place.hub, &place.chain)?;
     let chain = network.chain.as_ref();
     let snapshot = chain.snapshot()?;
-    let uids = asked_for(args, &place.chain.hotkeys, chain, &snapshot)?;
+    let uids = asked_for(args, &network.hotkeys, chain, &snapshot)?;
     let report = Report::of(chain, snapshot, uids, args.win_rate, rules.validator.temperature)?;
     printer.result(&if args.json { report.json().to_string() } else { report.text() })
 }

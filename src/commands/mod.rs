@@ -65,6 +65,13 @@ impl Place {
         Ok(Self { resolved: Some(resolved), hub, chain })
     }
 
+    /// Takes a hotkey that was asked for in place of the recipe's.
+    pub(crate) fn choose_hotkey(&mut self, asked: Option<&String>) {
+        if let Some(hotkey) = asked {
+            self.chain.hotkeys = vec![hotkey.clone()];
+        }
+    }
+
     /// The rules of the recipe, or those of March 2024.
     pub(crate) fn rules(&self) -> Rules {
         self.resolved.as_ref().map_or_else(Rules::default, |resolved| resolved.rules.clone())

@@ -1,5 +1,7 @@
 //! `assay publish`: one model folder to the hub and the chain, by hand.
 
+use std::path::Path;
+
 use anyhow::{Result, ensure};
 use serde_json::json;
 
@@ -16,6 +18,7 @@ use crate::metrics::printer::Printer;
 use crate::network::Network;
 use crate::placement::Placement;
 use crate::publish::journal::Hold;
+use crate::publish::request::{self, Request};
 use crate::publish::{self, Order, Published, sanity};
 use crate::recipe::Resolved;
 use crate::rules::Rules;
@@ -23,10 +26,14 @@ use crate::rules::Rules;
 /// Runs the command.
 pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
     super::set_threads(args.threads)?;
-    let place = Place::of(&args.network)?;
+    let mut place = Place::of(&args.network)?;
+    if let Some(request) = &args.commit {
+        return commit(args, &Request::read(request)?, place, printer);
+    }
+    let model_dir = args.model.as_deref().ok_or_else(|| input("no model to publish: name its folder"))?;
     ensure!(
-        args.model.is_dir(),
-        input(format!("{} is not a folder: name the folder that holds config.json", args.model.display()))
+        model_dir.is_dir(),
+        input(format!("{} is not a folder: name the folder that holds config.json", model_dir.display()))
     );
     let repo_id = args.repo.clone().or_else(|| place.hub.repo.clone()).ok_or_else(|| {
         input("no repository to publish to: name one by --repo namespace/name, or by hub.repo of a recipe")
@@ -34,25 +41,35 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
     if args.gate {
         let mut resolved = place.resolved.ok_or_else(|| input("--gate needs --recipe"))?;
         resolved.recipe.hub.repo = Some(repo_id);
-        return through_gate(args, &resolved, printer);
+        return through_gate(args, model_dir, &resolved, printer);
     }
     let rules = place.rules();
-    let hotkey = match (&args.hotkey, place.chain.hotkeys.as_slice()) {
-        (Some(hotkey), _) => hotkey.clone(),
-        (None, [hotkey]) => hotkey.clone(),
-        (None, hotkeys) => {
-            return Err(input(format!("there are several hotkeys ({}): choose one by --hotkey", hotkeys.join(", "))));
-        }
-    };
+    place.choose_hotkey(args.hotkey.as_ref());
     let network = Network::open(&place.hub, &place.chain)?;
-    let order = Order { model_dir: &args.model, repo_id: &repo_id, hotkey: &hotkey, criteria: &rules.criteria };
+    let hotkey = network.only_hotkey()?;
+    let order = Order { model_dir, repo_id: &repo_id, hotkey, criteria: &rules.criteria };
     look_at(&order, &rules, printer)?;
     if args.dry_run {
         return printer.result(&publish::rehearse(&network, &order)?);
     }
-    let hold = take_hold(args, &network, &hotkey, printer)?;
+    let hold = take_hold(args, &network, hotkey, printer)?;
+    if let Some(path) = &args.prepare {
+        return tell_prepared(args, path, &request::prepare(&network, &order, &hold, None, printer)?, printer);
+    }
     let published = publish::publish(&network, &order, &hold, &|_| Ok(()), printer)?;
-    tell(args, &published, &hotkey, printer)
+    tell(args, &published, hotkey, printer)
+}
+
+/// Commits what was prepared elsewhere.
+fn commit(args: &PublishArgs, request: &Request, mut place: Place, printer: &Printer) -> Result<()> {
+    place.chain.hotkeys = vec![request.hotkey.clone()];
+    let network = Network::open(&place.hub, &place.chain)?;
+    if request.decided_on.is_none() {
+        printer.note("The request was prepared without asking a gate.");
+    }
+    let hold = take_hold(args, &network, &request.hotkey, printer)?;
+    let published = request::commit(&network, request, &place.rules().criteria, &hold, printer)?;
+    tell(args, &published, &request.hotkey, printer)
 }
 
 /// Refuses what validators would not take, and warns of what they might not.
@@ -65,7 +82,7 @@ fn look_at(order: &Order<'_>, rules: &Rules, printer: &Printer) -> Result<()> {
 }
 
 /// Publishes under the hotkey that the gate chooses; refuses, with exit code 4, what the gate would not publish.
-fn through_gate(args: &PublishArgs, resolved: &Resolved, printer: &Printer) -> Result<()> {
+fn through_gate(args: &PublishArgs, model_dir: &Path, resolved: &Resolved, printer: &Printer) -> Result<()> {
     let recipe = &resolved.recipe;
     let placement = Placement::open(
         args.device.or(recipe.score.device).unwrap_or(recipe.train.device),
@@ -75,11 +92,11 @@ fn through_gate(args: &PublishArgs, resolved: &Resolved, printer: &Printer) -> R
     let data = data::open(recipe, resolved.rules.criteria.sequence_length)?;
     let contest = Contest::open(resolved, &placement, &data, printer)?;
     let mut score =
-        |rows: &[Vec<u32>]| field::losses_of_folder(&args.model, &contest.scoring, &contest.network.losses, rows);
+        |rows: &[Vec<u32>]| field::losses_of_folder(model_dir, &contest.scoring, &contest.network.losses, rows);
     let seed = fresh_seed();
     // Anew on the same pages, whose losses are known, for as long as the field changes between decision and commitment.
     loop {
-        if let Some(done) = judge_and_publish(args, &contest, seed, &mut score, printer)? {
+        if let Some(done) = judge_and_publish(args, model_dir, &contest, seed, &mut score, printer)? {
             return Ok(done);
         }
         printer.note("The field has changed since the decision, which is made anew.");
@@ -89,12 +106,13 @@ fn through_gate(args: &PublishArgs, resolved: &Resolved, printer: &Printer) -> R
 /// `None`: the field has changed between decision and commitment.
 fn judge_and_publish(
     args: &PublishArgs,
+    model_dir: &Path,
     contest: &Contest<'_>,
     seed: u64,
     score: ScoreCandidate<'_>,
     printer: &Printer,
 ) -> Result<Option<()>> {
-    let Judging::Judged(judged) = contest.judge(&args.model, seed, 1, None, score)? else {
+    let Judging::Judged(judged) = contest.judge(model_dir, seed, 1, None, score)? else {
         return Err(Failure::Interrupted("interrupted while scoring; nothing was sent".to_owned()).into());
     };
     if !judged.pages.is_empty() {
@@ -104,15 +122,23 @@ fn judge_and_publish(
     let Verdict::Publish { hotkey } = &judged.decision.verdict else {
         return Err(Failure::No("the gate is closed: nothing was published".to_owned()).into());
     };
-    if let Some(asked) = args.hotkey.as_ref().filter(|asked| *asked != hotkey) {
+    // By its name in the wallet or as the chain spells it.
+    let named = |asked: &&String| {
+        let place = contest.resolved.recipe.chain.hotkeys.iter().position(|name| name == *asked);
+        place.is_some_and(|place| contest.network.hotkeys.get(place) == Some(hotkey))
+    };
+    if let Some(asked) = args.hotkey.as_ref().filter(|asked| *asked != hotkey && !named(asked)) {
         let sentence = format!("the gate would publish under {hotkey}, not under {asked}: nothing was published");
         return Err(Failure::No(sentence).into());
     }
     if args.dry_run {
-        return printer.result(&publish::rehearse(&contest.network, &contest.order(&args.model, hotkey)?)?).map(Some);
+        return printer.result(&publish::rehearse(&contest.network, &contest.order(model_dir, hotkey)?)?).map(Some);
     }
     let hold = take_hold(args, &contest.network, hotkey, printer)?;
-    let published = contest.publish(&args.model, &judged, &hold)?;
+    if let Some(path) = &args.prepare {
+        return tell_prepared(args, path, &contest.prepare(model_dir, &judged, &hold)?, printer).map(Some);
+    }
+    let published = contest.publish(model_dir, &judged, &hold)?;
     published.map(|published| tell(args, &published, hotkey, printer)).transpose()
 }
 
@@ -125,6 +151,19 @@ fn take_hold(args: &PublishArgs, network: &Network, hotkey: &str, printer: &Prin
         publish::sleep_until_allowed(network.chain.as_ref(), hotkey, printer)?;
     }
     Ok(hold)
+}
+
+fn tell_prepared(args: &PublishArgs, path: &Path, request: &Request, printer: &Printer) -> Result<()> {
+    request.write(path)?;
+    if args.json {
+        return printer.result(&serde_json::to_string(request)?);
+    }
+    let (shown, hotkey) = (path.display(), &request.hotkey);
+    printer.result(&format!(
+        "Uploaded {}; {shown} holds what {hotkey} is to commit: take it to the machine with its key, and run there: assay \
+         publish --commit {shown}",
+        request.commitment
+    ))
 }
 
 fn tell(args: &PublishArgs, published: &Published, hotkey: &str, printer: &Printer) -> Result<()> {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use super::Place;
-use crate::chain::Chain;
 use crate::cli::ValidateArgs;
 use crate::clock::{Clock, SystemClock};
 use crate::error::input;
@@ -22,11 +21,12 @@ use crate::validator::{FIRST_CLEANUP_AFTER, Options, Seams, Validator};
 /// Runs the command.
 pub fn run(args: &ValidateArgs, printer: &Printer) -> Result<()> {
     super::set_threads(args.scoring.threads)?;
-    let place = Place::of(&args.network)?;
+    let mut place = Place::of(&args.network)?;
+    place.choose_hotkey(args.hotkey.as_ref());
     let rules = rules(args, &place)?;
     let scoring = place.scoring(&args.scoring, &rules, printer)?;
     let network = Network::open(&place.hub, &place.chain)?;
-    let sets_weights_as = hotkey(args, &place, network.chain.as_ref(), printer)?;
+    let sets_weights_as = hotkey(args, &network, printer)?;
     let pages = place.pages(&rules)?;
     let num_pages = args.pages.unwrap_or_else(|| place.pages_per_step(&rules));
 
@@ -82,25 +82,14 @@ fn rules(args: &ValidateArgs, place: &Place) -> Result<Rules> {
 }
 
 /// The hotkey under which weights are set, if they are to be.
-fn hotkey(args: &ValidateArgs, place: &Place, chain: &dyn Chain, printer: &Printer) -> Result<Option<String>> {
+fn hotkey(args: &ValidateArgs, network: &Network, printer: &Printer) -> Result<Option<String>> {
     if !args.set_weights {
         return Ok(None);
     }
-    let hotkey = match (&args.hotkey, place.chain.hotkeys.as_slice()) {
-        (Some(hotkey), _) => hotkey,
-        (None, [hotkey]) => hotkey,
-        (None, hotkeys) => {
-            return Err(input(format!("there are several hotkeys ({}): choose one by --hotkey", hotkeys.join(", "))));
-        }
-    };
+    let (chain, hotkey) = (network.chain.as_ref(), network.only_hotkey()?);
     let snapshot = chain.snapshot()?;
-    let Some(neuron) = snapshot.neuron(hotkey) else {
-        return Err(input(format!(
-            "--set-weights: the hotkey `{hotkey}` is not registered on {}: `assay local register {hotkey}` registers it \
-             there",
-            chain.describe()
-        )));
-    };
+    let neuron = snapshot.neuron(hotkey).ok_or_else(|| chain.unregistered(hotkey).context("--set-weights"))?;
+    chain.unlock(hotkey)?;
     if !neuron.validator_permit {
         printer.warn(&format!("the hotkey {hotkey} has no validator permit: the weights it sets do not count"));
     }

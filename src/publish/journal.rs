@@ -34,6 +34,13 @@ pub struct Entry {
     pub block: Option<u64>,
 }
 
+impl Entry {
+    /// A model with which nothing was done yet.
+    pub fn of(hash: &str, repo_id: &str) -> Self {
+        Self { hash: hash.to_owned(), repo_id: repo_id.to_owned(), commit: None, sent: None, block: None }
+    }
+}
+
 /// The right to publish under a hotkey: one process of this machine has it at a time, until it is dropped.
 #[derive(Debug)]
 pub struct Hold {

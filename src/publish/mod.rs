@@ -6,6 +6,7 @@
 //! killed anywhere is made good by publishing the same model again: one commit on the hub, one on the chain.
 
 pub mod journal;
+pub mod request;
 pub mod sanity;
 #[cfg(test)]
 mod tests;
@@ -115,14 +116,31 @@ fn in_steps(
     printer: &Printer,
     after: &dyn Fn(Step) -> Result<()>,
 ) -> Result<Published> {
-    let (hub, chain) = (network.hub.as_ref(), network.chain.as_ref());
+    let chain = network.chain.as_ref();
     let parcel = Parcel::of(order)?;
+    let snapshot = chain.snapshot()?;
     let journal = hold.read()?;
-    if let Some(metadata) = standing(network, order, &parcel)? {
-        finish(hold, journal, order, &parcel, &metadata, printer)?;
+    if let Some(metadata) = standing(network, order, &parcel, &snapshot)? {
+        finish(hold, journal, order.repo_id, &metadata, printer)?;
         return Ok(Published { metadata, before: true });
     }
-    check_may_commit(chain, order.hotkey)?;
+    check_may_commit(chain, order.hotkey, &snapshot)?;
+    chain.unlock(order.hotkey)?;
+    let (id, entry) = upload(network, order, &parcel, hold, journal, printer, after)?;
+    send(chain, &id, entry, hold, still_right, after)
+}
+
+/// Uploads a model, where no earlier attempt has, and looks at what the hub gives back of it.
+fn upload(
+    network: &Network,
+    order: &Order<'_>,
+    parcel: &Parcel,
+    hold: &Hold,
+    journal: Option<Entry>,
+    printer: &Printer,
+    after: &dyn Fn(Step) -> Result<()>,
+) -> Result<(ModelId, Entry)> {
+    let hub = network.hub.as_ref();
     hub.check_writable(order.repo_id)?;
     let mut entry = match journal {
         Some(entry) if entry.block.is_none() && entry.hash == parcel.hash && entry.repo_id == order.repo_id => {
@@ -131,13 +149,7 @@ fn in_steps(
         }
         earlier => {
             tell_of_abandoned(earlier.as_ref(), printer);
-            Entry {
-                hash: parcel.hash.clone(),
-                repo_id: order.repo_id.to_owned(),
-                commit: None,
-                sent: None,
-                block: None,
-            }
+            Entry::of(&parcel.hash, order.repo_id)
         }
     };
     after(Step::Checked)?;
@@ -160,11 +172,22 @@ fn in_steps(
     let id = parcel.id(Some(commit));
     verify(network, &id, order.criteria)?;
     after(Step::Verified)?;
+    Ok((id, entry))
+}
 
-    let text = id.to_string();
+/// Commits a model that the hub was found to give back.
+fn send(
+    chain: &dyn Chain,
+    id: &ModelId,
+    mut entry: Entry,
+    hold: &Hold,
+    still_right: &dyn Fn(&Snapshot) -> Result<(), String>,
+    after: &dyn Fn(Step) -> Result<()>,
+) -> Result<Published> {
+    let (hotkey, text) = (hold.hotkey.as_str(), id.to_string());
     let snapshot = chain.snapshot()?;
-    if snapshot.neuron(order.hotkey).is_none() {
-        return Err(chain.unregistered(order.hotkey));
+    if snapshot.neuron(hotkey).is_none() {
+        return Err(chain.unregistered(hotkey));
     }
     still_right(&snapshot).map_err(|sentence| {
         Failure::No(format!("{sentence}: the model is uploaded, but was not committed to the chain"))
@@ -172,10 +195,10 @@ fn in_steps(
     entry.sent = Some(text.clone());
     hold.write(&entry)?;
     after(Step::SendingNoted)?;
-    chain.commit(order.hotkey, text.as_bytes())?;
+    chain.commit(hotkey, text.as_bytes())?;
     after(Step::Sent)?;
 
-    let metadata = read_back(chain, order.hotkey, &id)?;
+    let metadata = read_back(chain, hotkey, id)?;
     after(Step::ReadBack)?;
     entry.block = Some(metadata.block.get());
     hold.write(&entry)?;
@@ -186,7 +209,8 @@ fn in_steps(
 pub fn rehearse(network: &Network, order: &Order<'_>) -> Result<String> {
     let parcel = Parcel::of(order)?;
     let chain = network.chain.as_ref();
-    if let Some(metadata) = standing(network, order, &parcel)? {
+    let snapshot = chain.snapshot()?;
+    if let Some(metadata) = standing(network, order, &parcel, &snapshot)? {
         return Ok(format!(
             "Nothing would be sent: {} stands on {} under {} since block {}.",
             metadata.id,
@@ -195,7 +219,7 @@ pub fn rehearse(network: &Network, order: &Order<'_>) -> Result<String> {
             count(metadata.block.get())
         ));
     }
-    let uid = registration(chain, order.hotkey)?;
+    let uid = registration(chain, order.hotkey, &snapshot)?;
     network.hub.check_writable(order.repo_id)?;
     let mut lines = vec![format!("Would upload to {} of {}:", order.repo_id, network.hub.describe())];
     for name in &parcel.names {
@@ -210,7 +234,7 @@ pub fn rehearse(network: &Network, order: &Order<'_>) -> Result<String> {
         text.len()
     ));
     lines.push(format!("  {}", text.replace(&"c".repeat(COMMIT_DIGITS), "COMMIT")));
-    lines.push(match wait_for_rate_limit(chain, order.hotkey)? {
+    lines.push(match Wait::at(chain, order.hotkey, snapshot.block)? {
         None => "The chain would take it now.".to_owned(),
         Some(wait) => wait.sentence(chain, order.hotkey),
     });
@@ -265,9 +289,14 @@ impl Parcel {
 }
 
 /// The commitment of this hotkey that names this very model, still to be had from the hub; `None` if there is none.
-fn standing(network: &Network, order: &Order<'_>, parcel: &Parcel) -> Result<Option<ModelMetadata>> {
-    let metadata = network.chain.commitment(order.hotkey)?.and_then(|commitment| commitment.metadata());
-    Ok(metadata.filter(|metadata| {
+fn standing(
+    network: &Network,
+    order: &Order<'_>,
+    parcel: &Parcel,
+    snapshot: &Snapshot,
+) -> Result<Option<ModelMetadata>> {
+    registration(network.chain.as_ref(), order.hotkey, snapshot)?;
+    Ok(snapshot.metadata(order.hotkey).filter(|metadata| {
         let id = &metadata.id;
         let commit = id.commit.as_deref().unwrap_or_default();
         id.hash.as_ref() == Some(&parcel.hash) && network.hub.files(&id.repo_id(), commit).is_ok()
@@ -278,13 +307,12 @@ fn standing(network: &Network, order: &Order<'_>, parcel: &Parcel) -> Result<Opt
 fn finish(
     hold: &Hold,
     journal: Option<Entry>,
-    order: &Order<'_>,
-    parcel: &Parcel,
+    repo_id: &str,
     metadata: &ModelMetadata,
     printer: &Printer,
 ) -> Result<()> {
     let Some(mut entry) = journal.filter(|entry| entry.block.is_none()) else { return Ok(()) };
-    if entry.hash == parcel.hash && entry.repo_id == order.repo_id {
+    if Some(&entry.hash) == metadata.id.hash.as_ref() && entry.repo_id == repo_id {
         printer.note("The publish of this model that was interrupted had reached the chain.");
         entry.commit = metadata.id.commit.clone();
         entry.block = Some(metadata.block.get());
@@ -329,15 +357,13 @@ fn read_back(chain: &dyn Chain, hotkey: &str, id: &ModelId) -> Result<ModelMetad
 }
 
 /// The uid of a hotkey; an error if it has none.
-pub fn registration(chain: &dyn Chain, hotkey: &str) -> Result<u16> {
-    let snapshot = chain.snapshot()?;
+fn registration(chain: &dyn Chain, hotkey: &str, snapshot: &Snapshot) -> Result<u16> {
     snapshot.neuron(hotkey).map(|neuron| neuron.uid).ok_or_else(|| chain.unregistered(hotkey))
 }
 
 /// Refuses a hotkey that could not commit now.
-fn check_may_commit(chain: &dyn Chain, hotkey: &str) -> Result<()> {
-    registration(chain, hotkey)?;
-    match wait_for_rate_limit(chain, hotkey)? {
+fn check_may_commit(chain: &dyn Chain, hotkey: &str, snapshot: &Snapshot) -> Result<()> {
+    match Wait::at(chain, hotkey, snapshot.block)? {
         None => Ok(()),
         Some(wait) => Err(Failure::No(wait.sentence(chain, hotkey)).into()),
     }
@@ -353,6 +379,12 @@ pub struct Wait {
 }
 
 impl Wait {
+    /// How long the chain's rate limit makes a hotkey wait at a block; `None`: not at all.
+    pub fn at(chain: &dyn Chain, hotkey: &str, block: u64) -> Result<Option<Self>> {
+        let until_block = chain.next_commit_block(hotkey)?;
+        Ok((until_block > block).then(|| Self { until_block, num_blocks: until_block - block }))
+    }
+
     /// In words.
     pub fn sentence(&self, chain: &dyn Chain, hotkey: &str) -> String {
         format!(
@@ -364,10 +396,9 @@ impl Wait {
     }
 }
 
-/// How long the chain's rate limit makes a hotkey wait; `None`: not at all.
+/// How long the chain's rate limit makes a hotkey wait from now on; `None`: not at all.
 pub fn wait_for_rate_limit(chain: &dyn Chain, hotkey: &str) -> Result<Option<Wait>> {
-    let (until_block, block) = (chain.next_commit_block(hotkey)?, chain.block()?);
-    Ok((until_block > block).then(|| Wait { until_block, num_blocks: until_block - block }))
+    Wait::at(chain, hotkey, chain.block()?)
 }
 
 /// Waits until the rate limit is over.

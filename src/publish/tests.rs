@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod requests;
+
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
@@ -202,7 +204,7 @@ fn what_cannot_be_published_is_refused_before_anything_is_uploaded() {
     fixture.write_model("nan", f32::NAN);
     let long = format!("me/{}", "x".repeat(39));
     for (repo_id, hotkey, model, expected) in [
-        ("me/model", "nobody", "a", "the hotkey nobody is not registered"),
+        ("me/model", "nobody", "a", "the hotkey `nobody` is not registered"),
         (long.as_str(), "miner", "a", "42 characters; it must have more than 3 and at most 41"),
         ("memodel", "miner", "a", "not of the form namespace/name"),
         ("me/model", "miner", "nan", "numbers that are not finite"),

@@ -82,9 +82,10 @@ impl<'a> RunContest<'a> {
         let seconds = spent(&records_dir);
         let mut run = Self { contest, records_dir, holds: Vec::new(), last_step: None, seconds, needed: None };
         if resolved.publishes() {
-            first_lines(run.contest.network.chain.as_ref(), &resolved.recipe.chain.hotkeys)?
-                .iter()
-                .for_each(|line| printer.note(line));
+            let network = &run.contest.network;
+            first_lines(network)?.iter().for_each(|line| printer.note(line));
+            // Now, while somebody is there who knows the passwords.
+            network.hotkeys.iter().try_for_each(|hotkey| network.chain.unlock(hotkey))?;
             run.take_holds();
         }
         Ok(Some(run))
@@ -92,7 +93,7 @@ impl<'a> RunContest<'a> {
 
     /// Takes the right to publish under the own hotkeys, where no other run has it.
     fn take_holds(&mut self) {
-        for hotkey in &self.contest.resolved.recipe.chain.hotkeys {
+        for hotkey in &self.contest.network.hotkeys {
             if self.holds.iter().all(|hold| hold.hotkey != *hotkey) {
                 match Hold::take(self.contest.network.chain.as_ref(), hotkey) {
                     Ok(hold) => self.holds.push(hold),

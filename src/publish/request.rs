@@ -1,0 +1,189 @@
+//! Publishing with two machines: the one that trains uploads a model and writes a request, the one that holds the key
+//! checks it and commits.
+//!
+//! The key need not lie on a rented machine. What comes from there is not trusted: the chain must be the one that was
+//! meant, the hub must give back a model of the hash that is to be committed, and where a gate has decided, nothing that
+//! it decided on may have changed.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::journal::{Entry, Hold};
+use super::{Order, Parcel, Published, check_may_commit, finish, registration, send, standing, upload, verify};
+use crate::chain::{Hotkey, Snapshot};
+use crate::error::{Failure, input};
+use crate::figures::count;
+use crate::gate::roster::Roster;
+use crate::hub::model_id::ModelId;
+use crate::metrics::printer::Printer;
+use crate::network::Network;
+use crate::rules::Criteria;
+use crate::whole_file;
+
+/// Counts up with every change of the file.
+const FORMAT: u32 = 1;
+
+/// No request has so many bytes.
+const MAX_BYTES: u64 = 1 << 16;
+
+/// A model that is uploaded, for the machine that commits it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// The format's version.
+    format: u32,
+    /// The hash of the chain's first block; none on an embedded one.
+    genesis: Option<String>,
+    /// The subnet.
+    netuid: u16,
+    /// The hotkey that is to commit.
+    pub hotkey: Hotkey,
+    /// What it is to commit.
+    pub commitment: String,
+    /// The block at which it was written.
+    pub block: u64,
+    /// What the gate decided on; none if it was not asked.
+    pub decided_on: Option<DecidedOn>,
+}
+
+/// What a decision of the gate rests on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecidedOn {
+    /// The own hotkeys.
+    pub own: Vec<Hotkey>,
+    /// The fingerprint of the models that competed.
+    pub roster: String,
+}
+
+impl DecidedOn {
+    /// Whether nothing that the decision rests on has changed.
+    fn holds(&self, snapshot: &Snapshot) -> bool {
+        Roster::of(snapshot, &self.own).fingerprint() == self.roster
+    }
+}
+
+/// Uploads a model and looks at what the hub gives back of it. Nothing is sent to the chain, and no key is needed.
+pub fn prepare(
+    network: &Network,
+    order: &Order<'_>,
+    hold: &Hold,
+    decided_on: Option<DecidedOn>,
+    printer: &Printer,
+) -> Result<Request> {
+    let chain = network.chain.as_ref();
+    let parcel = Parcel::of(order)?;
+    let snapshot = chain.snapshot()?;
+    if let Some(metadata) = standing(network, order, &parcel, &snapshot)? {
+        let (id, block) = (&metadata.id, count(metadata.block.get()));
+        let sentence = format!("{id} stands on {} since block {block}: there is nothing to prepare", chain.describe());
+        return Err(Failure::No(sentence).into());
+    }
+    let (id, entry) = upload(network, order, &parcel, hold, hold.read()?, printer, &|_| Ok(()))?;
+    hold.write(&entry)?;
+    let status = chain.status()?;
+    Ok(Request {
+        format: FORMAT,
+        genesis: status.runtime.map(|runtime| runtime.genesis),
+        netuid: status.netuid,
+        hotkey: order.hotkey.to_owned(),
+        commitment: id.to_string(),
+        block: status.block,
+        decided_on,
+    })
+}
+
+/// Commits the model of a request, once everything that was checked where it was prepared is checked here as well.
+pub fn commit(
+    network: &Network,
+    request: &Request,
+    criteria: &Criteria,
+    hold: &Hold,
+    printer: &Printer,
+) -> Result<Published> {
+    let chain = network.chain.as_ref();
+    let id = request.id()?;
+    request.check_chain(network)?;
+    let snapshot = chain.snapshot()?;
+    registration(chain, &request.hotkey, &snapshot)?;
+    let journal = hold.read()?;
+    if let Some(metadata) = snapshot.metadata(&request.hotkey).filter(|metadata| metadata.id == id) {
+        finish(hold, journal, &id.repo_id(), &metadata, printer)?;
+        return Ok(Published { metadata, before: true });
+    }
+    let still_right = |snapshot: &Snapshot| match &request.decided_on {
+        Some(decided_on) if !decided_on.holds(snapshot) => Err(format!(
+            "the field has changed since the decision at block {}; prepare the request anew",
+            count(request.block)
+        )),
+        _ => Ok(()),
+    };
+    still_right(&snapshot).map_err(Failure::No)?;
+    check_may_commit(chain, &request.hotkey, &snapshot)?;
+    chain.unlock(&request.hotkey)?;
+    printer.note(&format!("Downloading {} to look at it.", id.repo_id()));
+    verify(network, &id, criteria)?;
+    let mut entry = Entry::of(id.hash.as_deref().unwrap_or_default(), &id.repo_id());
+    entry.commit = id.commit.clone();
+    send(chain, &id, entry, hold, &still_right, &|_| Ok(()))
+}
+
+impl Request {
+    /// Reads a request.
+    pub fn read(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        let file = File::open(path).with_context(|| format!("cannot read {shown}"))?;
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES).read_to_end(&mut bytes).with_context(|| format!("cannot read {shown}"))?;
+        let request: Self = serde_json::from_slice(&bytes).map_err(|error| {
+            input(format!("{shown} is no request: {error}; `assay publish MODEL --prepare FILE` writes one"))
+        })?;
+        if request.format != FORMAT {
+            return Err(input(format!(
+                "{shown} is of version {} of the format, and this assay reads version {FORMAT}: prepare it with the same \
+                 version of assay",
+                request.format
+            )));
+        }
+        request.id().with_context(|| format!("{shown} is no request"))?;
+        Ok(request)
+    }
+
+    /// Writes a request.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        whole_file::write(path, &serde_json::to_vec_pretty(self)?)
+    }
+
+    /// The model, at a commit and with a hash.
+    pub fn id(&self) -> Result<ModelId> {
+        let text = &self.commitment;
+        let id: ModelId = text.parse().map_err(|error| input(format!("{error}")))?;
+        // Nothing beside a model is ever signed.
+        if id.to_string() != *text || id.commit.is_none() || id.hash.is_none() || !id.fits_commitment() {
+            return Err(input(format!("`{text}` names no model at a commit, with its hash")));
+        }
+        Ok(id)
+    }
+
+    fn check_chain(&self, network: &Network) -> Result<()> {
+        let status = network.chain.status()?;
+        let genesis = status.runtime.map(|runtime| runtime.genesis);
+        if (&genesis, status.netuid) != (&self.genesis, self.netuid) {
+            let place = |genesis: &Option<String>, netuid: u16| match genesis {
+                Some(genesis) => format!("subnet {netuid} of the chain that begins with the block {genesis}"),
+                None => "an embedded chain".to_owned(),
+            };
+            return Err(input(format!(
+                "the request is for {}, and {} is {}",
+                place(&self.genesis, self.netuid),
+                network.chain.describe(),
+                place(&genesis, status.netuid)
+            )));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,85 @@
+//! Prepared on one machine, committed on another.
+
+use super::*;
+use crate::gate::roster::Roster;
+use crate::publish::request::{self, DecidedOn, Request};
+
+impl Fixture {
+    fn prepare(&self, model: &str, decided_on: Option<DecidedOn>) -> Result<Request> {
+        let model_dir = self.dir.path().join(model);
+        let order = Order { model_dir: &model_dir, repo_id: "me/model", hotkey: "miner", criteria: &self.criteria };
+        request::prepare(&self.network, &order, &self.hold(), decided_on, &quiet())
+    }
+
+    fn commit(&self, request: &Request) -> Result<Published> {
+        request::commit(&self.network, request, &self.criteria, &self.hold(), &quiet())
+    }
+
+    /// A request after a change in its file.
+    fn changed(&self, request: &Request, from: &str, to: &str) -> Result<Request> {
+        let path = self.dir.path().join("request.json");
+        request.write(&path)?;
+        let text = fs::read_to_string(&path)?;
+        assert!(text.contains(from), "{text}");
+        fs::write(&path, text.replace(from, to))?;
+        Request::read(&path)
+    }
+}
+
+#[test]
+fn what_is_prepared_is_uploaded_and_committed_later_once() {
+    let fixture = Fixture::new();
+    let request = fixture.prepare("a", None).unwrap();
+    let (commits, texts) = fixture.written();
+    assert_eq!((commits.len(), texts.len()), (1, 0));
+    assert_eq!(fixture.prepare("a", None).unwrap().commitment, request.commitment);
+    // As it comes out of its file.
+    let request = fixture.changed(&request, "miner", "miner").unwrap();
+    let published = fixture.commit(&request).unwrap();
+    assert!(!published.before);
+    fixture.assert_published_once("committed");
+    assert_eq!(fixture.commit(&request).unwrap(), Published { before: true, ..published });
+    fixture.assert_published_once("committed twice");
+    let error = fixture.prepare("a", None).unwrap_err();
+    assert_eq!(exit_code(&error), 4, "{error:#}");
+}
+
+#[test]
+fn a_request_whose_field_has_changed_is_not_committed() {
+    let fixture = Fixture::new();
+    fixture.ledger.register("rival").unwrap();
+    let own = vec!["miner".to_owned()];
+    let roster = Roster::of(&fixture.network.chain.snapshot().unwrap(), &own).fingerprint();
+    let request = fixture.prepare("a", Some(DecidedOn { own, roster })).unwrap();
+    let id = format!("rival:model:{}:hash", "0".repeat(40));
+    fixture.ledger.commit("rival", id.as_bytes()).unwrap();
+    let error = fixture.commit(&request).unwrap_err();
+    assert_eq!(exit_code(&error), 4);
+    assert!(error.to_string().contains("the field has changed since the decision at block"), "{error}");
+    assert_eq!(fixture.written().1.len(), 0);
+}
+
+#[test]
+fn a_request_that_says_what_is_not_so_is_refused() {
+    let fixture = Fixture::new();
+    let request = fixture.prepare("a", None).unwrap();
+    let id = request.id().unwrap();
+    let (hash, commit) = (id.hash.unwrap(), id.commit.unwrap());
+    let other_hash = format!("A{}", &hash[1..]);
+    let foreign = format!("\"genesis\": \"0x{}\"", "7".repeat(64));
+    for (from, to, code, sentence) in [
+        // Another model, of the same size and shape, than the one that the hub has.
+        (hash.as_str(), other_hash.as_str(), 1, "is not what was uploaded"),
+        ("\"genesis\": null", foreign.as_str(), 2, "the request is for subnet 9 of the chain that begins with"),
+        ("\"miner\"", "\"stranger\"", 2, "is not registered"),
+        (commit.as_str(), "None", 2, "names no model at a commit"),
+        ("me:model", "transfer everything", 2, "is no model id"),
+        ("\"format\": 1", "\"format\": 2", 2, "is of version 2 of the format"),
+        ("\"netuid\"", "\"subnet\"", 2, "is no request: unknown field `subnet`"),
+    ] {
+        let refused = fixture.changed(&request, from, to).and_then(|request| fixture.commit(&request)).unwrap_err();
+        assert_eq!(exit_code(&refused), code, "{refused:#}");
+        assert!(format!("{refused:#}").contains(sentence), "{refused:#}");
+        assert_eq!(fixture.written().1.len(), 0);
+    }
+}

@@ -3,13 +3,14 @@
 //!
 //! A run asks at its interval (`train/run_contest.rs`), `assay publish --gate` asks once.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::chain::places::Places;
 use crate::chain::{Hotkey, Snapshot};
 use crate::data::Opened;
 use crate::data::pages::Pages;
@@ -48,6 +49,7 @@ pub struct Contest<'a> {
     pages: Pages,
     /// Where it tells what it does.
     pub printer: &'a Printer,
+    places: RefCell<Places>,
 }
 
 /// A decision and what it rests on.
@@ -123,7 +125,7 @@ impl<'a> Contest<'a> {
             )));
         }
         let network = Network::open_or_make(&recipe.hub, &recipe.chain, printer)?;
-        Ok(Self { resolved, network, scoring, pages, printer })
+        Ok(Self { resolved, network, scoring, pages, printer, places: RefCell::default() })
     }
 
     /// Judges a model folder, whose losses `score` computes, step by step until the gate is sure, `gate.max_pages` are
@@ -139,6 +141,7 @@ impl<'a> Contest<'a> {
         let started = Instant::now();
         let (recipe, rules) = (&self.resolved.recipe, &self.resolved.rules);
         let snapshot = self.network.chain.snapshot()?;
+        self.tell_of_places(&snapshot);
         let roster = Roster::of(&snapshot, &self.network.hotkeys);
         let num_pages = recipe.score.pages.unwrap_or(rules.validator.pages_per_step);
         let max_steps = recipe.gate.max_pages.map_or(100, |max_pages| (max_pages / num_pages).max(1));
@@ -288,6 +291,12 @@ impl<'a> Contest<'a> {
         Ok(ControlFlow::Continue(()))
     }
 
+    /// Warns of what has become of the own places since the last look.
+    fn tell_of_places(&self, snapshot: &Snapshot) {
+        let changes = self.places.borrow_mut().changes(snapshot, &self.network.hotkeys);
+        changes.iter().for_each(|change| self.printer.warn(change));
+    }
+
     /// The own hotkeys that are registered.
     fn own_hotkeys(&self, snapshot: &Snapshot) -> Result<Vec<OwnHotkey>> {
         let mut own = Vec::new();
@@ -324,7 +333,9 @@ impl<'a> Contest<'a> {
                 true => Err("the field has changed since the decision".to_owned()),
             }
         };
-        if still_right(&self.network.chain.snapshot()?).is_err() {
+        let snapshot = self.network.chain.snapshot()?;
+        self.tell_of_places(&snapshot);
+        if still_right(&snapshot).is_err() {
             return Ok(None);
         }
         match publish::publish(&self.network, &order, hold, &still_right, self.printer) {

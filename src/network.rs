@@ -52,6 +52,7 @@ impl Network {
     pub fn only_hotkey(&self) -> Result<&Hotkey> {
         match self.hotkeys.as_slice() {
             [hotkey] => Ok(hotkey),
+            [] => Err(input("no hotkey: name one by --hotkey, or by chain.hotkeys of a recipe")),
             hotkeys => {
                 Err(input(format!("there are several hotkeys ({}): choose one by --hotkey", hotkeys.join(", "))))
             }
@@ -76,11 +77,11 @@ pub fn needs_making(chain: &recipe::Chain) -> bool {
 /// first sign.
 pub fn open_chain(chain: &recipe::Chain) -> Result<(Box<dyn Chain>, Vec<Hotkey>)> {
     if chain.is_local() {
-        return Ok((Box::new(Ledger::open(&chain.ledger)?), chain.hotkeys.clone()));
+        return Ok((Box::new(Ledger::open(&chain.ledger)?), chain.hotkeys()));
     }
     let mut keyring = keyring(chain);
     let wallet = wallet_dir(chain);
-    let hotkeys = chain.hotkeys.iter().map(|hotkey| keyring.add(&wallet, hotkey)).collect::<Result<_>>()?;
+    let hotkeys = chain.hotkeys().iter().map(|hotkey| keyring.add(&wallet, hotkey)).collect::<Result<_>>()?;
     Ok((Box::new(connect(chain, keyring)?), hotkeys))
 }
 
@@ -114,7 +115,7 @@ pub fn wallet_dir(chain: &recipe::Chain) -> PathBuf {
 pub fn make(hub: &recipe::Hub, chain: &recipe::Chain) -> Result<String> {
     let text = data::open_sample(Rules::default().criteria.sequence_length)?;
     let folder = FolderHub::create(&hub.dir)?;
-    let report = local::init(&folder, &chain.ledger, &chain.hotkeys, &text, &local::Options::default())?;
+    let report = local::init(&folder, &chain.ledger, &chain.hotkeys(), &text, &local::Options::default())?;
     Ok(report.to_string())
 }
 

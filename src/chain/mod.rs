@@ -5,6 +5,7 @@
 
 pub mod account;
 pub mod ledger;
+pub mod places;
 pub mod subtensor;
 pub mod wallet;
 
@@ -25,7 +26,7 @@ pub const FULL_SHARE: u16 = u16::MAX;
 pub const UNITS_PER_TAO: u64 = 1_000_000_000;
 
 /// A registered hotkey.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Neuron {
     /// Its place on the subnet.
     pub uid: u16,

@@ -68,7 +68,7 @@ impl Place {
     /// Takes a hotkey that was asked for in place of the recipe's.
     pub(crate) fn choose_hotkey(&mut self, asked: Option<&String>) {
         if let Some(hotkey) = asked {
-            self.chain.hotkeys = vec![hotkey.clone()];
+            self.chain.hotkeys = Some(vec![hotkey.clone()]);
         }
     }
 

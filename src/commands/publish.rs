@@ -62,7 +62,7 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
 
 /// Commits what was prepared elsewhere.
 fn commit(args: &PublishArgs, request: &Request, mut place: Place, printer: &Printer) -> Result<()> {
-    place.chain.hotkeys = vec![request.hotkey.clone()];
+    place.choose_hotkey(Some(&request.hotkey));
     let network = Network::open(&place.hub, &place.chain)?;
     if request.decided_on.is_none() {
         printer.note("The request was prepared without asking a gate.");
@@ -124,7 +124,7 @@ fn judge_and_publish(
     };
     // By its name in the wallet or as the chain spells it.
     let named = |asked: &&String| {
-        let place = contest.resolved.recipe.chain.hotkeys.iter().position(|name| name == *asked);
+        let place = contest.resolved.recipe.chain.hotkeys().iter().position(|name| name == *asked);
         place.is_some_and(|place| contest.network.hotkeys.get(place) == Some(hotkey))
     };
     if let Some(asked) = args.hotkey.as_ref().filter(|asked| *asked != hotkey && !named(asked)) {

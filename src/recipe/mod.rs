@@ -512,8 +512,9 @@ pub struct Chain {
     /// `local` only: the ledger's file.
     pub ledger: PathBuf,
     /// The own hotkeys: a model is published under the one that gains most by it. On a real network they are names of
-    /// hotkeys of the wallet, or addresses, which cannot sign.
-    pub hotkeys: Vec<String>,
+    /// hotkeys of the wallet, or addresses, which cannot sign unless their key is in the wallet. Default `[miner]` on the
+    /// embedded network, and none elsewhere.
+    pub hotkeys: Option<Vec<String>>,
     /// Real networks only: the wallet's name.
     pub wallet: String,
     /// Real networks only: where the wallets lie; default ~/.bittensor/wallets.
@@ -531,6 +532,12 @@ impl Chain {
         }
     }
 
+    /// The own hotkeys as the recipe spells them.
+    pub fn hotkeys(&self) -> Vec<String> {
+        let usual = || if self.is_local() { vec!["miner".to_owned()] } else { Vec::new() };
+        self.hotkeys.clone().unwrap_or_else(usual)
+    }
+
     /// Where a real one is reached, as far as it is said.
     pub fn endpoints(&self) -> &[String] {
         self.endpoint.as_ref().map_or(&[], Endpoints::as_slice)
@@ -545,7 +552,7 @@ impl Default for Chain {
             endpoint: None,
             netuid: NETUID,
             ledger,
-            hotkeys: vec!["miner".to_owned()],
+            hotkeys: None,
             wallet: "default".to_owned(),
             wallet_dir: None,
             allow_readable_keys: false,

@@ -76,6 +76,7 @@ impl Recipe {
         self.data.max_document_tokens.get_or_insert(scored_len);
         let pages = *self.score.pages.get_or_insert(rules.validator.pages_per_step);
         self.gate.max_pages.get_or_insert(pages.saturating_mul(100));
+        self.chain.hotkeys = Some(self.chain.hotkeys());
         self.publish.mode.get_or_insert(match self.chain.is_local() {
             true => PublishMode::Auto,
             false => PublishMode::Never,

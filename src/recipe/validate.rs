@@ -10,13 +10,13 @@ use crate::model::family::Family;
 use super::estimate::repo_bytes;
 use super::resolve::{Finding, Resolved, micro_steps};
 use super::shrink::shrink;
-use super::{Backend, DeviceChoice, Init, SourceKind};
+use super::{Backend, DeviceChoice, Init, Network, SourceKind};
 use crate::figures::{bytes, count};
 use crate::gate::{alpha, look};
 use crate::hub::model_id::split_repo_id;
 use crate::model::gpu;
 use crate::placement::CANDLE_ON_CPU;
-use crate::rules::Tokenizer;
+use crate::rules::{NETUID, Tokenizer};
 
 /// Own limits above this are a slip of the keyboard.
 const MAX_OWN_PARAMETERS: u64 = 1_000_000_000_000;
@@ -314,13 +314,31 @@ fn business(findings: &mut Findings, resolved: &Resolved) {
         "chain.ledger",
         "is empty; leave the key out for the embedded ledger",
     );
+    let hotkeys = chain.hotkeys();
     findings.add_if(
-        chain.hotkeys.is_empty(),
+        hotkeys.is_empty() && (chain.is_local() || resolved.publishes()),
         "chain.hotkeys",
         "is empty; name the hotkey to publish under, as [miner]",
     );
-    let repeated = |(index, hotkey): (usize, &String)| chain.hotkeys[..index].contains(hotkey);
-    findings.add_if(chain.hotkeys.iter().enumerate().any(repeated), "chain.hotkeys", "names a hotkey twice");
+    findings.add_if(
+        chain.network == Some(Network::Local) && chain.endpoint.is_some(),
+        "chain.endpoint",
+        "is of a real network, and chain.network is local: leave one of them out",
+    );
+    findings.add_if(
+        chain.endpoint.is_some() && chain.endpoints().is_empty(),
+        "chain.endpoint",
+        "is an empty list; name a node, as ws://127.0.0.1:9944, or leave the key out",
+    );
+    findings.add_if(
+        chain.is_local() && chain.netuid != NETUID,
+        "chain.netuid",
+        format!("{} is not the subnet of the embedded network, which is {NETUID}", chain.netuid),
+    );
+    let is_folder_name = !matches!(chain.wallet.as_str(), "" | "." | "..") && !chain.wallet.contains('/');
+    findings.add_if(!is_folder_name, "chain.wallet", "cannot name a folder; it is the wallet's name, as default");
+    let repeated = |(index, hotkey): (usize, &String)| hotkeys[..index].contains(hotkey);
+    findings.add_if(hotkeys.iter().enumerate().any(repeated), "chain.hotkeys", "names a hotkey twice");
     match &hub.repo {
         Some(repo_id) => {
             if let Err(sentence) = split_repo_id(repo_id) {

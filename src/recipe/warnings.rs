@@ -3,7 +3,7 @@
 use super::resolve::{Finding, Resolved};
 use super::validate::Findings;
 use super::{
-    Backend, Bf16Rounding, DeviceChoice, Eval, Gate, GateRule, Recompute, ScheduleKind, Score, SourceKind,
+    Backend, Bf16Rounding, Chain, DeviceChoice, Eval, Gate, GateRule, Recompute, ScheduleKind, Score, SourceKind,
     default_held_out_every, default_text_key,
 };
 
@@ -45,6 +45,19 @@ pub(super) fn warnings(resolved: &Resolved) -> Vec<Finding> {
     if let Some(quirk) = resolved.arch.quirk(criteria.sequence_length) {
         findings.add("model", quirk);
     }
+    let (chain, usual) = (&recipe.chain, Chain::default());
+    for (key, is_set) in [
+        ("chain.wallet", chain.wallet != usual.wallet),
+        ("chain.wallet_dir", chain.wallet_dir.is_some()),
+        ("chain.allow_readable_keys", chain.allow_readable_keys),
+    ] {
+        findings.add_if(chain.is_local() && is_set, key, "has no effect on the embedded network, which has no keys");
+    }
+    findings.add_if(
+        !chain.is_local() && chain.ledger != usual.ledger,
+        "chain.ledger",
+        "has no effect on a real network",
+    );
     findings.add_if(
         recipe.train.recompute != Recompute::None && recipe.model.backend == Backend::Candle,
         "train.recompute",

@@ -47,6 +47,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::chain::places::Places;
 use crate::chain::{Chain, Hotkey, Snapshot};
 use crate::clock::Clock;
 use crate::data::pages::Draw;
@@ -200,6 +201,8 @@ pub struct Validator<'a> {
     state: State,
     /// The subnet as it was last read.
     snapshot: Snapshot,
+    /// Where the own hotkey was last seen.
+    places: Places,
     /// What was told, which is told once.
     told: BTreeSet<Told>,
     /// What is not fetched ahead.
@@ -215,6 +218,7 @@ impl<'a> Validator<'a> {
             folder,
             state,
             snapshot: Snapshot::default(),
+            places: Places::default(),
             told: BTreeSet::new(),
             failed: warm::Failed::default(),
         }

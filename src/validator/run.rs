@@ -99,7 +99,11 @@ impl Validator<'_> {
     /// do; there must be one.
     fn sync_subnet(&mut self) -> Result<()> {
         match self.seams.chain.snapshot() {
-            Ok(snapshot) => self.snapshot = snapshot,
+            Ok(snapshot) => {
+                let changes = self.places.changes(&snapshot, self.options.sets_weights_as.as_slice());
+                changes.iter().for_each(|change| self.seams.printer.warn(change));
+                self.snapshot = snapshot;
+            }
             Err(error) if self.snapshot.neurons.is_empty() => return Err(error),
             Err(error) => self.seams.printer.warn(&format!(
                 "the chain could not be read; the subnet is taken as it was at block {}: {error:#}",

@@ -338,6 +338,9 @@ pub struct LocalArgs {
 pub enum LocalCommand {
     /// Make a hub and a chain, with a rival that is worth beating.
     Init {
+        /// Seconds from one block of the chain to the next; a chain to practise on may be in a hurry.
+        #[arg(long, value_name = "SECONDS", default_value_t = 12.0, value_parser = parse_block_seconds)]
+        block_seconds: f64,
         /// Where they go, or a recipe that says so.
         #[command(flatten)]
         network: NetworkArgs,
@@ -461,6 +464,13 @@ fn parse_win_rate(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(rate) if (0.0..=1.0).contains(&rate) => Ok(rate),
         _ => Err("expected a number from 0 to 1".to_owned()),
+    }
+}
+
+fn parse_block_seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.05..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("expected a number from 0.05 to 3600".to_owned()),
     }
 }
 

@@ -62,7 +62,7 @@ impl Network {
     /// Opens what is there; an embedded network that is missing is made first, with the own hotkeys registered.
     pub fn open_or_make(hub: &recipe::Hub, chain: &recipe::Chain, printer: &Printer) -> Result<Self> {
         if needs_making(chain) {
-            printer.note(&make(hub, chain)?);
+            printer.note(&make(hub, chain, &local::Options::default())?);
         }
         Self::open(hub, chain)
     }
@@ -112,10 +112,10 @@ pub fn wallet_dir(chain: &recipe::Chain) -> PathBuf {
 }
 
 /// Makes the embedded network, unless it is there; returns what was done.
-pub fn make(hub: &recipe::Hub, chain: &recipe::Chain) -> Result<String> {
+pub fn make(hub: &recipe::Hub, chain: &recipe::Chain, options: &local::Options) -> Result<String> {
     let text = data::open_sample(Rules::default().criteria.sequence_length)?;
     let folder = FolderHub::create(&hub.dir)?;
-    let report = local::init(&folder, &chain.ledger, &chain.hotkeys(), &text, &local::Options::default())?;
+    let report = local::init(&folder, &chain.ledger, &chain.hotkeys(), &text, options)?;
     Ok(report.to_string())
 }
 

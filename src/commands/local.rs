@@ -6,15 +6,17 @@ use super::Place;
 use crate::chain::UNITS_PER_TAO;
 use crate::chain::ledger::Ledger;
 use crate::cli::{LocalArgs, LocalCommand};
+use crate::local;
 use crate::metrics::printer::Printer;
 use crate::network;
 
 /// Runs the command.
 pub fn run(args: &LocalArgs, printer: &Printer) -> Result<()> {
     match &args.command {
-        LocalCommand::Init { network } => {
+        LocalCommand::Init { block_seconds, network } => {
             let place = Place::of(network)?;
-            printer.result(&network::make(&place.hub, &place.chain)?)
+            let options = local::Options { block_ms: (block_seconds * 1000.0).round() as u64 };
+            printer.result(&network::make(&place.hub, &place.chain, &options)?)
         }
         LocalCommand::Serve { .. } => anyhow::bail!("not there yet"),
         LocalCommand::Register { hotkey, stake, network } => {

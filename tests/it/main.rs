@@ -6,6 +6,7 @@
 mod answers;
 mod compare;
 mod damage;
+mod devnet;
 mod emission;
 mod full_disk;
 mod input;

@@ -4,8 +4,10 @@
 //! The runs are of one size: 1 block × 32 wide, rows of 64 tokens, but the whole vocabulary, so 1.6 M parameters and
 //! checkpoints of some 20 MB. Text is made up from a seed.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -168,6 +170,12 @@ impl TestCommand {
         self
     }
 
+    /// Sets a variable of its environment.
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.0.env(name, value);
+        self
+    }
+
     /// Adds a path as an argument.
     pub(crate) fn arg(mut self, path: &Path) -> Self {
         self.0.arg(path);
@@ -237,6 +245,14 @@ impl Running {
             }
             sleep(Duration::from_millis(1));
         }
+    }
+
+    /// What it has answered so far.
+    pub(crate) fn stdout_so_far(&self) -> String {
+        let mut bytes = vec![0; 1 << 16];
+        // The process writes where the file's position is, which must stay.
+        let len = self.out.read_at(&mut bytes, 0).unwrap();
+        String::from_utf8(bytes[..len].to_vec()).unwrap()
     }
 
     /// Sends a signal by its name, such as "INT".

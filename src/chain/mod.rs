@@ -5,7 +5,9 @@
 
 pub mod account;
 pub mod ledger;
+pub mod standing;
 pub mod subtensor;
+pub mod tempo;
 pub mod wallet;
 
 use std::collections::BTreeMap;

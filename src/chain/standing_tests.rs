@@ -136,14 +136,14 @@ fn pay_is_told_by_the_day_and_pays_for_a_registration_after_some_or_never() {
 
 #[test]
 fn a_model_is_adopted_by_the_first_epoch_a_tempo_later() {
-    // Epochs run where (block + 10) % 361 == 360: at 9,747, 10,108, 10,469.
-    assert_eq!(adopted_at(9, 360, 9_747), Some(10_108));
-    assert_eq!(adopted_at(9, 360, 9_748), Some(10_108));
-    assert_eq!(adopted_at(9, 360, 9_749), Some(10_469));
+    // Epochs run where (block + 10) % 361 == 360: at 9,736, 10,097, 10,458.
+    assert_eq!(adopted_at(9, 360, 9_736), Some(10_097));
+    assert_eq!(adopted_at(9, 360, 9_737), Some(10_097));
+    assert_eq!(adopted_at(9, 360, 9_738), Some(10_458));
     assert_eq!((adopted_at(9, 360, u64::MAX), adopted_at(9, u64::MAX, 1)), (None, None));
 
     // Immunity ends right at the epoch's block, and a block later.
-    let mut snapshot = snapshot(vec![neuron(0, 10_469 - 4_096, 0), neuron(1, 10_470 - 4_096, 0)]);
+    let mut snapshot = snapshot(vec![neuron(0, 10_458 - 4_096, 0), neuron(1, 10_459 - 4_096, 0)]);
     snapshot.neurons.push(neuron(2, 0, 5));
     assert_eq!(is_adopted_in_time(&snapshot, 9, "h0", 10_000), Some(false));
     assert_eq!(is_adopted_in_time(&snapshot, 9, "h1", 10_000), Some(true));
@@ -156,7 +156,7 @@ fn a_warning_is_given_where_the_place_may_be_lost_before_pay_and_not_else() {
     let warned = |max_uids, hotkey: &str| warning(&snapshot, &status(&snapshot, max_uids), 12.0, hotkey, 10_000);
     let ending = warned(4, "h0").unwrap();
     assert!(ending.contains("h0 (uid 0) ends at block 10,096, in about 19 min 12 s"), "{ending}");
-    assert!(ending.contains("committed at block 10,000 is paid at block 10,469 at the earliest"), "{ending}");
+    assert!(ending.contains("committed at block 10,000 is paid at block 10,458 at the earliest"), "{ending}");
     let ended = warned(4, "h2").unwrap();
     assert!(ended.contains("of the 2 hotkeys that newcomers can replace it is number 1"), "{ended}");
     // Immune for long, earning, a stranger, and where places are free.

@@ -27,6 +27,7 @@ pub(super) struct Request<'a> {
 
 pub(super) fn run(request: &Request<'_>, signer: &SignerArgs, args: &ChainPlaceArgs, printer: &Printer) -> Result<()> {
     check(request).map_err(input)?;
+    interrupt::install()?;
     let (chain, hotkey) = Target::of(args)?.open_as(signer)?;
     let commitment = commit(request, chain.as_ref(), &hotkey, printer)?;
     printer.result(&match args.json {
@@ -37,7 +38,6 @@ pub(super) fn run(request: &Request<'_>, signer: &SignerArgs, args: &ChainPlaceA
 
 fn commit(request: &Request<'_>, chain: &dyn Chain, hotkey: &str, printer: &Printer) -> Result<Commitment> {
     registration(chain, hotkey)?;
-    interrupt::install()?;
     // A run that publishes under the hotkey meanwhile would replace this, or be replaced by it.
     let _hold = Hold::take(chain, hotkey)?;
     if request.wait {
@@ -124,9 +124,10 @@ mod tests {
         refused(&format!("me:{}:0123:abc=", "x".repeat(39)), "has 42 characters");
         assert_eq!(check(&request(&format!("me:{}:0123:abc=", "x".repeat(38)))), Ok(()));
         // Bytes, not characters.
-        let long = Request { any_text: true, ..request(&"\u{e4}".repeat(65)) };
-        assert!(check(&long).unwrap_err().contains("130 bytes"));
-        assert_eq!(check(&Request { any_text: true, ..request(&"\u{e4}".repeat(64)) }), Ok(()));
+        let texts = [64, 65].map(|count| "\u{e4}".repeat(count));
+        let [fits, long] = texts.each_ref().map(|text| check(&Request { any_text: true, ..request(text) }));
+        assert_eq!(fits, Ok(()));
+        assert!(long.unwrap_err().contains("130 bytes"));
     }
 
     #[test]

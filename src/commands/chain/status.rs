@@ -130,13 +130,13 @@ mod tests {
         };
         let told = text(&ledger, &status);
         for line in [
-            "  block          7,000,000\n",
-            "  program        node-subtensor, version 218\n",
-            "  registration   0.0015 TAO\n",
-            "  immunity       4,096 blocks, 13 h 39 min\n",
-            "  pays in        alpha, of which one is worth 0.03 TAO\n",
-            "  tempo          360: an epoch each 361 blocks, 1 h 12 min\n",
-            "  commitments    3.0 KiB in an epoch\n",
+            "  block         7,000,000\n",
+            "  program       node-subtensor, version 218\n",
+            "  registration  0.0015 TAO\n",
+            "  immunity      4,096 blocks, 13 h 39 min\n",
+            "  pays in       alpha, of which one is worth 0.03 TAO\n",
+            "  tempo         360: an epoch each 361 blocks, 1 h 12 min\n",
+            "  commitments   3.0 KiB in an epoch\n",
             "to at least 8 uids, each at most 0.10001 of the sum\n",
             "committed first and revealed later",
         ] {

@@ -140,25 +140,21 @@ mod tests {
     use crate::cli::{Cli, Command};
     use crate::error::exit_code;
 
-    fn target(recipe: Option<&str>, args: &[&str]) -> Result<Target> {
-        let dir = tempfile::tempdir().unwrap();
-        let mut line = vec!["assay".to_owned(), "chain".to_owned(), "status".to_owned()];
-        line.extend(args.iter().map(|&arg| arg.to_owned()));
-        if let Some(chain) = recipe {
-            let path = dir.path().join("recipe.yaml");
-            let text = "name: x\nmodel: {layers: 1, heads: 2, width: 32}\ndata: {source: sample}\n\
-                        train: {steps: 1, tokens_per_step: 1024}\noptimizer: {learning_rate: 0.1}\n\
-                        rules: {sequence_length: 64}\npublish: {mode: never}\n";
-            std::fs::write(&path, format!("{text}chain: {chain}\n")).unwrap();
-            line.extend(["--recipe".to_owned(), path.display().to_string()]);
+    /// By the arguments, and by a recipe that sets keys if there are any.
+    fn target(keys: &[&str], args: &[&str]) -> Result<Target> {
+        let mut line = vec!["assay", "chain", "status"];
+        line.extend(args);
+        if !keys.is_empty() {
+            line.extend(["--recipe", concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/gpt2-186m.yaml")]);
         }
+        line.extend(keys.iter().flat_map(|&key| ["--set", key]));
         let Command::Chain(args) = Cli::try_parse_from(line).unwrap().command else { panic!() };
         let ChainCommand::Status { chain } = args.command else { panic!() };
         Target::of(&chain)
     }
 
-    fn place(recipe: Option<&str>, args: &[&str]) -> (Option<Network>, Vec<String>, u16, Vec<String>) {
-        let chain = target(recipe, args).unwrap().chain;
+    fn place(keys: &[&str], args: &[&str]) -> (Option<Network>, Vec<String>, u16, Vec<String>) {
+        let chain = target(keys, args).unwrap().chain;
         (chain.network, chain.endpoints().to_vec(), chain.netuid, chain.hotkeys)
     }
 
@@ -168,18 +164,18 @@ mod tests {
 
     #[test]
     fn arguments_stand_before_the_recipe() {
-        let finney = Some("{network: finney, endpoint: \"wss://a:1\", hotkeys: [k], netuid: 4}");
+        let finney = &["chain.network=finney", "chain.endpoint=wss://a:1", "chain.hotkeys=[k]", "chain.netuid=4"][..];
         let (own, none) = (texts(&["k"]), Vec::new());
-        assert_eq!(place(None, &[]), (None, none.clone(), 9, texts(&["miner"])));
-        assert_eq!(place(None, &["--network", "test"]), (Some(Network::Test), none.clone(), 9, none.clone()));
+        assert_eq!(place(&[], &[]), (None, none.clone(), 9, texts(&["miner"])));
+        assert_eq!(place(&[], &["--network", "test"]), (Some(Network::Test), none.clone(), 9, none.clone()));
         let nodes = ["--endpoint", "ws://127.0.0.1:1,ws://127.0.0.1:2", "--netuid", "3"];
         let urls = texts(&["ws://127.0.0.1:1", "ws://127.0.0.1:2"]);
-        assert_eq!(place(None, &nodes), (None, urls.clone(), 3, none.clone()));
+        assert_eq!(place(&[], &nodes), (None, urls.clone(), 3, none.clone()));
         assert_eq!(place(finney, &[]), (Some(Network::Finney), texts(&["wss://a:1"]), 4, own.clone()));
         assert_eq!(place(finney, &nodes), (Some(Network::Finney), urls.clone(), 3, own.clone()));
         assert_eq!(place(finney, &["--network", "finney"]).1, ["wss://a:1"]);
         assert_eq!(place(finney, &["--network", "test"]), (Some(Network::Test), none.clone(), 4, own.clone()));
-        assert_eq!(place(Some("{network: local, hotkeys: [k]}"), &nodes), (None, urls, 3, own.clone()));
+        assert_eq!(place(&["chain.network=local", "chain.hotkeys=[k]"], &nodes), (None, urls, 3, own.clone()));
         let local = place(finney, &["--network", "local", "--netuid", "9"]);
         assert_eq!(local, (Some(Network::Local), none, 9, own));
     }
@@ -187,7 +183,7 @@ mod tests {
     #[test]
     fn contradictions_are_told_in_sentences() {
         let refused = |args: &[&str], sentence: &str| {
-            let error = target(None, args).err().unwrap();
+            let error = target(&[], args).err().unwrap();
             assert_eq!(exit_code(&error), 2);
             assert!(error.to_string().contains(sentence), "{error}");
         };
@@ -202,7 +198,7 @@ mod tests {
 
     #[test]
     fn on_a_real_chain_somebody_must_be_named_to_write() {
-        let target = target(None, &["--endpoint", "ws://127.0.0.1:1"]).unwrap();
+        let target = target(&[], &["--endpoint", "ws://127.0.0.1:1"]).unwrap();
         let nobody = SignerArgs { hotkey_file: None, hotkey: None, allow_readable_key: false };
         let error = target.open_as(&nobody).err().unwrap();
         assert_eq!(exit_code(&error), 2);

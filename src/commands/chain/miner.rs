@@ -99,53 +99,32 @@ impl Place<'_> {
                 duration(left as f64 * seconds_per_block)
             ),
         };
+        let next = match self.wait {
+            None => "taken now".to_owned(),
+            Some(wait) => format!(
+                "taken at block {}, in about {}",
+                count(wait.until_block),
+                duration(wait.num_blocks as f64 * seconds_per_block)
+            ),
+        };
         let mut rows = vec![
             ("immunity", immunity),
             ("replacement", self.replacement(status)),
             ("incentive", format!("{:.5}", share(neuron.incentive))),
             ("pay", self.pay_sentence(status.currency)),
-            (
-                "model",
-                match self.commitment {
-                    None => "none committed".to_owned(),
-                    Some(commitment) if commitment.metadata().is_none() => {
-                        format!("none: `{}` at block {} names no model", shown(commitment), count(commitment.block))
-                    }
-                    Some(commitment) => format!("{}, at block {}", shown(commitment), count(commitment.block)),
-                },
-            ),
+            ("model", self.model()),
         ];
         if standing.backers.is_empty() {
             rows.push(("weight from", "no validator that counts".to_owned()));
         }
         for (index, backer) in standing.backers.iter().enumerate() {
-            rows.push((
-                if index == 0 { "weight from" } else { "" },
-                format!(
-                    "{} (uid {}): {:.5} of its weights; it has {:.5} of the validators' stake",
-                    backer.neuron.hotkey, backer.neuron.uid, backer.weight_share, backer.stake_share
-                ),
-            ));
+            let told = format!(
+                "{} (uid {}): {:.5} of its weights; it has {:.5} of the validators' stake",
+                backer.neuron.hotkey, backer.neuron.uid, backer.weight_share, backer.stake_share
+            );
+            rows.push((if index == 0 { "weight from" } else { "" }, told));
         }
-        rows.push((
-            "registration",
-            match (status.registration_cost, self.pay.break_even_days) {
-                (None, _) => cost(status),
-                (Some(_), Some(days)) => format!("{}, which the present pay brings in in {days:.1} days", cost(status)),
-                (Some(_), None) => format!("{}, which the present pay never brings in", cost(status)),
-            },
-        ));
-        rows.push((
-            "next commitment",
-            match self.wait {
-                None => "taken now".to_owned(),
-                Some(wait) => format!(
-                    "taken at block {}, in about {}",
-                    count(wait.until_block),
-                    duration(wait.num_blocks as f64 * seconds_per_block)
-                ),
-            },
-        ));
+        rows.extend([("registration", self.break_even(status)), ("next commitment", next)]);
         format!(
             "{}: uid {}, registered at block {}\n{}",
             neuron.hotkey,
@@ -155,10 +134,32 @@ impl Place<'_> {
         )
     }
 
+    fn model(&self) -> String {
+        let Some(commitment) = self.commitment else { return "none committed".to_owned() };
+        let (shown, block) = (shown(commitment), count(commitment.block));
+        match commitment.metadata() {
+            None => format!("none: `{shown}` at block {block} names no model"),
+            Some(_) => format!("{shown}, at block {block}"),
+        }
+    }
+
+    fn break_even(&self, status: &Status) -> String {
+        let cost = cost(status);
+        match (status.registration_cost, self.pay.break_even_days) {
+            (None, _) => cost,
+            (Some(_), Some(days)) => format!("{cost}; break-even in {days:.1} days at the present pay"),
+            (Some(_), None) => format!("{cost}; break-even never at the present pay"),
+        }
+    }
+
     fn replacement(&self, status: &Status) -> String {
+        let is_immune = self.standing.immunity_left > 0;
         let rank = match self.standing.rank {
             None => "immune".to_owned(),
-            Some((1, _)) => "next to be replaced".to_owned(),
+            Some((rank, of)) if is_immune => {
+                format!("number {rank} of {of}, for all are immune, which protects nobody")
+            }
+            Some((1, of)) => format!("next of {of} that can be replaced"),
             Some((rank, of)) => format!("number {rank} of {of} that can be replaced"),
         };
         match self.standing.free_places {
@@ -171,7 +172,7 @@ impl Place<'_> {
         match currency {
             Currency::Tao => format!("{:.3} TAO a day", self.pay.per_day),
             Currency::Alpha { price } => format!(
-                "{:.3} alpha a day, {:.3} TAO at the present price of {price}",
+                "{:.3} alpha a day, {:.3} TAO at the present price of {price:.6}",
                 self.pay.per_day, self.pay.tao_per_day
             ),
         }
@@ -221,5 +222,85 @@ fn cost(status: &Status) -> String {
     match status.registration_cost {
         None => "costs nothing".to_owned(),
         Some(cost) => format!("costs {} TAO now", tao(cost)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::chain::ledger::{Ledger, Settings};
+    use crate::chain::{FULL_SHARE, UNITS_PER_TAO};
+    use crate::clock::{Clock, SystemClock};
+
+    /// At block 5,000 or right after, with blocks of 12 s: a validator, an eldest miner that earns nothing, one that earns a
+    /// fifth and has committed a model, and a newcomer. No place is free.
+    fn ledger(dir: &tempfile::TempDir) -> Ledger {
+        let first_ms = SystemClock.unix_ms() - 4_000 * 12_000;
+        let settings = Settings { max_uids: 4, immunity_period: 1_000, ..Settings::new(1_000, first_ms, 12_000) };
+        Ledger::create_filled(&dir.path().join("ledger.sqlite"), &settings, |ledger| {
+            for (hotkey, at) in [("validator", 1_000), ("idle", 1_500), ("earner", 2_000), ("new", 4_900)] {
+                ledger.register_at(hotkey, at)?;
+            }
+            ledger.set_stake(0, 1_000 * UNITS_PER_TAO)?;
+            ledger.set_permit(0, true)?;
+            ledger.put_weights(0, &[(1, 100), (2, 300)])?;
+            ledger.set_incentives(&[(2, FULL_SHARE / 5)])?;
+            ledger.commit_at("earner", b"me:model:0123:abc=", 4_950)?;
+            ledger.commit_at("new", b"hello\x1b[2J", 4_000)
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn what_a_miner_wants_to_know_is_told_in_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = ledger(&dir);
+        let snapshot = ledger.snapshot().unwrap();
+        let mut status = ledger.status().unwrap();
+        status.registration_cost = Some(5 * UNITS_PER_TAO);
+        let told = |status: &Status, hotkey: &str, lines: &[&str]| {
+            let text = Report::of(&ledger, &snapshot, status, hotkey).unwrap().text(status, 12.0);
+            lines.iter().for_each(|line| assert!(text.contains(line), "no {line:?} in\n{text}"));
+        };
+        // A fifth of 5.625 TAO in each epoch of 4,332 s.
+        told(
+            &status,
+            "earner",
+            &[
+                "earner: uid 2, registered at block 2,000\n",
+                "  immunity         ended at block 3,000\n",
+                "  replacement      number 3 of 3 that can be replaced\n",
+                "  incentive        0.20000\n",
+                "  pay              22.438 TAO a day\n",
+                "  model            me:model:0123:abc=, at block 4,950\n",
+                "  weight from      validator (uid 0): 0.75000 of its weights; it has 1.00000 of the validators' stake\n",
+                "  registration     costs 5 TAO now; break-even in 0.2 days at the present pay\n",
+                "  next commitment  taken at block 5,050, in about 10 min",
+            ],
+        );
+        told(&status, "idle", &["  replacement      number 2 of 3", "  model            none committed", "taken now"]);
+        told(
+            &status,
+            "validator",
+            &["  replacement      next of 3 that can be replaced\n", "never at the present pay"],
+        );
+        told(
+            &status,
+            "new",
+            &[
+                "  immunity         until block 5,900: 900 blocks more, about 3 h 0 min\n",
+                "  replacement      immune\n",
+                "none: `hello\u{fffd}[2J` at block 4,000 names no model\n",
+                "  weight from      no validator that counts\n",
+            ],
+        );
+        status.currency = Currency::Alpha { price: 0.25 };
+        told(&status, "earner", &["22.438 alpha a day, 5.609 TAO at the present price of 0.250000\n", "in 0.9 days"]);
+        told(&status, "stranger", &["stranger: the hotkey `stranger` is not registered", "costs 5 TAO now"]);
+        let object = Report::of(&ledger, &snapshot, &status, "earner").unwrap().json(&status, 12.0);
+        assert_eq!((&object["replacement_rank"], &object["free_places"]), (&json!(3), &json!(0)));
+        assert_eq!((&object["currency"], &object["next_commit_block"]), (&json!("alpha"), &json!(5_050)));
     }
 }

@@ -28,6 +28,14 @@ fn text(chain: &dyn Chain, status: &Status) -> String {
         rows.push(("first block", runtime.genesis.clone()));
     }
     let cost = status.registration_cost.map_or_else(|| "costs nothing".to_owned(), |cost| format!("{} TAO", tao(cost)));
+    let pays_in = match status.currency {
+        Currency::Tao => "TAO".to_owned(),
+        Currency::Alpha { price } => format!("alpha, of which one is worth {price:.6} TAO"),
+    };
+    let commitments = match status.commit_limit {
+        CommitLimit::Blocks(limit) => format!("one in {}", blocks(limit)),
+        CommitLimit::Bytes(limit) => format!("{} in an epoch", bytes(limit)),
+    };
     let limits = &status.weights;
     rows.extend([
         ("subnet", status.netuid.to_string()),
@@ -35,27 +43,14 @@ fn text(chain: &dyn Chain, status: &Status) -> String {
         ("registration", cost),
         ("immunity", blocks(status.immunity_period)),
         ("tempo", format!("{}: an epoch each {}", count(status.tempo), blocks(status.tempo.saturating_add(1)))),
-        (
-            "pays in",
-            match status.currency {
-                Currency::Tao => "TAO".to_owned(),
-                Currency::Alpha { price } => format!("alpha, of which one is worth {price} TAO"),
-            },
-        ),
-        (
-            "commitments",
-            match status.commit_limit {
-                CommitLimit::Blocks(limit) => format!("one in {}", blocks(limit)),
-                CommitLimit::Bytes(limit) => format!("{} in an epoch", bytes(limit)),
-            },
-        ),
+        ("pays in", pays_in),
+        ("commitments", commitments),
         ("weights", format!("once in {}", blocks(limits.rate_limit))),
-        (
-            "",
-            format!("to at least {} uids, each at most {:.5} of the sum", limits.min_allowed, share(limits.max_share)),
-        ),
-        ("", format!("by version {} of the validator's program or later", limits.version_key)),
+        ("", format!("uids: at least {}, each at most {:.5} of the sum", limits.min_allowed, share(limits.max_share))),
     ]);
+    if limits.version_key > 0 {
+        rows.push(("", format!("by version {} of the validator's program or later", limits.version_key)));
+    }
     if limits.commit_reveal {
         rows.push(("", "committed first and revealed later".to_owned()));
     }
@@ -134,10 +129,11 @@ mod tests {
             "  program       node-subtensor, version 218\n",
             "  registration  0.0015 TAO\n",
             "  immunity      4,096 blocks, 13 h 39 min\n",
-            "  pays in       alpha, of which one is worth 0.03 TAO\n",
+            "  pays in       alpha, of which one is worth 0.030000 TAO\n",
             "  tempo         360: an epoch each 361 blocks, 1 h 12 min\n",
             "  commitments   3.0 KiB in an epoch\n",
-            "to at least 8 uids, each at most 0.10001 of the sum\n",
+            "uids: at least 8, each at most 0.10001 of the sum\n",
+            "by version 2022 of the validator's program or later\n",
             "committed first and revealed later",
         ] {
             assert!(told.contains(line), "no {line:?} in\n{told}");

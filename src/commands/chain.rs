@@ -69,9 +69,25 @@ fn share(share: u16) -> f64 {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;
+    use crate::clock::Clock;
+
+    /// Milliseconds that a test sets.
+    pub(super) struct Stopped(pub(super) Arc<AtomicU64>);
+
+    impl Clock for Stopped {
+        fn unix_ms(&self) -> u64 {
+            self.0.load(Ordering::SeqCst)
+        }
+
+        fn sleep(&self, _: Duration) {}
+    }
 
     #[test]
     fn json_keeps_what_would_steer_a_terminal_as_escapes() {

@@ -94,11 +94,14 @@ fn check_model(text: &str) -> Result<(), String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::time::Instant;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::thread;
+    use std::time::Duration;
 
     use super::*;
     use crate::chain::ledger::{Ledger, Settings};
-    use crate::clock::{Clock, SystemClock};
+    use crate::commands::chain::tests::Stopped;
     use crate::error::exit_code;
 
     const MODEL: &str = "me:model:0123:abc=";
@@ -132,22 +135,27 @@ mod tests {
 
     #[test]
     fn the_rate_limit_is_waited_for_only_if_that_is_asked() {
-        let dir = tempfile::tempdir().unwrap();
-        // 20 blocks of 20 ms.
-        let settings = Settings { commit_rate_limit: 20, ..Settings::new(1_000, SystemClock.unix_ms(), 20) };
-        let ledger = Ledger::create(&dir.path().join("ledger.sqlite"), &settings).unwrap();
+        let (dir, now) = (tempfile::tempdir().unwrap(), Arc::new(AtomicU64::new(0)));
+        // Blocks of a millisecond, 100 from one commitment to the next.
+        let (path, clock) = (dir.path().join("ledger.sqlite"), Arc::new(Stopped(now.clone())));
+        let ledger = Ledger::create_with_clock(&path, &Settings::new(1_000, 0, 1), clock, |_| Ok(())).unwrap();
         let printer = Printer::with_streams(std::io::sink(), std::io::sink(), true);
         let commit = |request: &Request<'_>| commit(request, &ledger, "miner", &printer);
         assert_eq!(exit_code(&commit(&request(MODEL)).unwrap_err()), 2);
         ledger.register("miner").unwrap();
-        let first = commit(&request(MODEL)).unwrap();
+        assert_eq!(commit(&request(MODEL)).unwrap().block, 1_000);
+        now.store(99, Ordering::SeqCst);
         let refused = commit(&request(MODEL)).unwrap_err();
         assert_eq!(exit_code(&refused), 4);
-        let next = format!("the next commitment of miner at block {}", count(first.block + 20));
-        assert!(refused.to_string().contains(&next), "{refused}");
-        let started = Instant::now();
-        let second = commit(&Request { wait: true, ..request("me:model:4567:def=") }).unwrap();
-        assert!(second.block >= first.block + 20 && started.elapsed().as_millis() < 2_000, "{second:?}");
+        assert!(refused.to_string().contains("the next commitment of miner at block 1,100"), "{refused}");
+        let second = thread::scope(|scope| {
+            let waiting = scope.spawn(|| commit(&Request { wait: true, ..request("me:model:4567:def=") }));
+            thread::sleep(Duration::from_millis(30));
+            assert!(!waiting.is_finished());
+            now.store(100, Ordering::SeqCst);
+            waiting.join().unwrap().unwrap()
+        });
+        assert_eq!((second.block, second.bytes.as_slice()), (1_100, b"me:model:4567:def=".as_slice()));
         assert_eq!(ledger.commitments_of("miner").unwrap().len(), 2);
     }
 }

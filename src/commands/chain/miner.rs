@@ -229,17 +229,20 @@ fn cost(status: &Status) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
+
     use super::*;
     use crate::chain::ledger::{Ledger, Settings};
     use crate::chain::{FULL_SHARE, UNITS_PER_TAO};
-    use crate::clock::{Clock, SystemClock};
+    use crate::commands::chain::tests::Stopped;
 
-    /// At block 5,000 or right after, with blocks of 12 s: a validator, an eldest miner that earns nothing, one that earns a
+    /// At block 5,000, with blocks of 12 s: a validator, an eldest miner that earns nothing, one that earns a
     /// fifth and has committed a model, and a newcomer. No place is free.
     fn ledger(dir: &tempfile::TempDir) -> Ledger {
-        let first_ms = SystemClock.unix_ms() - 4_000 * 12_000;
-        let settings = Settings { max_uids: 4, immunity_period: 1_000, ..Settings::new(1_000, first_ms, 12_000) };
-        Ledger::create_filled(&dir.path().join("ledger.sqlite"), &settings, |ledger| {
+        let clock = Stopped(Arc::new(AtomicU64::new(4_000 * 12_000)));
+        let settings = Settings { max_uids: 4, immunity_period: 1_000, ..Settings::new(1_000, 0, 12_000) };
+        Ledger::create_with_clock(&dir.path().join("ledger.sqlite"), &settings, Arc::new(clock), |ledger| {
             for (hotkey, at) in [("validator", 1_000), ("idle", 1_500), ("earner", 2_000), ("new", 4_900)] {
                 ledger.register_at(hotkey, at)?;
             }

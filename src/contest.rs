@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::chain::places::Places;
+use crate::chain::standing;
 use crate::chain::{Hotkey, Snapshot};
 use crate::data::Opened;
 use crate::data::pages::Pages;
@@ -348,7 +349,7 @@ impl<'a> Contest<'a> {
 /// What a run should know at its start: whether its hotkeys are registered, and when they may commit.
 pub fn first_lines(network: &Network) -> Result<Vec<String>> {
     let chain = network.chain.as_ref();
-    let snapshot = chain.snapshot()?;
+    let (snapshot, status) = (chain.snapshot()?, chain.status()?);
     let line = |hotkey: &Hotkey| -> Result<String> {
         let Some(neuron) = snapshot.neuron(hotkey) else {
             return Ok(format!("{}; nothing can be published under it", chain.unregistered(hotkey)));
@@ -357,7 +358,9 @@ pub fn first_lines(network: &Network) -> Result<Vec<String>> {
             None => "it may commit now.".to_owned(),
             Some(wait) => wait.sentence(chain, hotkey),
         };
-        Ok(format!("The hotkey {hotkey} is uid {} on {}; {when}", neuron.uid, chain.describe()))
+        let warning = standing::warning(&snapshot, &status, chain.seconds_per_block(), hotkey, snapshot.block);
+        let warning = warning.map_or_else(String::new, |warning| format!(" But {warning}."));
+        Ok(format!("The hotkey {hotkey} is uid {} on {}; {when}{warning}", neuron.uid, chain.describe()))
     };
     network.hotkeys.iter().map(line).collect()
 }

@@ -6,7 +6,9 @@
 pub mod account;
 pub mod ledger;
 pub mod places;
+pub mod standing;
 pub mod subtensor;
+pub mod tempo;
 pub mod wallet;
 
 use std::collections::BTreeMap;

@@ -101,7 +101,7 @@ impl Printer {
     }
 
     /// A progress bar at the terminal's last line; `None` where stderr is no terminal or the user wants quiet.
-    pub(super) fn bar(&self, len: u64) -> Option<ProgressBar> {
+    pub(crate) fn bar(&self, len: u64) -> Option<ProgressBar> {
         (!self.bars.is_hidden()).then(|| self.bars.add(ProgressBar::new(len)))
     }
 

@@ -13,9 +13,10 @@ mod tests;
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::chain::{Chain, Snapshot};
 use crate::error::{Failure, input};
@@ -357,7 +358,7 @@ fn read_back(chain: &dyn Chain, hotkey: &str, id: &ModelId) -> Result<ModelMetad
 }
 
 /// The uid of a hotkey; an error if it has none.
-fn registration(chain: &dyn Chain, hotkey: &str, snapshot: &Snapshot) -> Result<u16> {
+pub fn registration(chain: &dyn Chain, hotkey: &str, snapshot: &Snapshot) -> Result<u16> {
     snapshot.neuron(hotkey).map(|neuron| neuron.uid).ok_or_else(|| chain.unregistered(hotkey))
 }
 
@@ -403,15 +404,32 @@ pub fn wait_for_rate_limit(chain: &dyn Chain, hotkey: &str) -> Result<Option<Wai
 
 /// Waits until the rate limit is over.
 pub fn sleep_until_allowed(chain: &dyn Chain, hotkey: &str, printer: &Printer) -> Result<()> {
-    if let Some(wait) = wait_for_rate_limit(chain, hotkey)? {
-        printer.note(&wait.sentence(chain, hotkey));
-    }
+    let Some(whole) = wait_for_rate_limit(chain, hotkey)? else { return Ok(()) };
+    printer.note(&whole.sentence(chain, hotkey));
+    let style = ProgressStyle::with_template("waiting {bar:30} {msg}").expect("the template is whole");
+    let bar = printer.bar(whole.num_blocks).inspect(|bar| bar.set_style(style));
     while let Some(wait) = wait_for_rate_limit(chain, hotkey)? {
         if interrupt::requested() {
             return Err(Failure::Interrupted("interrupted while waiting; nothing was sent".to_owned()).into());
         }
-        let left = Duration::from_secs_f64(wait.num_blocks as f64 * chain.seconds_per_block());
-        std::thread::sleep(left.min(Duration::from_millis(200)));
+        let seconds = wait.num_blocks as f64 * chain.seconds_per_block();
+        if let Some(bar) = &bar {
+            bar.set_position(whole.num_blocks.saturating_sub(wait.num_blocks));
+            bar.set_message(format!("{} blocks to go, about {}", count(wait.num_blocks), duration(seconds)));
+        }
+        sleep_interruptibly(Duration::from_secs_f64(seconds).min(LONGEST_NAP));
     }
+    bar.inspect(ProgressBar::finish_and_clear);
     Ok(())
+}
+
+/// A chain that waits is asked again so often.
+const LONGEST_NAP: Duration = Duration::from_secs(6);
+
+/// Ends early where an orderly end is asked for.
+fn sleep_interruptibly(nap: Duration) {
+    let until = Instant::now() + nap;
+    while !interrupt::requested() && Instant::now() < until {
+        std::thread::sleep(until.saturating_duration_since(Instant::now()).min(Duration::from_millis(100)));
+    }
 }

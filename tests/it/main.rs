@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod answers;
+mod chain;
 mod compare;
 mod damage;
 mod devnet;

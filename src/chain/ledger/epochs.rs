@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 
 use crate::chain::Snapshot;
+use crate::chain::tempo::next_epoch;
 use crate::rules::NETUID;
 use crate::score::yuma::{self, Input};
 
@@ -29,9 +30,7 @@ pub(super) struct Outcome {
 
 /// The first block from `block` on at which an epoch runs; `None` if there is none.
 pub(super) fn next(tempo: u64, block: u64) -> Option<u64> {
-    // On the chain: where (block + netuid + 1) % (tempo + 1) == tempo.
-    let (period, shift) = (tempo.checked_add(1)?, u64::from(NETUID) + 2);
-    block.checked_add(shift)?.checked_next_multiple_of(period)?.checked_sub(shift)
+    next_epoch(NETUID, tempo, block)
 }
 
 /// Runs the epochs after the block `last_look`, up to that of the snapshot; `None` if they change nothing.

@@ -55,5 +55,8 @@ pub enum WalletCommand {
         /// Take a file that others may read.
         #[arg(long)]
         allow_readable_key: bool,
+        /// JSON on stdout: what was signed, and the signature.
+        #[arg(long)]
+        json: bool,
     },
 }

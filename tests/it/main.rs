@@ -17,3 +17,4 @@ mod resume;
 #[path = "../util/mod.rs"]
 mod util;
 mod validate;
+mod wallet;

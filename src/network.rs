@@ -108,7 +108,15 @@ pub fn keyring(chain: &recipe::Chain) -> Keyring {
 
 /// The folder of the recipe's wallet.
 pub fn wallet_dir(chain: &recipe::Chain) -> PathBuf {
-    chain.wallet_dir.clone().unwrap_or_else(wallet::default_dir).join(&chain.wallet)
+    let wallets = match &chain.wallet_dir {
+        None => wallet::default_dir(),
+        // As a shell would, which never sees it.
+        Some(dir) => match dir.strip_prefix("~") {
+            Ok(below) => std::env::home_dir().unwrap_or_default().join(below),
+            Err(_) => dir.clone(),
+        },
+    };
+    wallets.join(&chain.wallet)
 }
 
 /// Makes the embedded network, unless it is there; returns what was done.

@@ -11,6 +11,7 @@ use super::estimate::repo_bytes;
 use super::resolve::{Finding, Resolved, micro_steps};
 use super::shrink::shrink;
 use super::{Backend, DeviceChoice, Init, Network, SourceKind};
+use crate::chain::wallet;
 use crate::figures::{bytes, count};
 use crate::gate::{alpha, look};
 use crate::hub::model_id::split_repo_id;
@@ -335,8 +336,9 @@ fn business(findings: &mut Findings, resolved: &Resolved) {
         "chain.netuid",
         format!("{} is not the subnet of the embedded network, which is {NETUID}", chain.netuid),
     );
-    let is_folder_name = !matches!(chain.wallet.as_str(), "" | "." | "..") && !chain.wallet.contains('/');
-    findings.add_if(!is_folder_name, "chain.wallet", "cannot name a folder; it is the wallet's name, as default");
+    if let Err(error) = wallet::check_name(&chain.wallet) {
+        findings.add("chain.wallet", error.to_string());
+    }
     let repeated = |(index, hotkey): (usize, &String)| hotkeys[..index].contains(hotkey);
     findings.add_if(hotkeys.iter().enumerate().any(repeated), "chain.hotkeys", "names a hotkey twice");
     match &hub.repo {

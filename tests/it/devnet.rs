@@ -45,17 +45,14 @@ impl Devnet {
     /// Starts the node, on a port.
     fn serve(&mut self, port: &str) {
         let mut node = self.dir.assay(&["local", "serve", "--rpc", port]).spawn();
-        let mut endpoint = None;
         let find = |out: String| Some(out.split_whitespace().find(|word| word.starts_with("ws://"))?.to_owned());
-        let mut look = || {
-            endpoint = find(node.stdout_so_far());
-            endpoint.is_some()
-        };
-        while !look() {
+        self.endpoint = loop {
+            if let Some(endpoint) = find(node.stdout_so_far()) {
+                break endpoint.trim_end_matches(['.', ',', ';']).to_owned();
+            }
             assert!(node.is_running(), "{:?}", node.wait());
             sleep(Duration::from_millis(5));
-        }
-        self.endpoint = endpoint.unwrap().trim_end_matches(['.', ',', ';']).to_owned();
+        };
         self.node = Some(node);
     }
 

@@ -85,26 +85,28 @@ struct Checked {
 }
 
 impl Node {
-    /// A chain whose head is the block before the ledger's present one.
+    /// A chain whose head is the block before the ledger's present one. The blocks before it, which clients may look at as
+    /// its parents, hold what the ledger holds now.
     pub(super) fn new(ledger: Arc<Ledger>, program: Arc<Program>) -> Result<Self> {
-        let number = number(ledger.block()?.max(1));
+        let present = number(ledger.block()?.max(1));
+        let first = present.saturating_sub(KEPT as u32);
         let chain = Chain {
             accounts: Accounts::default(),
             program: Arc::clone(&program),
             blocks: VecDeque::new(),
             facts: Arc::default(),
             nonces: BTreeMap::new(),
-            building: Building::new(number - 1, program),
+            building: Building::new(first, program),
         };
         let node = Self {
             genesis: genesis(&ledger),
             ledger,
             coldkey: development_account("Coldkey")?.0,
-            heads: watch::channel(number - 1).0,
+            heads: watch::channel(first).0,
             num_requests: AtomicU64::new(0),
             chain: Mutex::new(chain),
         };
-        node.seal_until(&mut node.lock(), number, None)?;
+        node.seal_until(&mut node.lock(), present, None)?;
         Ok(node)
     }
 

@@ -90,10 +90,10 @@ fn a_snapshot_holds_all_that_was_written_and_a_second_process_sees_it() {
 }
 
 /// Time that passes when a test lets it.
-pub(super) struct TestClock(pub(super) AtomicU64);
+pub(crate) struct TestClock(pub(crate) AtomicU64);
 
 impl TestClock {
-    pub(super) fn pass(&self, duration: Duration) {
+    pub(crate) fn pass(&self, duration: Duration) {
         self.0.fetch_add(duration.as_millis() as u64, Ordering::Relaxed);
     }
 }

@@ -10,6 +10,7 @@
 mod epoch_tests;
 mod epochs;
 mod file;
+mod refusal;
 mod settings;
 mod setup;
 mod state;
@@ -22,14 +23,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, params};
 
+pub use self::refusal::Refusal;
 pub use self::settings::Settings;
 use super::{Chain, CommitLimit, Commitment, Currency, FULL_SHARE, Hotkey, Snapshot, Status, WeightsLimits};
 use crate::clock::{Clock, SystemClock};
-use crate::error::{Failure, input};
-use crate::figures;
+use crate::error::input;
 use crate::hub::model_id::MAX_COMMITMENT_BYTES;
 use crate::rules::NETUID;
 use crate::score::yuma;
@@ -108,6 +109,36 @@ impl Ledger {
         })
     }
 
+    /// What it was made with.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Commits bytes at the present block, which it returns, unless the chain refuses.
+    pub fn try_commit(&self, hotkey: &str, bytes: &[u8]) -> Result<Result<u64, Refusal>> {
+        refusal::apart(self.write(|transaction, block| {
+            check_length(bytes)?;
+            self.registered(transaction, hotkey)?;
+            let next = next_commit_block(transaction, hotkey, &self.settings)?;
+            if block < next {
+                bail!(Refusal::CommitTooSoon { block, next });
+            }
+            insert_commitment(transaction, hotkey, block, bytes)?;
+            Ok(block)
+        }))
+    }
+
+    /// Replaces the weights that a validator has set, at the present block, which it returns, unless the chain refuses. As
+    /// the chain keeps them, the largest is the full one afterwards. Every version of the validator's program is let in.
+    pub fn try_set_weights(&self, hotkey: &str, weights: &[(u16, u16)]) -> Result<Result<u64, Refusal>> {
+        refusal::apart(self.write(|transaction, block| {
+            let uid = self.registered(transaction, hotkey)?;
+            self.check_weights(transaction, uid, weights, block)?;
+            self.replace_weights(transaction, uid, &yuma::upscale_weights(weights), block)?;
+            Ok(block)
+        }))
+    }
+
     /// Runs a function on the subnet as it is at one block.
     fn read<R>(&self, read: impl FnOnce(&Transaction<'_>, u64) -> Result<R>) -> Result<R> {
         self.file.transact(TransactionBehavior::Deferred, |transaction| {
@@ -148,39 +179,23 @@ impl Ledger {
     }
 
     /// Refuses weights that the chain would refuse.
-    fn check_weights(
-        &self,
-        transaction: &Transaction<'_>,
-        hotkey: &str,
-        uid: u16,
-        weights: &[(u16, u16)],
-        block: u64,
-    ) -> Result<()> {
+    fn check_weights(&self, transaction: &Transaction<'_>, uid: u16, weights: &[(u16, u16)], block: u64) -> Result<()> {
         let (last_update, has_permit): (u64, bool) = transaction.query_row(
             "SELECT last_update, validator_permit FROM neurons WHERE uid = ?1",
             [uid],
             |row| Ok((row.get(0)?, row.get(1)?)),
         )?;
-        let limit = self.settings.weights_rate_limit;
-        let next = if last_update == 0 { 0 } else { last_update.saturating_add(limit) };
+        let next = if last_update == 0 { 0 } else { last_update.saturating_add(self.settings.weights_rate_limit) };
         if block < next {
-            let wait = figures::duration((next - block) as f64 * self.seconds_per_block());
-            return Err(Failure::No(format!(
-                "the hotkey `{hotkey}` cannot set weights at block {block}: the rate limit of {limit} blocks lets it set them \
-                 again at block {next}, in about {wait}"
-            ))
-            .into());
+            bail!(Refusal::WeightsTooSoon { block, next });
         }
         // Whoever wants may give weight to himself, where it does not count.
         let is_to_itself = matches!(weights, [(to, _)] if *to == uid);
         if !has_permit && !is_to_itself {
-            return Err(input(format!(
-                "the hotkey `{hotkey}` has no validator permit on {}: `assay local register {hotkey} --stake TAO` gives it one",
-                self.describe()
-            )));
+            bail!(Refusal::NoPermit);
         }
         if weights.is_empty() {
-            return Err(input("no weight is given to anybody: the chain takes at least one"));
+            bail!(Refusal::NoWeights);
         }
         Ok(())
     }
@@ -201,15 +216,18 @@ impl Ledger {
         let mut insert = transaction.prepare("INSERT INTO weights SELECT ?1, uid, ?3 FROM neurons WHERE uid = ?2")?;
         for &(uid, weight) in weights {
             if !named.insert(uid) {
-                return Err(input(format!("uid {uid} is given two weights")));
+                bail!(Refusal::DuplicateUid(uid));
             }
-            self.found(uid, insert.execute([validator_uid, uid, weight])?)?;
+            if insert.execute([validator_uid, uid, weight])? == 0 {
+                bail!(Refusal::UnknownUid(uid));
+            }
         }
         Ok(())
     }
 
+    /// The uid of a hotkey, or the refusal of one that has none.
     fn registered(&self, transaction: &Transaction<'_>, hotkey: &str) -> Result<u16> {
-        uid_of(transaction, hotkey)?.ok_or_else(|| self.unregistered(hotkey))
+        Ok(uid_of(transaction, hotkey)?.ok_or(Refusal::NotRegistered)?)
     }
 
     fn found(&self, uid: u16, changed: usize) -> Result<()> {
@@ -307,32 +325,11 @@ impl Chain for Ledger {
     }
 
     fn commit(&self, hotkey: &str, bytes: &[u8]) -> Result<u64> {
-        check_length(bytes)?;
-        self.write(|transaction, block| {
-            self.registered(transaction, hotkey)?;
-            let next = next_commit_block(transaction, hotkey, &self.settings)?;
-            if block < next {
-                let wait = figures::duration((next - block) as f64 * self.seconds_per_block());
-                return Err(Failure::No(format!(
-                    "the hotkey `{hotkey}` cannot commit at block {block}: the rate limit of {} blocks lets it commit again \
-                     at block {next}, in about {wait}",
-                    self.settings.commit_rate_limit
-                ))
-                .into());
-            }
-            insert_commitment(transaction, hotkey, block, bytes)?;
-            Ok(block)
-        })
+        self.try_commit(hotkey, bytes)?.map_err(|refusal| self.sentence(hotkey, &refusal))
     }
 
-    /// As the chain keeps them, the largest is the full one afterwards. Every version of the validator's program is let in.
     fn set_weights(&self, hotkey: &str, weights: &[(u16, u16)], _version_key: u64) -> Result<u64> {
-        self.write(|transaction, block| {
-            let uid = self.registered(transaction, hotkey)?;
-            self.check_weights(transaction, hotkey, uid, weights, block)?;
-            self.replace_weights(transaction, uid, &yuma::upscale_weights(weights), block)?;
-            Ok(block)
-        })
+        self.try_set_weights(hotkey, weights)?.map_err(|refusal| self.sentence(hotkey, &refusal))
     }
 }
 
@@ -349,12 +346,9 @@ pub(crate) fn check_hotkey(hotkey: &str) -> Result<()> {
     Ok(())
 }
 
-fn check_length(bytes: &[u8]) -> Result<()> {
+fn check_length(bytes: &[u8]) -> Result<(), Refusal> {
     if bytes.len() > MAX_COMMITMENT_BYTES {
-        return Err(input(format!(
-            "the commitment has {} bytes, and the chain takes {MAX_COMMITMENT_BYTES}: give the repository a shorter name",
-            bytes.len()
-        )));
+        return Err(Refusal::TooLong(bytes.len()));
     }
     Ok(())
 }

@@ -1,11 +1,19 @@
 //! `assay local`: the embedded network, a hub folder and a ledger on this machine, for practice and for tests.
 
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
 use anyhow::Result;
 
 use super::Place;
-use crate::chain::UNITS_PER_TAO;
 use crate::chain::ledger::Ledger;
+use crate::chain::{Chain, UNITS_PER_TAO};
 use crate::cli::{LocalArgs, LocalCommand};
+use crate::clock::{Clock, SystemClock};
+use crate::figures::count;
+use crate::interrupt;
+use crate::local::rpc::{Devnet, Spec, account};
 use crate::metrics::printer::Printer;
 use crate::network;
 
@@ -16,7 +24,7 @@ pub fn run(args: &LocalArgs, printer: &Printer) -> Result<()> {
             let place = Place::of(network)?;
             printer.result(&network::make(&place.hub, &place.chain)?)
         }
-        LocalCommand::Serve { .. } => anyhow::bail!("not there yet"),
+        LocalCommand::Serve { rpc, dir, spec } => serve(*rpc, dir, *spec, printer),
         LocalCommand::Register { hotkey, stake, network } => {
             let place = Place::of(network)?;
             let ledger = Ledger::open(&place.chain.ledger)?;
@@ -29,4 +37,34 @@ pub fn run(args: &LocalArgs, printer: &Printer) -> Result<()> {
             printer.result(&format!("{hotkey} has uid {uid} in {path}, a stake of {tao} TAO, and a validator permit."))
         }
     }
+}
+
+/// Serves the ledger until an end is asked for, which is how this command is meant to end.
+fn serve(port: u16, dir: &Path, spec: u32, printer: &Printer) -> Result<()> {
+    let spec = Spec::of(spec)?;
+    let (_, chain) = network::local_sections(dir);
+    let ledger = Arc::new(Ledger::open(&chain.ledger)?);
+    interrupt::install()?;
+    let devnet = Devnet::start(Arc::clone(&ledger), port, spec)?;
+    let snapshot = ledger.snapshot()?;
+    let mut text = format!(
+        "Serving {} at ws://{}, block {}, as version {} of Bittensor's chain, until Ctrl-C. Registered:",
+        ledger.describe(),
+        devnet.address(),
+        count(snapshot.block),
+        spec.version()
+    );
+    for neuron in &snapshot.neurons {
+        let address = account(&neuron.hotkey)?.to_string();
+        let key = match address == neuron.hotkey {
+            true => address,
+            false => format!("{} (the key //{0}), {address}", neuron.hotkey),
+        };
+        text.push_str(&format!("\n  uid {}: {key}", neuron.uid));
+    }
+    printer.result(&text)?;
+    while !interrupt::requested() {
+        SystemClock.sleep(Duration::from_secs(60));
+    }
+    Ok(())
 }

@@ -39,13 +39,14 @@ impl Ledger {
 
     /// Frees the place of a hotkey, with the weights it has set and its bonds; as on the chain, what it has committed stays.
     pub fn deregister(&self, hotkey: &str) -> Result<()> {
-        self.write(|transaction, _| {
+        let done = self.write(|transaction, _| {
             let uid = self.registered(transaction, hotkey)?;
             transaction.execute("DELETE FROM neurons WHERE uid = ?1", [uid])?;
             transaction.execute("DELETE FROM weights WHERE validator_uid = ?1", [uid])?;
             transaction.execute("DELETE FROM bonds WHERE validator_uid = ?1", [uid])?;
             Ok(())
-        })
+        });
+        self.spoken(hotkey, done)
     }
 
     /// Sets shares of the incentive; uids that are not named keep theirs.
@@ -78,16 +79,18 @@ impl Ledger {
 
     /// Replaces the weights that a uid has set, as (uid, weight), whether the chain would let it or not.
     pub fn put_weights(&self, validator_uid: u16, weights: &[(u16, u16)]) -> Result<()> {
-        self.write(|transaction, block| self.replace_weights(transaction, validator_uid, weights, block))
+        let done = self.write(|transaction, block| self.replace_weights(transaction, validator_uid, weights, block));
+        self.spoken(&format!("uid {validator_uid}"), done)
     }
 
     /// Commits bytes as if at an earlier block, without regard to the rate limit.
     pub fn commit_at(&self, hotkey: &str, bytes: &[u8], at: u64) -> Result<()> {
-        check_length(bytes)?;
-        self.write(|transaction, block| {
+        let done = self.write(|transaction, block| {
+            check_length(bytes)?;
             self.registered(transaction, hotkey)?;
             insert_commitment(transaction, hotkey, self.not_in_the_future(at, block)?, bytes)
-        })
+        });
+        self.spoken(hotkey, done)
     }
 
     fn not_in_the_future(&self, at: u64, block: u64) -> Result<u64> {

@@ -1,11 +1,38 @@
 //! The ledger as a node of Bittensor's chain: the JSON-RPC that subxt and `substrate-interface` speak, on loopback.
+//!
+//! Whoever reads sees the subnet under the keys and in the encoding of the chain's own program, at each of the last
+//! blocks. Whoever signs with the key of a hotkey can commit and set weights; what the ledger refuses is in the block as a
+//! transaction that failed with the chain's own error. Nothing costs anything. Some things are less than on the chain: a
+//! block is final at once, there is no state root, and only the calls of miners and validators are taken.
+
+mod accounts;
+mod block;
+mod call;
+mod calls;
+mod extrinsic;
+mod hex;
+mod methods;
+mod node;
+mod program;
+mod refused;
+mod server;
+mod state;
+mod subscriptions;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::chain::ledger::Ledger;
+use crate::error::input;
+
+pub use self::accounts::account;
+use self::node::Node;
+use self::program::Program;
+use self::server::Server;
 
 /// Which of the chain's programs it looks like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,30 +44,60 @@ pub enum Spec {
     V185,
 }
 
+impl Spec {
+    /// The program with a version; the user's error if it is another one.
+    pub fn of(version: u32) -> Result<Self> {
+        match version {
+            143 => Ok(Self::V143),
+            185 => Ok(Self::V185),
+            _ => Err(input(format!("there is no program of version {version} to serve: give --spec 143 or 185"))),
+        }
+    }
+
+    /// Its version.
+    pub fn version(self) -> u32 {
+        match self {
+            Self::V143 => 143,
+            Self::V185 => 185,
+        }
+    }
+}
+
 /// A node that runs until it is dropped.
 pub struct Devnet {
-    address: SocketAddr,
+    node: Arc<Node>,
+    programs: [(Spec, Arc<Program>); 2],
+    server: Server,
 }
 
 impl Devnet {
     /// Serves a ledger on a port of loopback; 0: any that is free.
     pub fn start(ledger: Arc<Ledger>, port: u16, spec: Spec) -> Result<Self> {
-        let _ = (ledger, port, spec);
-        bail!("not there yet")
+        let limit = ledger.settings().commit_rate_limit;
+        let program = |spec| Program::new(spec, limit).map(|program| (spec, Arc::new(program)));
+        let programs = [program(Spec::V143)?, program(Spec::V185)?];
+        let node = Arc::new(Node::new(ledger, of_spec(&programs, spec))?);
+        let server = Server::start(Arc::clone(&node), port)?;
+        Ok(Self { node, programs, server })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.server.address()
     }
 
     /// How many requests it has answered.
     pub fn num_requests(&self) -> u64 {
-        0
+        self.node.num_requests()
     }
 
     /// Runs another program from the next block on.
     pub fn upgrade(&self, spec: Spec) {
-        let _ = spec;
+        self.node.upgrade(of_spec(&self.programs, spec));
     }
+}
+
+fn of_spec(programs: &[(Spec, Arc<Program>); 2], spec: Spec) -> Arc<Program> {
+    let [(first, program), (_, other)] = programs;
+    Arc::clone(if spec == *first { program } else { other })
 }

@@ -1,0 +1,136 @@
+//! The socket: a JSON-RPC server on loopback, over WebSocket and HTTP, in a thread of its own.
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Error, Result};
+use jsonrpsee::RpcModule;
+use jsonrpsee::server::{BatchRequestConfig, RandomStringIdProvider, ServerBuilder, ServerConfig};
+use tokio::sync::oneshot;
+
+use super::methods::METHODS;
+use super::node::Node;
+use super::subscriptions::{self, NAMES};
+use crate::error::input;
+
+/// Keys of a thousand storage entries have some 140 kB.
+const MAX_REQUEST_BYTES: u32 = 1 << 20;
+
+/// The metadata has some 120 kB.
+const MAX_RESPONSE_BYTES: u32 = 16 << 20;
+
+const MAX_CONNECTIONS: u32 = 128;
+
+const MAX_SUBSCRIPTIONS: u32 = 64;
+
+const MAX_BATCH: u32 = 256;
+
+/// How long the end waits for answers that are under way.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A server that runs until it is dropped.
+pub(super) struct Server {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Serves a node.
+    pub(super) fn start(node: Arc<Node>, port: u16) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse => {
+                input(format!("port {port} of this machine is in use: give another one, or 0 for any that is free"))
+            }
+            ErrorKind::PermissionDenied => {
+                input(format!("port {port} of this machine is not for every user: give one above 1023"))
+            }
+            _ => Error::new(error).context(format!("cannot listen on port {port} of this machine")),
+        })?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let module = module(&node)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("devnet")
+            .enable_all()
+            .build()
+            .context("the threads of the node cannot be started")?;
+        let config = ServerConfig::builder()
+            .max_request_body_size(MAX_REQUEST_BYTES)
+            .max_response_body_size(MAX_RESPONSE_BYTES)
+            .max_connections(MAX_CONNECTIONS)
+            .max_subscriptions_per_connection(MAX_SUBSCRIPTIONS)
+            .set_batch_request_config(BatchRequestConfig::Limit(MAX_BATCH))
+            .set_id_provider(RandomStringIdProvider::new(16))
+            .build();
+        let server = {
+            let _guard = runtime.enter();
+            ServerBuilder::with_config(config).build_from_tcp(listener).context("the node cannot listen")?
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serve = move || {
+            runtime.block_on(async {
+                let handle = server.start(module);
+                tokio::select! {
+                    _ = stopped => {}
+                    () = pass_time(&node) => {}
+                }
+                handle.stop().ok(); // it may have stopped by itself
+                tokio::time::timeout(PATIENCE, handle.stopped()).await.ok();
+            });
+            runtime.shutdown_timeout(PATIENCE);
+        };
+        let thread = thread::Builder::new().name("devnet".to_owned()).spawn(serve)?;
+        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+/// Ends blocks although nobody asks. A ledger that does not answer now may do so later.
+async fn pass_time(node: &Node) {
+    let mut ticks = tokio::time::interval(node.tick());
+    loop {
+        ticks.tick().await;
+        drop(node.chain());
+    }
+}
+
+fn module(node: &Arc<Node>) -> Result<RpcModule<Node>> {
+    let mut module = RpcModule::from_arc(Arc::clone(node));
+    for &(name, method) in METHODS {
+        module.register_method(name, move |params, node, _| {
+            node.count_request();
+            method(node, &params)
+        })?;
+    }
+    let [transaction, heads @ ..] = NAMES;
+    let names = (transaction.subscribe, transaction.message, transaction.unsubscribe);
+    module.register_subscription(names.0, names.1, names.2, |params, pending, node, _| {
+        node.count_request();
+        subscriptions::watch(params, pending, node)
+    })?;
+    for names in heads {
+        module.register_subscription(names.subscribe, names.message, names.unsubscribe, |_, pending, node, _| {
+            node.count_request();
+            subscriptions::heads(pending, node)
+        })?;
+    }
+    Ok(module)
+}

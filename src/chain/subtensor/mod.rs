@@ -1,12 +1,45 @@
 //! Bittensor's own chain, over JSON-RPC.
+//!
+//! [`endpoint`] and [`identity`] say whom to talk to, [`link`] is one connection, [`node`] makes of several one that lasts.
+//! [`runtime`] is the program that the chain runs, by its own description, and [`view`] the chain at one block: [`subnet`] and
+//! [`commitments`] are read through it. [`commit`] and [`weights`] check what can be checked, [`order`] signs it, and
+//! [`delivery`] hands it in once. Nothing that a node says is believed to be well formed.
+
+mod commit;
+mod commitments;
+mod delivery;
+mod endpoint;
+mod identity;
+mod link;
+mod node;
+mod order;
+mod patience;
+mod runtime;
+mod subnet;
+#[cfg(test)]
+mod tests;
+mod trouble;
+mod view;
+mod weights;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result};
 
+use self::commitments::{COMMITMENT_OF, Registration};
+use self::endpoint::Endpoint;
+use self::identity::Identity;
+use self::link::hex;
+use self::node::Node;
+use self::patience::Patience;
+use self::runtime::Part;
+use self::trouble::Trouble;
+use self::view::Ask;
 use crate::chain::wallet::Keyring;
-use crate::chain::{Chain, Commitment, Hotkey, Snapshot, Status};
+use crate::chain::{Chain, Commitment, Hotkey, Snapshot, Status, account};
+use crate::error::input;
 
 /// A network with a name, whose first block is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,55 +80,159 @@ pub struct Options {
 }
 
 /// A subnet of a chain.
-pub struct Subtensor {}
+pub struct Subtensor {
+    runtime: tokio::runtime::Runtime,
+    node: Node,
+    netuid: u16,
+    keyring: Keyring,
+    described: String,
+    journal_dir: PathBuf,
+    seconds_per_block: f64,
+    /// Held while something is signed and sent: two extrinsics of one hotkey at a time would take the same number.
+    sending: Mutex<()>,
+}
 
 impl Subtensor {
     /// Connects, and checks that it is the right chain.
     pub fn connect(options: Options, keyring: Keyring) -> Result<Self> {
-        let _ = (options, keyring);
-        bail!("not there yet")
+        Self::connect_within(options, keyring, Patience::default())
+    }
+
+    fn connect_within(options: Options, keyring: Keyring, patience: Patience) -> Result<Self> {
+        let Options { network, mut endpoints, netuid, state_dir } = options;
+        if endpoints.is_empty() {
+            endpoints = network.iter().flat_map(|network| network.endpoints).map(|&url| url.to_owned()).collect();
+        }
+        if endpoints.is_empty() {
+            return Err(input("no node is named: give an endpoint, ws://127.0.0.1:PORT or wss://HOST:PORT"));
+        }
+        let endpoints = endpoints.iter().map(|url| Endpoint::parse(url)).collect::<Result<Vec<_>>>()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("chain")
+            .enable_all()
+            .build()
+            .context("cannot start the thread that talks to the chain")?;
+        let node = Node::new(endpoints, Identity::new(network, &state_dir), patience);
+        let (genesis, seconds_per_block) = runtime.block_on(node.start())?;
+        let genesis = hex(genesis);
+        let described = match network {
+            Some(network) => format!("subnet {netuid} of {} ({})", network.name, node.shown()),
+            None => format!("subnet {netuid} at {}", node.shown()),
+        };
+        let journal_dir = state_dir.join(format!("{}-{netuid}", &genesis[2..18]));
+        let sending = Mutex::default();
+        Ok(Self { runtime, node, netuid, keyring, described, journal_dir, seconds_per_block, sending })
+    }
+
+    fn wait<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.runtime.block_on(work)
+    }
+
+    fn one_at_a_time(&self) -> MutexGuard<'_, ()> {
+        self.sending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn no_such_subnet(&self) -> anyhow::Error {
+        input(format!("there is no {}: mend the netuid, `btcli subnet list` shows which there are", self.described))
     }
 }
 
 impl Chain for Subtensor {
     fn describe(&self) -> String {
-        String::new()
+        self.described.clone()
     }
+
     fn is_real(&self) -> bool {
         true
     }
+
     fn seconds_per_block(&self) -> f64 {
-        12.0
+        self.seconds_per_block
     }
+
     fn journal_dir(&self) -> &Path {
-        Path::new("")
+        &self.journal_dir
     }
+
     fn block(&self) -> Result<u64> {
-        bail!("not there yet")
+        Ok(self.wait(self.node.see(&[], None))?.view.number)
     }
+
     fn snapshot(&self) -> Result<Snapshot> {
-        bail!("not there yet")
+        let asks = subnet::snapshot_asks(self.netuid);
+        let read = self.node.with(self.node.patience.operation, async |link| {
+            let seen = self.node.look(link, &asks, None).await?;
+            subnet::snapshot(&seen, self.netuid).await
+        });
+        self.wait(read)?.ok_or_else(|| self.no_such_subnet())
     }
+
     fn status(&self) -> Result<Status> {
-        bail!("not there yet")
+        let seen = self.wait(self.node.see(&subnet::status_asks(self.netuid), None))?;
+        let genesis = self.node.genesis().map(hex).unwrap_or_default();
+        subnet::status(&seen, self.netuid, genesis)?.ok_or_else(|| self.no_such_subnet())
     }
+
     fn all_commitments(&self) -> Result<BTreeMap<Hotkey, Commitment>> {
-        bail!("not there yet")
+        self.wait(self.node.with(self.node.patience.operation, async |link| {
+            let seen = self.node.look(link, &[], None).await?;
+            commitments::all(&seen.view, self.netuid).await
+        }))
     }
-    fn unregistered(&self, _hotkey: &str) -> anyhow::Error {
-        anyhow!("not there yet")
+
+    fn unregistered(&self, hotkey: &str) -> anyhow::Error {
+        self.why_unregistered(hotkey).unwrap_or_else(|error| error)
     }
-    fn commitment(&self, _hotkey: &str) -> Result<Option<Commitment>> {
-        bail!("not there yet")
+
+    fn commitment(&self, hotkey: &str) -> Result<Option<Commitment>> {
+        let account = account::parse(hotkey).map_err(input)?;
+        let ask = Ask::new(COMMITMENT_OF, [Part::Number(self.netuid), Part::Account(account)]);
+        let seen = self.wait(self.node.see(&[ask], None))?;
+        Ok(seen.answers.one::<Registration>(COMMITMENT_OF)?.map(Commitment::from))
     }
-    fn next_commit_block(&self, _hotkey: &str) -> Result<u64> {
-        bail!("not there yet")
+
+    fn next_commit_block(&self, hotkey: &str) -> Result<u64> {
+        let account = account::parse(hotkey).map_err(input)?;
+        let seen = self.wait(self.node.see(&commitments::asks(self.netuid, account), None))?;
+        commitments::next_block(&seen.view.runtime, &seen.answers, self.netuid, seen.view.number)
     }
-    fn commit(&self, _hotkey: &str, _bytes: &[u8]) -> Result<u64> {
-        bail!("not there yet")
+
+    fn commit(&self, hotkey: &str, bytes: &[u8]) -> Result<u64> {
+        self.commit_bytes(hotkey, bytes)
     }
-    fn set_weights(&self, _hotkey: &str, _weights: &[(u16, u16)], _version_key: u64) -> Result<u64> {
-        bail!("not there yet")
+
+    fn set_weights(&self, hotkey: &str, weights: &[(u16, u16)], version_key: u64) -> Result<u64> {
+        self.send_weights(hotkey, weights, version_key)
+    }
+}
+
+impl Subtensor {
+    fn why_unregistered(&self, hotkey: &str) -> Result<anyhow::Error> {
+        let account = account::parse(hotkey).map_err(input)?;
+        let asks = subnet::registration_asks(self.netuid, account);
+        let (there, owned) = self.wait(self.node.with(self.node.patience.operation, async |link| {
+            let seen = self.node.look(link, &asks, None).await?;
+            let there = seen.answers.one_or(subnet::NETWORKS_ADDED, false).map_err(Trouble::Final)?;
+            let owned = if there { subnet::hotkey_of(&seen, self.netuid, account).await? } else { None };
+            Ok((there, owned))
+        }))?;
+        if !there {
+            return Ok(self.no_such_subnet());
+        }
+        let subnet = &self.described;
+        if let Some(owned) = owned {
+            return Ok(input(format!(
+                "`{hotkey}` is a coldkey, which never publishes: give the address of its hotkey, such as `{}` that is \
+                 registered on {subnet}",
+                account::address(&owned)
+            )));
+        }
+        Ok(input(format!(
+            "the hotkey `{hotkey}` is not registered on {subnet}: `btcli subnet register --netuid {} --wallet.name WALLET \
+             --wallet.hotkey HOTKEY` registers it",
+            self.netuid
+        )))
     }
 }
 

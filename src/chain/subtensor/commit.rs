@@ -1,0 +1,130 @@
+//! Committing bytes under a hotkey.
+
+use anyhow::{Result, bail};
+
+use super::Subtensor;
+use super::commitments::{self, COMMITMENT_OF, Registration, commit_call};
+use super::order::{Fate, Order};
+use super::runtime::Part;
+use super::subnet::{NETWORKS_ADDED, UIDS, registration_asks};
+use super::view::Seen;
+use crate::chain::{Chain, CommitLimit, account};
+use crate::error::{Failure, input};
+use crate::figures::{count, duration};
+use crate::hub::model_id::MAX_COMMITMENT_BYTES;
+
+/// An order is given anew so often when the chain changes its program.
+const MAX_ORDERS: usize = 3;
+
+impl Subtensor {
+    /// Commits bytes, and returns the block in which they stand. What stands there already is not sent again.
+    pub(super) fn commit_bytes(&self, hotkey: &str, bytes: &[u8]) -> Result<u64> {
+        if bytes.len() > MAX_COMMITMENT_BYTES {
+            return Err(input(format!(
+                "the commitment has {} bytes, and the chain takes {MAX_COMMITMENT_BYTES}: give the repository a shorter name",
+                bytes.len()
+            )));
+        }
+        let account = account::parse(hotkey).map_err(input)?;
+        let signer = self.keyring.signer(hotkey)?;
+        let _one_at_a_time = self.one_at_a_time();
+        let order = Order {
+            what: "commitment",
+            call: commit_call(self.netuid, bytes),
+            account,
+            signer: &signer,
+            kept_under: (COMMITMENT_OF, vec![Part::Number(self.netuid), Part::Account(account)]),
+        };
+        let mut asks = registration_asks(self.netuid, account);
+        asks.extend(commitments::asks(self.netuid, account));
+        for _ in 0..MAX_ORDERS {
+            let seen = self.wait(self.node.see(&asks, Some(account)))?;
+            if let Some(block) = standing(&seen, bytes)? {
+                return Ok(block);
+            }
+            self.check_may_commit(hotkey, &seen)?;
+            let included = match self.wait(order.send(&self.node, &seen, self.seconds_per_block()))? {
+                Fate::Included(included) => included,
+                Fate::Upgraded => continue,
+                Fate::Not(why) => {
+                    // What is looked for is the commitment, by whatever way it came.
+                    let seen = self.wait(self.node.see(&asks, None))?;
+                    if let Some(block) = standing(&seen, bytes)? {
+                        return Ok(block);
+                    }
+                    return Err(Failure::Unreachable(format!(
+                        "the commitment of the hotkey `{hotkey}` was not included: {why}; nothing new stands on the chain, \
+                         commit again"
+                    ))
+                    .into());
+                }
+            };
+            if let Some(failure) = &included.failure {
+                return Err(self.commit_failure(hotkey, included.block, failure));
+            }
+            let kept = included.kept.as_deref();
+            let kept = kept.map(|kept| included.runtime.decode::<Registration>(COMMITMENT_OF, Some(kept)));
+            return match kept.transpose()?.flatten() {
+                Some(kept) if kept.bytes().as_deref() == Some(bytes) => Ok(kept.block()),
+                _ => bail!(
+                    "the commitment of the hotkey `{hotkey}` was included in block {}, but the chain keeps other bytes there: \
+                     look at what stands committed now before committing again",
+                    count(included.block)
+                ),
+            };
+        }
+        Err(Failure::Unreachable(
+            "the chain changed its program again and again: nothing was committed; commit again".to_owned(),
+        )
+        .into())
+    }
+
+    fn check_may_commit(&self, hotkey: &str, seen: &Seen) -> Result<()> {
+        let Seen { view, answers, .. } = seen;
+        if !answers.one_or(NETWORKS_ADDED, false)? || answers.one::<u16>(UIDS)?.is_none() {
+            return Err(self.unregistered(hotkey));
+        }
+        let next = commitments::next_block(&view.runtime, answers, self.netuid, view.number)?;
+        // It is included a block later at the earliest.
+        if view.number + 1 >= next {
+            return Ok(());
+        }
+        let limit = match commitments::limit(&view.runtime, answers)? {
+            CommitLimit::Blocks(blocks) => format!("the rate limit of {} blocks lets it commit again", count(blocks)),
+            CommitLimit::Bytes(bytes) => {
+                format!("its {} bytes of this epoch are used up, and it can commit again", count(bytes))
+            }
+        };
+        let wait = duration((next - view.number) as f64 * self.seconds_per_block());
+        Err(Failure::No(format!(
+            "the hotkey `{hotkey}` cannot commit at block {}: {limit} at block {next}, in about {wait}",
+            view.number
+        ))
+        .into())
+    }
+
+    /// Why the chain did not take a commitment, by the name that it gave.
+    fn commit_failure(&self, hotkey: &str, block: u64, failure: &str) -> anyhow::Error {
+        let name = failure.rsplit('.').next().unwrap_or_default();
+        let refused = format!("the chain refused the commitment of the hotkey `{hotkey}` in block {}", count(block));
+        match name {
+            "CannotCommit" | "AccountNotAllowedCommit" => self.unregistered(hotkey).context(refused),
+            "RateLimitExceeded" | "CommitmentSetRateLimitExceeded" => Failure::No(format!(
+                "{refused}: its last commitment is too young; `assay chain status` shows the rate limit ({failure})"
+            ))
+            .into(),
+            "SpaceLimitExceeded" => Failure::No(format!(
+                "{refused}: the bytes that it may commit in an epoch are used up; commit again in the next ({failure})"
+            ))
+            .into(),
+            _ => input(format!("{refused}: {failure}")),
+        }
+    }
+}
+
+/// The block of a commitment of these very bytes.
+fn standing(seen: &Seen, bytes: &[u8]) -> Result<Option<u64>> {
+    let registration = seen.answers.one::<Registration>(COMMITMENT_OF)?;
+    let same = registration.filter(|registration| registration.bytes().as_deref() == Some(bytes));
+    Ok(same.map(|registration| registration.block()))
+}

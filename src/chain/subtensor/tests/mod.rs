@@ -1,0 +1,48 @@
+//! The client against what real nodes answered, and against a node over the ledger.
+
+#![allow(clippy::unwrap_used)]
+
+mod golden;
+mod hostile;
+mod recorded;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use subxt::rpcs::RpcClient;
+
+use super::endpoint::Endpoint;
+use super::identity::Identity;
+use super::node::Node;
+use super::patience::Patience;
+use super::{Subtensor, hex};
+use crate::chain::wallet::Keyring;
+
+/// So little that nothing is tried twice.
+pub(super) const ONCE: Patience = Patience {
+    dial: Duration::from_secs(2),
+    request: Duration::from_secs(2),
+    start: Duration::from_millis(300),
+    operation: Duration::ZERO,
+    news: Duration::from_secs(2),
+};
+
+/// A subnet over a client that is there.
+fn over(client: RpcClient, netuid: u16, keyring: Keyring) -> Subtensor {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (endpoint, identity) = (Endpoint::parse("ws://127.0.0.1:9").unwrap(), Identity::new(None, dir.path()));
+    let node = runtime.block_on(Node::over(client, endpoint, identity, ONCE)).unwrap();
+    let (described, journal_dir) = ("the recorded subnet".to_owned(), PathBuf::new());
+    let (seconds_per_block, sending) = (12.0, std::sync::Mutex::default());
+    Subtensor { runtime, node, netuid, keyring, described, journal_dir, seconds_per_block, sending }
+}
+
+/// The bytes of hexadecimal digits after 0x.
+fn unhex(text: &str) -> Vec<u8> {
+    let digits = text.strip_prefix("0x").unwrap().as_bytes();
+    let bytes: Vec<u8> =
+        digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect();
+    assert_eq!(hex(&bytes), text);
+    bytes
+}

@@ -1,0 +1,185 @@
+//! The chain at one finalized block: what is read through a view stood there at the same time.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use subxt::ext::codec::Decode;
+use subxt::ext::futures::future::{join, try_join, try_join3};
+use subxt::ext::scale_decode::DecodeAsType;
+use subxt::utils::{AccountId32, H256};
+
+use super::link::Link;
+use super::runtime::{Entry, Part, Runtime, Version};
+use super::trouble::{Attempt, Fault, Trouble};
+
+/// The time of a block, in milliseconds of Unix time.
+const NOW: Entry = Entry { pallet: "Timestamp", name: "Now" };
+
+/// A value that is asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Ask {
+    entry: Entry,
+    parts: Vec<Part>,
+}
+
+impl Ask {
+    /// The value of an entry under a key.
+    pub(super) fn new(entry: Entry, parts: impl Into<Vec<Part>>) -> Self {
+        Self { entry, parts: parts.into() }
+    }
+}
+
+/// The answers, in the order in which was asked.
+pub(super) struct Answers {
+    runtime: Arc<Runtime>,
+    values: Vec<(Entry, Option<Vec<u8>>)>,
+}
+
+impl Answers {
+    /// The value of an entry that was asked for once; `None` if there is none, or the version has no such entry.
+    pub(super) fn one<T: DecodeAsType>(&self, entry: Entry) -> Result<Option<T>> {
+        let value = self.values.iter().find(|(asked, _)| *asked == entry).and_then(|(_, value)| value.as_deref());
+        self.runtime.decode(entry, value)
+    }
+
+    /// The same; what stands for nothing where there is none.
+    pub(super) fn one_or<T: DecodeAsType>(&self, entry: Entry, nothing: T) -> Result<T> {
+        Ok(self.one(entry)?.unwrap_or(nothing))
+    }
+
+    /// The values of an entry that was asked for several times.
+    pub(super) fn each<T: DecodeAsType>(&self, entry: Entry) -> Result<Vec<Option<T>>> {
+        let values = self.values.iter().filter(|(asked, _)| *asked == entry);
+        values.map(|(_, value)| self.runtime.decode(entry, value.as_deref())).collect()
+    }
+}
+
+/// The chain at a finalized block.
+#[derive(Clone)]
+pub(super) struct View {
+    /// The connection it is read through.
+    pub(super) link: Link,
+    /// The block.
+    pub(super) hash: H256,
+    /// Its number.
+    pub(super) number: u64,
+    /// The program that it left for the next.
+    pub(super) runtime: Arc<Runtime>,
+}
+
+/// What was read together with the view.
+pub(super) struct Seen {
+    /// The view.
+    pub(super) view: View,
+    /// What was asked for.
+    pub(super) answers: Answers,
+    /// The number that the account's next extrinsic must have; 0 without an account.
+    pub(super) nonce: u64,
+}
+
+impl View {
+    /// The newest finalized block, and what stands there: two waits, if its program is the one that is known.
+    pub(super) async fn newest(
+        link: &Link,
+        genesis: H256,
+        known: Option<Arc<Runtime>>,
+        asks: &[Ask],
+        account: Option<AccountId32>,
+    ) -> Attempt<Seen> {
+        let hash = link.finalized_head().await?;
+        let (head, early) = join(
+            try_join3(link.number(hash), Version::read(link, hash), nonce(link, hash, account)),
+            read(link, hash, known.as_ref(), asks),
+        )
+        .await;
+        let (number, version, nonce) = head?;
+        if let Some(runtime) = known.filter(|known| known.version == version) {
+            let view = Self { link: link.clone(), hash, number, runtime };
+            let answers = early?.ok_or_else(|| Trouble::Node("it gave nothing".to_owned()))?;
+            return Ok(Seen { view, answers, nonce });
+        }
+        let runtime = Arc::new(Runtime::load(link, hash, genesis, version).await?);
+        let view = Self { link: link.clone(), hash, number, runtime };
+        let answers = view.read(asks).await?;
+        Ok(Seen { view, answers, nonce })
+    }
+
+    /// What stands at the block: one wait.
+    pub(super) async fn read(&self, asks: &[Ask]) -> Attempt<Answers> {
+        let answers = read(&self.link, self.hash, Some(&self.runtime), asks).await?;
+        answers.ok_or_else(|| Trouble::Node("it gave nothing".to_owned()))
+    }
+
+    /// The seconds from one block to the next, by the times of this one and one before it; 12 where the chain is too young
+    /// to say.
+    pub(super) async fn seconds_per_block(&self) -> Attempt<f64> {
+        const OF_FINNEY: f64 = 12.0;
+        const SPAN: u64 = 100;
+        // The first block has no time.
+        let before = self.number.saturating_sub(SPAN).max(1);
+        let (Some(key), Some(then)) = (self.runtime.key(NOW, &[])?, self.link.block_hash(before).await?) else {
+            return Ok(OF_FINNEY);
+        };
+        let keys = [key];
+        let (now, then) = try_join(self.link.values(&keys, self.hash), self.link.values(&keys, then)).await?;
+        let time = |values: Vec<Option<Vec<u8>>>| -> Result<Option<u64>> {
+            self.runtime.decode::<u64>(NOW, values.into_iter().flatten().next().as_deref())
+        };
+        let (now, then) = (time(now)?.unwrap_or(0), time(then)?.unwrap_or(0));
+        let seconds = now.saturating_sub(then) as f64 / 1000.0 / (self.number.saturating_sub(before)) as f64;
+        let is_plausible = then > 0 && (0.001..=600.0).contains(&seconds);
+        Ok(if is_plausible { seconds } else { OF_FINNEY })
+    }
+
+    /// All keys that begin so, and their values.
+    pub(super) async fn scan(&self, prefix: &[u8]) -> Attempt<Vec<(Vec<u8>, Vec<u8>)>> {
+        const MAX_PAGES: usize = 1000;
+        let mut found = Vec::new();
+        let mut after: Option<Vec<u8>> = None;
+        for _ in 0..MAX_PAGES {
+            let keys = self.link.keys_page(prefix, after.as_deref(), self.hash).await?;
+            let values = self.link.values(&keys, self.hash).await?;
+            let is_last = keys.len() < super::link::KEYS_PER_PAGE as usize;
+            after = keys.last().cloned();
+            found.extend(keys.into_iter().zip(values).filter_map(|(key, value)| Some((key, value?))));
+            if is_last {
+                return Ok(found);
+            }
+        }
+        Err(Trouble::Node(format!("it gave more than {} keys", found.len())))
+    }
+}
+
+/// `None` where the program is not known.
+async fn read(link: &Link, block: H256, runtime: Option<&Arc<Runtime>>, asks: &[Ask]) -> Attempt<Option<Answers>> {
+    let Some(runtime) = runtime else { return Ok(None) };
+    let keys: Vec<Option<Vec<u8>>> =
+        asks.iter().map(|ask| runtime.key(ask.entry, &ask.parts)).collect::<Result<_>>()?;
+    let present: Vec<Vec<u8>> = keys.iter().flatten().cloned().collect();
+    let mut values = link.values(&present, block).await?.into_iter();
+    let values = asks
+        .iter()
+        .zip(&keys)
+        .map(|(ask, key)| (ask.entry, key.as_ref().and_then(|_| values.next().flatten())))
+        .collect();
+    Ok(Some(Answers { runtime: Arc::clone(runtime), values }))
+}
+
+/// The number that an account's next extrinsic must have, as of a block.
+pub(super) async fn nonce(link: &Link, block: H256, account: Option<AccountId32>) -> Result<u64, Fault> {
+    let Some(account) = account else { return Ok(0) };
+    let bytes = link.call("AccountNonceApi_account_nonce", &account.0, block).await?;
+    let nonce = match bytes.len() {
+        4 => u32::decode(&mut &*bytes).map(u64::from),
+        8 => u64::decode(&mut &*bytes),
+        _ => Err("of another length".into()),
+    };
+    nonce.map_err(|error| Fault::Lost(format!("the nonce that it gives does not decode: {error}")))
+}
+
+/// The hash of the block of a number, and the nonce of an account there.
+pub(super) async fn nonce_at(link: &Link, number: u64, account: AccountId32) -> Result<(H256, u64), Fault> {
+    let hash = link.block_hash(number).await?;
+    let hash = hash.ok_or_else(|| Fault::Lost(format!("it does not know the block {number}")))?;
+    Ok((hash, nonce(link, hash, Some(account)).await?))
+}

@@ -14,10 +14,10 @@ use subxt::ext::scale_type_resolver::TypeResolver;
 use subxt::metadata::{ArcMetadata, Metadata};
 use subxt::tx::Payload;
 use subxt::utils::{AccountId32, H256};
-use subxt_signer::sr25519::Keypair;
 
 use super::link::Link;
 use super::trouble::{Attempt, Fault, Trouble};
+use crate::chain::wallet::Keypair;
 use crate::error::input;
 
 /// A signed extrinsic may be included in so many blocks from the one that it was signed at. With blocks of 12 seconds it

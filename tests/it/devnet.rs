@@ -34,7 +34,8 @@ impl Devnet {
         let text = fs::read_to_string(devnet.dir.path("recipe.yaml")).unwrap();
         let wallets = devnet.dir.path("wallets");
         let chain = format!(
-            "chain: {{endpoint: \"{}\", hotkeys: [first], wallet: me, wallet_dir: \"{}\"}}\nhub: {{repo: me/model}}\n",
+            "chain: {{endpoint: \"{}\", hotkeys: [first], wallet: me, wallet_dir: \"{}\"}}\nhub: {{repo: me/model}}\n\
+             score: {{page_documents: 1, pages: 1}}\n",
             devnet.endpoint,
             wallets.display()
         );
@@ -136,7 +137,9 @@ fn a_node_that_is_another_chain_or_none_is_refused() {
     let status = |devnet: &Devnet, args: &[&str]| devnet.assay(&["chain", "status"]).args(args).run();
     let endpoint = devnet.endpoint.clone();
     status(&devnet, &["--endpoint", &endpoint]).assert_exit(0);
-    status(&devnet, &["--endpoint", &endpoint, "--network", "finney"]).assert_exit(2).assert_stderr_contains("genesis");
+    status(&devnet, &["--endpoint", &endpoint, "--network", "finney"])
+        .assert_exit(2)
+        .assert_stderr_contains("is not on finney");
     // The endpoint is known as this chain by now; another one there is not taken for it.
     drop(devnet.node.take());
     fs::remove_dir_all(devnet.dir.path("checkpoints/local")).unwrap();

@@ -24,6 +24,7 @@ const MAX_KEYS: u64 = 1_000;
 
 /// All methods that are no subscriptions.
 pub(super) const METHODS: &[(&str, Method)] = &[
+    ("account_nextIndex", next_index),
     ("author_pendingExtrinsics", |node, _| {
         let chain = chain(node)?;
         Ok(chain.waiting().map(hex::write).collect())
@@ -90,14 +91,7 @@ pub(super) const METHODS: &[(&str, Method)] = &[
         let changes: Vec<Value> = keys.into_iter().map(change).collect::<Result<_, ErrorObjectOwned>>()?;
         Ok(json!([{ "block": hex::write(&block.hash), "changes": changes }]))
     }),
-    ("system_accountNextIndex", |node, params| {
-        let address: String = params.sequence().next()?;
-        let account: Account = match hex::read(&address).and_then(|bytes| bytes.try_into().ok()) {
-            Some(account) => account,
-            None => parse(&address).map_err(|error| bad_parameters(&error))?.0,
-        };
-        Ok(chain(node)?.next_nonce(&account).into())
-    }),
+    ("system_accountNextIndex", next_index),
     ("system_chain", |_, _| Ok("assay's embedded chain".into())),
     ("system_chainType", |_, _| Ok("Development".into())),
     ("system_health", |_, _| Ok(json!({ "peers": 0, "isSyncing": false, "shouldHavePeers": false }))),
@@ -150,6 +144,15 @@ fn block_hash(node: &Node, params: &Params<'_>) -> Answer {
         Value::Array(list) => list.iter().take(MAX_KEYS as usize).map(hash).collect(),
         one => hash(&one),
     }
+}
+
+fn next_index(node: &Node, params: &Params<'_>) -> Answer {
+    let address: String = params.sequence().next()?;
+    let account: Account = match hex::read(&address).and_then(|bytes| bytes.try_into().ok()) {
+        Some(account) => account,
+        None => parse(&address).map_err(|error| bad_parameters(&error))?.0,
+    };
+    Ok(chain(node)?.next_nonce(&account).into())
 }
 
 fn runtime_version(node: &Node, params: &Params<'_>) -> Answer {

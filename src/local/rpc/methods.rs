@@ -1,18 +1,17 @@
 //! What the node answers: its methods by name, as functions of the chain and of the parameters.
 
-use std::sync::MutexGuard;
+use std::sync::{Arc, MutexGuard};
 
 use jsonrpsee::types::{ErrorObjectOwned, Params};
 use serde_json::{Value, json};
-use sp_crypto_hashing::blake2_256;
 
+use super::accounts::Account;
 use super::block::Block;
-use super::calls;
 use super::node::{Chain, Node};
 use super::program::{NAME, TRANSACTION_VERSION};
 use super::refused::{self, bad_parameters, internal};
-use super::subscriptions;
-use super::{accounts, hex};
+use super::{calls, hex, subscriptions};
+use crate::chain::account::parse;
 
 /// An answer, or why there is none.
 pub(super) type Answer = Result<Value, ErrorObjectOwned>;
@@ -25,6 +24,7 @@ const MAX_KEYS: u64 = 1_000;
 
 /// All methods that are no subscriptions.
 pub(super) const METHODS: &[(&str, Method)] = &[
+    ("account_nextIndex", next_index),
     ("author_pendingExtrinsics", |node, _| {
         let chain = chain(node)?;
         Ok(chain.waiting().map(hex::write).collect())
@@ -80,15 +80,6 @@ pub(super) const METHODS: &[(&str, Method)] = &[
     ("state_getRuntimeVersion", runtime_version),
     ("state_getStorage", storage),
     ("state_getStorageAt", storage),
-    ("state_getStorageHash", |node, params| {
-        let value = storage(node, params)?;
-        let hash = |text: &str| hex::read(text).map(|bytes| hex::write(&blake2_256(&bytes)));
-        Ok(value.as_str().and_then(hash).into())
-    }),
-    ("state_getStorageSize", |node, params| {
-        let value = storage(node, params)?;
-        Ok(value.as_str().map(|text| (text.len() - 2) / 2).into())
-    }),
     ("state_queryStorageAt", |node, params| {
         let mut params = params.sequence();
         let keys: Vec<String> = params.next()?;
@@ -100,20 +91,11 @@ pub(super) const METHODS: &[(&str, Method)] = &[
         let changes: Vec<Value> = keys.into_iter().map(change).collect::<Result<_, ErrorObjectOwned>>()?;
         Ok(json!([{ "block": hex::write(&block.hash), "changes": changes }]))
     }),
-    ("system_accountNextIndex", |node, params| {
-        let address: String = params.sequence().next()?;
-        let account = match hex::read(&address).and_then(|bytes| bytes.try_into().ok()) {
-            Some(account) => account,
-            None => crate::chain::account::parse(&address).map_err(|error| bad_parameters(&error))?.0,
-        };
-        let account: accounts::Account = account;
-        Ok(chain(node)?.next_nonce(&account).into())
-    }),
+    ("system_accountNextIndex", next_index),
     ("system_chain", |_, _| Ok("assay's embedded chain".into())),
     ("system_chainType", |_, _| Ok("Development".into())),
     ("system_health", |_, _| Ok(json!({ "peers": 0, "isSyncing": false, "shouldHavePeers": false }))),
     ("system_name", |_, _| Ok("assay".into())),
-    ("system_peers", |_, _| Ok(json!([]))),
     ("system_properties", |_, _| Ok(json!({ "ss58Format": 42, "tokenDecimals": 9, "tokenSymbol": "TAO" }))),
     ("system_syncState", |node, _| {
         let number = chain(node)?.head().number;
@@ -131,14 +113,14 @@ fn bytes(text: String) -> Result<Vec<u8>, ErrorObjectOwned> {
 }
 
 /// The block with a hash; without one the newest.
-fn block(node: &Node, at: Option<String>) -> Result<Option<std::sync::Arc<Block>>, ErrorObjectOwned> {
+fn block(node: &Node, at: Option<String>) -> Result<Option<Arc<Block>>, ErrorObjectOwned> {
     let chain = chain(node)?;
     let Some(at) = at else { return Ok(Some(chain.head().clone())) };
     Ok(chain.by_hash(&bytes(at)?).cloned())
 }
 
 /// As [`block`]; one that is not there is an error.
-fn known_block(node: &Node, at: Option<String>) -> Result<std::sync::Arc<Block>, ErrorObjectOwned> {
+fn known_block(node: &Node, at: Option<String>) -> Result<Arc<Block>, ErrorObjectOwned> {
     block(node, at.clone())?.ok_or_else(|| refused::unknown_block(&at.unwrap_or_default()))
 }
 
@@ -162,6 +144,15 @@ fn block_hash(node: &Node, params: &Params<'_>) -> Answer {
         Value::Array(list) => list.iter().take(MAX_KEYS as usize).map(hash).collect(),
         one => hash(&one),
     }
+}
+
+fn next_index(node: &Node, params: &Params<'_>) -> Answer {
+    let address: String = params.sequence().next()?;
+    let account: Account = match hex::read(&address).and_then(|bytes| bytes.try_into().ok()) {
+        Some(account) => account,
+        None => parse(&address).map_err(|error| bad_parameters(&error))?.0,
+    };
+    Ok(chain(node)?.next_nonce(&account).into())
 }
 
 fn runtime_version(node: &Node, params: &Params<'_>) -> Answer {

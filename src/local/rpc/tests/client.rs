@@ -97,7 +97,7 @@ fn the_subnet_is_read_as_the_ledger_has_it() {
             assert_eq!(storage.fetch(&vector, (9,)).await.unwrap().decode().unwrap(), [true, false, false]);
             let stake = dynamic::storage::<(AccountId32,), u64>("SubtensorModule", "TotalHotkeyStake");
             let alice = key("Alice").public_key().to_account_id();
-            assert_eq!(storage.fetch(&stake, (alice.clone(),)).await.unwrap().decode().unwrap(), 50_000_000_000_000);
+            assert_eq!(storage.fetch(&stake, (alice,)).await.unwrap().decode().unwrap(), 50_000_000_000_000);
             let weights = dynamic::storage::<(u16, u16), Vec<(u16, u16)>>("SubtensorModule", "Weights");
             assert_eq!(storage.fetch(&weights, (9, 0)).await.unwrap().decode().unwrap(), [(1, 65_535), (2, 3)]);
 

@@ -85,6 +85,10 @@ fn parameters_that_are_none_are_refused_one_by_one() {
     assert_eq!(ask(&devnet, "state_getKeysPaged", r#"["0x658f",1000,"0x"]"#)["result"], all);
     assert_eq!(ask(&devnet, "state_getKeysPaged", r#"["0x658f",1000,"0x6590"]"#)["result"], json!([]));
     assert_lives(&devnet);
+    let before = devnet.num_requests();
+    assert!(before > 30);
+    assert_lives(&devnet);
+    assert_eq!(devnet.num_requests(), before + 1);
 }
 
 #[test]
@@ -136,7 +140,8 @@ fn what_is_no_request_at_all_is_answered_or_cut_off_and_the_node_goes_on() {
         let len = stream.read(&mut answer).unwrap();
         assert!(answer[..len].starts_with(b"HTTP/1.1 101"));
         stream.write_all(garbage).unwrap();
-        stream.read(&mut answer).ok();
+        let len = stream.read(&mut answer).unwrap_or(0);
+        assert!(!String::from_utf8_lossy(&answer[..len]).contains("\"result\""));
         assert_lives(&devnet);
     }
 }

@@ -39,3 +39,11 @@ impl World {
         Devnet::start(Arc::clone(&self.ledger), 0, spec).unwrap()
     }
 }
+
+#[test]
+fn a_program_is_named_by_its_version() {
+    assert_eq!(SPECS.map(|spec| Spec::of(spec.version()).unwrap()), SPECS);
+    let error = Spec::of(150).unwrap_err();
+    assert_eq!(crate::error::exit_code(&error), 2);
+    assert!(error.to_string().contains("no program of version 150 to serve: give --spec 143 or 185"), "{error}");
+}

@@ -8,23 +8,25 @@ For each of the chain's programs that the node can look like:
 - Keys, Uids and CommitmentOf are what the ledger holds: its validator, the rival with its commitment, a registered address.
 - A commitment that is signed here with the seed of a key file is in a final block, reads back byte for byte, and stands on
   the ledger (SQLite); the next one fails by the name that this program has for it, and so does one of a stranger.
+- What was committed here, `assay chain` reads over the same protocol; what it commits with a key file that it made, is read
+  here.
 - SIGTERM ends the node with exit code 0.
 """
 
 import json
+import os
 import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from substrateinterface import Keypair, SubstrateInterface
 
 NETUID = 9
-BLOCK_MS = 500
+BLOCK_SECONDS = 0.5
 KEY_FILE = Path(__file__).parent.parent / "tests/golden/chain/keyfiles/hotkey_plain_2024.json"
 TEXT = "somebody:model:0123456789abcdef0123456789abcdef01234567:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
 ERRORS = {143: ("RateLimitExceeded", "CannotCommit"), 185: ("CommitmentSetRateLimitExceeded", "AccountNotAllowedCommit")}
@@ -33,15 +35,6 @@ ERRORS = {143: ("RateLimitExceeded", "CannotCommit"), 185: ("CommitmentSetRateLi
 def expect(what, found, expected):
     if found != expected:
         sys.exit(f"{what}: found {found!r}, expected {expected!r}")
-
-
-def hurry(ledger):
-    """Lets the blocks pass faster than an embedded network is made with, from the same block on."""
-    with sqlite3.connect(ledger) as connection:
-        (first, block_ms), now = connection.execute("SELECT first_unix_ms, block_ms FROM settings").fetchone(), time.time() * 1000
-        passed = (now - first) // block_ms
-        connection.execute("UPDATE settings SET block_ms = ?, first_unix_ms = ?", (BLOCK_MS, int(now - passed * BLOCK_MS)))
-    connection.close()
 
 
 def on_ledger(ledger, hotkey):
@@ -99,22 +92,48 @@ def check(node, spec, ledger, key):
     return block
 
 
+def check_client(node, assay, url, ledger, key, own, state):
+    """What assay's client and Python's make of each other's commitments. `own`: folder of a wallet with a hotkey of assay's."""
+
+    def chain(*arguments):
+        command = [assay, "--quiet", "chain", *arguments, "--endpoint", url, "--json"]
+        answer = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"ASSAY_HOME": state})
+        return json.loads(answer.stdout)
+
+    ((block, text),) = on_ledger(ledger, key.ss58_address)
+    found = chain("commitment", key.ss58_address)
+    expect("Python's commitment, by assay", found, {"hotkey": key.ss58_address, "block": block, "text": text})
+    own_text = TEXT.replace("somebody", "another")
+    committed = chain("commit", own_text, "--hotkey-file", f"{own}/hotkeys/default")
+    expect("assay's commitment", committed["text"], own_text)
+    expect("assay's commitment, by Python", commitment(node, committed["hotkey"]), (committed["block"], own_text))
+    expect("all commitments", {found["hotkey"] for found in chain("commitments")} >= {key.ss58_address, committed["hotkey"]}, True)
+    neurons = chain("neurons")
+    keys = {uid.value: account.value for uid, account in node.query_map("SubtensorModule", "Keys", [NETUID])}
+    expect("the neurons", {neuron["uid"]: neuron["hotkey"] for neuron in neurons}, keys)
+    incentive = node.query("SubtensorModule", "Incentive", [NETUID]).value
+    expect("their incentives", [neuron["incentive"] for neuron in neurons], incentive)
+
+
 def main():
     assay = sys.argv[1]
     key = Keypair.create_from_seed(json.loads(KEY_FILE.read_text())["secretSeed"], ss58_format=42)
     for spec in ERRORS:
         with tempfile.TemporaryDirectory() as local:
             ledger = f"{local}/ledger.sqlite"
-            subprocess.run([assay, "--quiet", "local", "init", "--local", local], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([assay, "--quiet", "local", "init", "--block-seconds", str(BLOCK_SECONDS), "--local", local], check=True, stdout=subprocess.DEVNULL)
             register = [assay, "local", "register", key.ss58_address, "--local", local]
             subprocess.run(register, check=True, stdout=subprocess.DEVNULL)
-            hurry(ledger)
+            subprocess.run([assay, "wallet", "new-hotkey", "--wallet-dir", local], check=True, stdout=subprocess.DEVNULL)
+            own = json.loads(Path(local, "default/hotkeys/default").read_text())["ss58Address"]
+            subprocess.run([assay, "local", "register", own, "--local", local], check=True, stdout=subprocess.DEVNULL)
             serve = [assay, "local", "serve", "--rpc", "0", "--dir", local, "--spec", str(spec)]
             with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server:
                 try:
                     url = re.search(r"ws://127\.0\.0\.1:\d+", server.stdout.readline()).group()
                     with SubstrateInterface(url=url, ss58_format=42) as node:
                         block = check(node, spec, ledger, key)
+                        check_client(node, assay, url, ledger, key, f"{local}/default", f"{local}/state")
                 finally:
                     server.send_signal(signal.SIGTERM)
                 expect("the node's exit code", server.wait(timeout=10), 0)

@@ -64,19 +64,20 @@ impl Link {
         patience: &Patience,
     ) -> Result<Self, Fault> {
         let pings = PingConfig::new().ping_interval(PING_INTERVAL).inactive_limit(SILENCE_LIMIT).max_failures(1);
-        let dialing = WsClientBuilder::default()
+        let builder = WsClientBuilder::default()
             .connection_timeout(patience.dial)
             .request_timeout(patience.request)
             .max_response_size(MAX_ANSWER_BYTES)
-            // A node that sends elsewhere could send to an unencrypted address.
-            .max_redirections(0)
-            .enable_ws_ping(pings)
-            .build(endpoint.url());
-        // The name of the host is looked up without a time limit.
+            // One connection, and none to where the node sends, which could be unencrypted.
+            .max_redirections(1)
+            .enable_ws_ping(pings);
+        // The name of the host is looked up without a time limit, by a call that blocks.
+        let url = endpoint.url().to_owned();
+        let dialing = tokio::spawn(async move { builder.build(url).await });
         match tokio::time::timeout(patience.dial * 2, dialing).await {
-            Ok(Ok(client)) => Ok(Self::over(RpcClient::new(client), place, serial)),
-            Ok(Err(error)) => Err(Fault::Lost(quoted(&with_causes(&error)))),
-            Err(_) => Err(Fault::Lost("the name of the host was not found in time".to_owned())),
+            Ok(Ok(Ok(client))) => Ok(Self::over(RpcClient::new(client), place, serial)),
+            Ok(Ok(Err(error))) => Err(Fault::Lost(quoted(&with_causes(&error)))),
+            Ok(Err(_)) | Err(_) => Err(Fault::Lost("no connection in time".to_owned())),
         }
     }
 

@@ -43,7 +43,7 @@ impl Subtensor {
                 return Ok(block);
             }
             self.check_may_commit(hotkey, &seen)?;
-            let included = match self.wait(order.send(&self.node, &seen, self.seconds_per_block()))? {
+            let included = match self.wait(order.send(&self.node, &seen))? {
                 Fate::Included(included) => included,
                 Fate::Upgraded => continue,
                 Fate::Not(why) => {

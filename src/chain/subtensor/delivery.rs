@@ -78,11 +78,12 @@ enum News {
 }
 
 /// Hands it in, and waits until it is clear what became of it.
-pub(super) async fn deliver(node: &Node, extrinsic: &Extrinsic, seconds_per_block: f64) -> Result<Delivered> {
-    let limit = Duration::from_secs_f64((LIFETIME + 8) as f64 * seconds_per_block) + node.patience.operation;
+pub(super) async fn deliver(node: &Node, extrinsic: &Extrinsic) -> Result<Delivered> {
+    let limit = Duration::from_secs_f64((LIFETIME + 8) as f64 * node.seconds_per_block()) + node.patience.operation;
     let began = Instant::now();
-    let mut is_first = true;
+    let mut tries = 0;
     loop {
+        let is_first = tries == 0;
         let link = node.with(node.patience.operation, async |_| node.link().await).await;
         let link = link.map_err(|error| extrinsic.unknown(error, is_first))?;
         let Some(news) = unless_interrupted(hand_in(&link, extrinsic, node.patience.news)).await else {
@@ -100,7 +101,7 @@ pub(super) async fn deliver(node: &Node, extrinsic: &Extrinsic, seconds_per_bloc
                 said
             }
         };
-        is_first = false;
+        tries += 1;
         let seen = node.see(&[], Some(extrinsic.account)).await.map_err(|error| extrinsic.unknown(error, false))?;
         if seen.nonce > extrinsic.nonce {
             let last = seen.view.number;
@@ -114,8 +115,9 @@ pub(super) async fn deliver(node: &Node, extrinsic: &Extrinsic, seconds_per_bloc
         if began.elapsed() > limit {
             return Err(extrinsic.unknown(anyhow!("the chain makes no blocks: {said}"), false));
         }
-        let until_next_block = Duration::from_secs_f64(seconds_per_block.clamp(0.05, 6.0));
-        if unless_interrupted(tokio::time::sleep(until_next_block)).await.is_none() {
+        // The first time, all that it lacked may have been a connection.
+        let until_next_block = Duration::from_secs_f64(node.seconds_per_block().clamp(0.05, 6.0));
+        if tries > 1 && unless_interrupted(tokio::time::sleep(until_next_block)).await.is_none() {
             return Err(extrinsic.interrupted());
         }
     }

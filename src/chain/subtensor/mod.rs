@@ -13,6 +13,7 @@ mod identity;
 mod link;
 mod node;
 mod order;
+mod pace;
 mod patience;
 mod runtime;
 mod subnet;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
+use subxt::utils::H256;
 
 use self::commitments::{COMMITMENT_OF, Registration};
 use self::endpoint::Endpoint;
@@ -87,9 +89,10 @@ pub struct Subtensor {
     keyring: Keyring,
     described: String,
     journal_dir: PathBuf,
-    seconds_per_block: f64,
     /// Held while something is signed and sent: two extrinsics of one hotkey at a time would take the same number.
     sending: Mutex<()>,
+    /// The subnet at the block at which it was read last.
+    read: Mutex<Option<(H256, Snapshot)>>,
 }
 
 impl Subtensor {
@@ -108,21 +111,21 @@ impl Subtensor {
         }
         let endpoints = endpoints.iter().map(|url| Endpoint::parse(url)).collect::<Result<Vec<_>>>()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
+            // One may be held up by a name server.
+            .worker_threads(2)
             .thread_name("chain")
             .enable_all()
             .build()
             .context("cannot start the thread that talks to the chain")?;
         let node = Node::new(endpoints, Identity::new(network, &state_dir), patience);
-        let (genesis, seconds_per_block) = runtime.block_on(node.start())?;
-        let genesis = hex(genesis);
+        let genesis = hex(runtime.block_on(node.start())?);
         let described = match network {
             Some(network) => format!("subnet {netuid} of {} ({})", network.name, node.shown()),
             None => format!("subnet {netuid} at {}", node.shown()),
         };
         let journal_dir = state_dir.join(format!("{}-{netuid}", &genesis[2..18]));
-        let sending = Mutex::default();
-        Ok(Self { runtime, node, netuid, keyring, described, journal_dir, seconds_per_block, sending })
+        let (sending, read) = (Mutex::default(), Mutex::default());
+        Ok(Self { runtime, node, netuid, keyring, described, journal_dir, sending, read })
     }
 
     fn wait<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -148,7 +151,7 @@ impl Chain for Subtensor {
     }
 
     fn seconds_per_block(&self) -> f64 {
-        self.seconds_per_block
+        self.node.seconds_per_block()
     }
 
     fn journal_dir(&self) -> &Path {
@@ -161,11 +164,18 @@ impl Chain for Subtensor {
 
     fn snapshot(&self) -> Result<Snapshot> {
         let asks = subnet::snapshot_asks(self.netuid);
-        let read = self.node.with(self.node.patience.operation, async |link| {
+        let (hash, snapshot) = self.wait(self.node.with(self.node.patience.operation, async |link| {
             let seen = self.node.look(link, &asks, None).await?;
-            subnet::snapshot(&seen, self.netuid).await
-        });
-        self.wait(read)?.ok_or_else(|| self.no_such_subnet())
+            let hash = seen.view.hash;
+            let read = self.read.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            match read.filter(|(read, _)| *read == hash) {
+                Some((_, snapshot)) => Ok((hash, Some(snapshot))),
+                None => Ok((hash, subnet::snapshot(&seen, self.netuid).await?)),
+            }
+        }))?;
+        let snapshot = snapshot.ok_or_else(|| self.no_such_subnet())?;
+        *self.read.lock().unwrap_or_else(PoisonError::into_inner) = Some((hash, snapshot.clone()));
+        Ok(snapshot)
     }
 
     fn status(&self) -> Result<Status> {

@@ -2,19 +2,21 @@
 //! and what can be done again is done again until the patience is at an end.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use subxt::ext::futures::future::join;
 use subxt::utils::{AccountId32, H256};
 
 use super::endpoint::Endpoint;
 use super::identity::Identity;
 use super::link::Link;
+use super::pace::{OF_FINNEY, measured, said};
 use super::patience::{Patience, pause, unless_interrupted};
 use super::runtime::{Runtime, Version};
 use super::trouble::{Attempt, Trouble};
-use super::view::{Ask, Seen, View};
+use super::view::{Ask, Met, Seen, View};
 use crate::error::Failure;
 use crate::figures;
 
@@ -25,8 +27,8 @@ pub(super) struct Node {
     /// The connection, and the endpoint that is the next to be tried.
     link: tokio::sync::Mutex<(Option<Link>, usize)>,
     num_dialed: AtomicU64,
-    /// The program that was met last.
-    runtime: std::sync::Mutex<Option<Arc<Runtime>>>,
+    met: std::sync::Mutex<Option<Met>>,
+    seconds_per_block: OnceLock<f64>,
     /// The time limits.
     pub(super) patience: Patience,
 }
@@ -39,7 +41,8 @@ impl Node {
             identity,
             link: tokio::sync::Mutex::default(),
             num_dialed: AtomicU64::new(0),
-            runtime: std::sync::Mutex::default(),
+            met: std::sync::Mutex::default(),
+            seconds_per_block: OnceLock::new(),
             patience,
         }
     }
@@ -96,6 +99,8 @@ impl Node {
         if place.0.as_ref().is_some_and(|current| current.serial == link.serial) {
             place.0 = None;
         }
+        drop(place);
+        self.forget_head();
     }
 
     /// Does what can be done again, until it is done, or cannot be, or the patience is at an end.
@@ -142,21 +147,60 @@ impl Node {
         .into()
     }
 
-    /// Connects, and gives the hash of the first block and the seconds from one block to the next.
-    pub(super) async fn start(&self) -> Result<(H256, f64)> {
+    /// Connects, and gives the hash of the first block.
+    pub(super) async fn start(&self) -> Result<H256> {
         self.with(self.patience.start, async |link| {
-            let seen = self.look(link, &[], None).await?;
-            Ok((self.genesis()?, seen.view.seconds_per_block().await?))
+            let (genesis, hash) = (self.genesis()?, link.finalized_head().await?);
+            let (seen, measured) = join(View::at(link, hash, genesis, None, &[], None), measured(link, hash)).await;
+            let view = seen?.view;
+            let seconds = match measured? {
+                Some(seconds) => seconds,
+                None => said(&view.runtime)?,
+            };
+            self.seconds_per_block.get_or_init(|| seconds);
+            self.note(&view);
+            Ok(genesis)
         })
         .await
     }
 
-    /// The newest finalized block, and what stands there.
+    /// Seconds from one block to the next.
+    pub(super) fn seconds_per_block(&self) -> f64 {
+        self.seconds_per_block.get().copied().unwrap_or(OF_FINNEY)
+    }
+
+    /// The newest finalized block, and what stands there. It is taken for the newest for a tenth of the time in which the
+    /// next comes.
     pub(super) async fn look(&self, link: &Link, asks: &[Ask], account: Option<AccountId32>) -> Attempt<Seen> {
-        let seen = View::newest(link, self.genesis()?, self.runtime(), asks, account).await?;
-        // A program that was met for the first time, or another than before.
-        *self.runtime.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&seen.view.runtime));
+        const LONGEST: Duration = Duration::from_secs(1);
+        let met = self.met();
+        let fresh = Duration::from_secs_f64(self.seconds_per_block() / 10.0).min(LONGEST);
+        let hash = match met.as_ref().filter(|met| met.when.elapsed() < fresh) {
+            Some(met) => met.hash,
+            None => link.finalized_head().await?,
+        };
+        let seen = View::at(link, hash, self.genesis()?, met.as_ref(), asks, account).await?;
+        if met.is_none_or(|met| met.hash != hash || met.when.elapsed() >= fresh) {
+            self.note(&seen.view);
+        }
         Ok(seen)
+    }
+
+    fn note(&self, view: &View) {
+        let View { hash, number, runtime, .. } = view;
+        let met = Met { hash: *hash, number: *number, runtime: Arc::clone(runtime), when: Instant::now() };
+        *self.met.lock().unwrap_or_else(PoisonError::into_inner) = Some(met);
+    }
+
+    fn met(&self) -> Option<Met> {
+        self.met.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks for the newest block anew from now on: something was changed.
+    pub(super) fn forget_head(&self) {
+        if let Some(met) = self.met.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            met.when = Instant::now().checked_sub(Duration::from_secs(60)).unwrap_or(met.when);
+        }
     }
 
     /// The same, with all patience.
@@ -166,14 +210,10 @@ impl Node {
 
     /// The program of a version that a block runs.
     pub(super) async fn runtime_of(&self, link: &Link, block: H256, version: Version) -> Attempt<Arc<Runtime>> {
-        if let Some(known) = self.runtime().filter(|known| known.version == version) {
-            return Ok(known);
+        if let Some(met) = self.met().filter(|met| met.runtime.version == version) {
+            return Ok(met.runtime);
         }
         Ok(Arc::new(Runtime::load(link, block, self.genesis()?, version).await?))
-    }
-
-    fn runtime(&self) -> Option<Arc<Runtime>> {
-        self.runtime.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Over a client that is there.

@@ -41,7 +41,7 @@ pub(super) enum Fate {
 
 impl Order<'_> {
     /// Sends it once, and waits until it is clear what became of it.
-    pub(super) async fn send(&self, node: &Node, seen: &Seen, seconds_per_block: f64) -> Result<Fate> {
+    pub(super) async fn send(&self, node: &Node, seen: &Seen) -> Result<Fate> {
         let (view, nonce) = (&seen.view, seen.nonce);
         let (entry, parts) = &self.kept_under;
         let runtime = &view.runtime;
@@ -54,7 +54,9 @@ impl Order<'_> {
             events_key: runtime.key(EVENTS, &[])?.context("the chain keeps no events")?,
             kept_under: runtime.key(*entry, parts)?.with_context(|| format!("the chain has no {}", entry.name))?,
         };
-        match deliver(node, &extrinsic, seconds_per_block).await? {
+        let delivered = deliver(node, &extrinsic).await;
+        node.forget_head();
+        match delivered? {
             Delivered::Included(included) => Ok(Fate::Included(included)),
             Delivered::Missed(said) => Ok(Fate::Not(format!(
                 "it was signed for the blocks from {} to {}, and is in none of them ({said})",

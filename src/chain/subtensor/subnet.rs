@@ -92,7 +92,7 @@ pub(super) async fn snapshot(seen: &Seen, netuid: u16) -> Attempt<Option<Snapsho
         return Ok(None);
     }
     let of_uid = [KEYS, BLOCK_AT_REGISTRATION, WEIGHTS, BONDS];
-    let num_uids: u16 = answers.one_or(SUBNETWORK_N, 0)?;
+    let num_uids = num_uids(seen)?;
     let by_uid = view.read(&asks_by_uid(&of_uid, netuid, num_uids)).await?;
     let places = places(&by_uid)?;
     let accounts: Vec<AccountId32> = places.iter().map(|&(_, account)| account).collect();
@@ -137,6 +137,17 @@ pub(super) async fn snapshot(seen: &Seen, netuid: u16) -> Attempt<Option<Snapsho
             emission: if paid > 0 { paid } else { per_block.saturating_mul(u64::from(tempo) + 1) },
         },
     }))
+}
+
+/// How many places there are to ask for.
+fn num_uids(seen: &Seen) -> Result<u16> {
+    // The chain never lets a subnet have more.
+    const MOST: u16 = 4096;
+    let num_uids: u16 = seen.answers.one_or(SUBNETWORK_N, 0)?;
+    if num_uids > MOST {
+        return Err(seen.view.runtime.strange(&format!("the subnet is said to have {num_uids} places")));
+    }
+    Ok(num_uids)
 }
 
 fn asks_by_uid(entries: &[Entry], netuid: u16, num_uids: u16) -> Vec<Ask> {
@@ -260,7 +271,7 @@ pub(super) fn registration_asks(netuid: u16, account: AccountId32) -> Vec<Ask> {
 
 /// A hotkey on the subnet whose coldkey an account is.
 pub(super) async fn hotkey_of(seen: &Seen, netuid: u16, coldkey: AccountId32) -> Attempt<Option<AccountId32>> {
-    let num_uids: u16 = seen.answers.one_or(SUBNETWORK_N, 0)?;
+    let num_uids = num_uids(seen)?;
     let places = places(&seen.view.read(&asks_by_uid(&[KEYS], netuid, num_uids)).await?)?;
     let asks: Vec<Ask> = places.iter().map(|&(_, hotkey)| Ask::new(OWNER, [Part::Account(hotkey)])).collect();
     let owners = seen.view.read(&asks).await?.each::<AccountId32>(OWNER)?;

@@ -1,19 +1,17 @@
 //! The chain at one finalized block: what is read through a view stood there at the same time.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Result;
 use subxt::ext::codec::Decode;
-use subxt::ext::futures::future::{join, try_join, try_join3};
+use subxt::ext::futures::future::{join, try_join};
 use subxt::ext::scale_decode::DecodeAsType;
 use subxt::utils::{AccountId32, H256};
 
 use super::link::Link;
 use super::runtime::{Entry, Part, Runtime, Version};
 use super::trouble::{Attempt, Fault, Trouble};
-
-/// The time of a block, in milliseconds of Unix time.
-const NOW: Entry = Entry { pallet: "Timestamp", name: "Now" };
 
 /// A value that is asked for.
 #[derive(Clone, Debug)]
@@ -67,6 +65,19 @@ pub(super) struct View {
     pub(super) runtime: Arc<Runtime>,
 }
 
+/// The block that was met last.
+#[derive(Clone)]
+pub(super) struct Met {
+    /// The block.
+    pub(super) hash: H256,
+    /// Its number.
+    pub(super) number: u64,
+    /// Its program.
+    pub(super) runtime: Arc<Runtime>,
+    /// When it was the newest.
+    pub(super) when: Instant,
+}
+
 /// What was read together with the view.
 pub(super) struct Seen {
     /// The view.
@@ -78,23 +89,26 @@ pub(super) struct Seen {
 }
 
 impl View {
-    /// The newest finalized block, and what stands there: two waits, if its program is the one that is known.
-    pub(super) async fn newest(
+    /// A finalized block, and what stands there: one wait, if it is the block that was met last, or its program is.
+    pub(super) async fn at(
         link: &Link,
+        hash: H256,
         genesis: H256,
-        known: Option<Arc<Runtime>>,
+        met: Option<&Met>,
         asks: &[Ask],
         account: Option<AccountId32>,
     ) -> Attempt<Seen> {
-        let hash = link.finalized_head().await?;
-        let (head, early) = join(
-            try_join3(link.number(hash), Version::read(link, hash), nonce(link, hash, account)),
-            read(link, hash, known.as_ref(), asks),
-        )
-        .await;
-        let (number, version, nonce) = head?;
+        let known = met.map(|met| &met.runtime);
+        let head = async {
+            match met.filter(|met| met.hash == hash) {
+                Some(met) => Ok((met.number, met.runtime.version.clone())),
+                None => try_join(link.number(hash), Version::read(link, hash)).await,
+            }
+        };
+        let (head, early) = join(try_join(head, nonce(link, hash, account)), read(link, hash, known, asks)).await;
+        let ((number, version), nonce) = head?;
         if let Some(runtime) = known.filter(|known| known.version == version) {
-            let view = Self { link: link.clone(), hash, number, runtime };
+            let view = Self { link: link.clone(), hash, number, runtime: Arc::clone(runtime) };
             let answers = early?.ok_or_else(|| Trouble::Node("it gave nothing".to_owned()))?;
             return Ok(Seen { view, answers, nonce });
         }
@@ -108,27 +122,6 @@ impl View {
     pub(super) async fn read(&self, asks: &[Ask]) -> Attempt<Answers> {
         let answers = read(&self.link, self.hash, Some(&self.runtime), asks).await?;
         answers.ok_or_else(|| Trouble::Node("it gave nothing".to_owned()))
-    }
-
-    /// The seconds from one block to the next, by the times of this one and one before it; 12 where the chain is too young
-    /// to say.
-    pub(super) async fn seconds_per_block(&self) -> Attempt<f64> {
-        const OF_FINNEY: f64 = 12.0;
-        const SPAN: u64 = 100;
-        // The first block has no time.
-        let before = self.number.saturating_sub(SPAN).max(1);
-        let (Some(key), Some(then)) = (self.runtime.key(NOW, &[])?, self.link.block_hash(before).await?) else {
-            return Ok(OF_FINNEY);
-        };
-        let keys = [key];
-        let (now, then) = try_join(self.link.values(&keys, self.hash), self.link.values(&keys, then)).await?;
-        let time = |values: Vec<Option<Vec<u8>>>| -> Result<Option<u64>> {
-            self.runtime.decode::<u64>(NOW, values.into_iter().flatten().next().as_deref())
-        };
-        let (now, then) = (time(now)?.unwrap_or(0), time(then)?.unwrap_or(0));
-        let seconds = now.saturating_sub(then) as f64 / 1000.0 / (self.number.saturating_sub(before)) as f64;
-        let is_plausible = then > 0 && (0.001..=600.0).contains(&seconds);
-        Ok(if is_plausible { seconds } else { OF_FINNEY })
     }
 
     /// All keys that begin so, and their values.

@@ -40,7 +40,7 @@ impl Subtensor {
                 signer: &signer,
                 kept_under: (WEIGHTS, vec![Part::Number(self.netuid), Part::Number(uid)]),
             };
-            let included = match self.wait(order.send(&self.node, &seen, self.seconds_per_block()))? {
+            let included = match self.wait(order.send(&self.node, &seen))? {
                 Fate::Included(included) => included,
                 Fate::Upgraded => continue,
                 Fate::Not(why) => {

@@ -26,9 +26,8 @@ fn read(name: &str) -> Value {
 }
 
 fn runtime(metadata: &str) -> Runtime {
-    let bytes = std::fs::read(golden::path(&format!("chain/metadata/{metadata}.scale"))).unwrap();
     let version = Version { name: "node-subtensor".to_owned(), spec: 1, transaction: 1 };
-    Runtime::new(version, H256::zero(), Metadata::decode_from(&bytes).unwrap())
+    Runtime::new(version, H256::zero(), Metadata::decode_from(&super::metadata(metadata)).unwrap())
 }
 
 /// `commitments.X` as the chain writes it in its metadata.
@@ -150,7 +149,7 @@ fn a_subnet_is_read_as_the_real_chain_decodes_it() {
             let row: Vec<(u16, u16)> = serde_json::from_value(decoded[name].clone()).unwrap();
             assert_eq!(rows[&0], row, "{name}");
         }
-        // The head, what holds for all, what is by place, what is by hotkey: four waits, and what was met first.
+        // What holds for all, what is by place, what is by hotkey.
         let waits = node.log.lock().unwrap().iter().filter(|method| *method == "state_queryStorageAt").count();
         assert_eq!(waits, 3);
     }

@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod devnet;
+mod faults;
 mod golden;
 mod hostile;
+mod proxy;
 mod recorded;
+mod world;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,8 +38,8 @@ fn over(client: RpcClient, netuid: u16, keyring: Keyring) -> Subtensor {
     let (endpoint, identity) = (Endpoint::parse("ws://127.0.0.1:9").unwrap(), Identity::new(None, dir.path()));
     let node = runtime.block_on(Node::over(client, endpoint, identity, ONCE)).unwrap();
     let (described, journal_dir) = ("the recorded subnet".to_owned(), PathBuf::new());
-    let (seconds_per_block, sending) = (12.0, std::sync::Mutex::default());
-    Subtensor { runtime, node, netuid, keyring, described, journal_dir, seconds_per_block, sending }
+    let (sending, read) = Default::default();
+    Subtensor { runtime, node, netuid, keyring, described, journal_dir, sending, read }
 }
 
 /// The bytes of hexadecimal digits after 0x.
@@ -45,4 +49,9 @@ fn unhex(text: &str) -> Vec<u8> {
         digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect();
     assert_eq!(hex(&bytes), text);
     bytes
+}
+
+/// What a runtime says of itself, `a_v14`, `c_v14` or `c_v15`, as the node over the ledger serves it.
+fn metadata(name: &str) -> Vec<u8> {
+    std::fs::read(crate::golden::repository().join(format!("src/local/rpc/metadata/{name}.scale"))).unwrap()
 }

@@ -46,7 +46,7 @@ impl Recorded {
             log: Mutex::default(),
         };
         this.read_session(name);
-        let bytes = std::fs::read(golden::path(&format!("chain/metadata/{metadata}.scale"))).unwrap();
+        let bytes = super::metadata(metadata);
         this.metadata = match metadata.ends_with("v15") {
             true => HashMap::from([("Metadata_metadata_at_version", with_length(&bytes, &[1]))]),
             false => HashMap::from([("Metadata_metadata", with_length(&bytes, &[]))]),

@@ -1,0 +1,234 @@
+//! Faults between here and the node. After each there is exactly one commitment on the ledger, and what is returned or said
+//! is true.
+
+use std::time::Duration;
+
+use super::proxy::{Proxy, To, Verdict};
+use super::world::{MINER, World, hotkey};
+use crate::chain::Chain;
+use crate::error::exit_code;
+use crate::local::rpc::{Devnet, Spec};
+
+const BLOCK_MS: u64 = 60;
+const SUBMIT: &str = "author_submitAndWatchExtrinsic";
+
+struct Scene {
+    world: World,
+    devnet: Devnet,
+    proxy: Proxy,
+}
+
+impl Scene {
+    fn new(spec: Spec) -> Self {
+        let world = World::new(BLOCK_MS);
+        let devnet = world.serve(spec);
+        let proxy = Proxy::before(devnet.address(), Duration::ZERO);
+        Self { world, devnet, proxy }
+    }
+
+    /// Commits through the proxy with a rule that is laid on once the client is connected.
+    fn commit(&self, rule: impl FnMut(To, &str) -> Verdict + Send + 'static) -> anyhow::Result<u64> {
+        let client = self.world.client(&[self.proxy.url()], &[MINER]).unwrap();
+        client.block().unwrap();
+        self.proxy.rule(rule);
+        client.commit(&hotkey(MINER), b"local:model:c:h")
+    }
+
+    /// The blocks of what was committed.
+    fn committed(&self) -> Vec<u64> {
+        let all = self.world.ledger.commitments_of(&hotkey(MINER)).unwrap();
+        assert!(all.iter().all(|commitment| commitment.bytes == b"local:model:c:h"));
+        all.iter().map(|commitment| commitment.block).collect()
+    }
+}
+
+/// A rule for the first message to somebody that has these words in it.
+fn once(to: To, words: &'static str, verdict: Verdict) -> impl FnMut(To, &str) -> Verdict + Send {
+    let mut verdict = Some(verdict);
+    move |going, text| match going == to && text.contains(words) {
+        true => verdict.take().unwrap_or(Verdict::Pass),
+        false => Verdict::Pass,
+    }
+}
+
+#[test]
+fn whatever_the_connection_does_there_is_one_commitment() {
+    let reconnects = [
+        (To::Node, SUBMIT, Verdict::Cut),
+        (To::Node, SUBMIT, Verdict::PassAndCut),
+        (To::Client, "inBlock", Verdict::PassAndCut),
+        (To::Client, "inBlock", Verdict::Cut),
+        (To::Client, "finalized", Verdict::Cut),
+        (To::Client, "ready", Verdict::Instead("not json {".to_owned())),
+        (To::Client, "inBlock", Verdict::Instead(r#"{"jsonrpc":"2.0","method":7}"#.to_owned())),
+    ];
+    for (spec, (to, words, verdict)) in [Spec::V143, Spec::V185].into_iter().cycle().zip(reconnects) {
+        let scene = Scene::new(spec);
+        let block = scene.commit(once(to, words, verdict)).unwrap();
+        assert_eq!(scene.committed(), [block], "{words} to {to:?}");
+        assert!(scene.proxy.num_connections() > 1, "{words} to {to:?}");
+    }
+}
+
+#[test]
+fn news_that_say_nothing_are_looked_past() {
+    for status in [r#""dropped""#, r#"{"invalid":{"stale":null}}"#, r#"{"usurped":"0x00"}"#, "7", r#"{"finalized":7}"#]
+    {
+        let scene = Scene::new(Spec::V143);
+        let block = scene.commit(move |to, text| {
+            match (to, text.contains("author_extrinsicUpdate"), subscription(text)) {
+                (To::Client, true, Some(id)) => Verdict::Instead(format!(
+                    r#"{{"jsonrpc":"2.0","method":"author_extrinsicUpdate","params":{{"subscription":{id},"result":{status}}}}}"#
+                )),
+                _ => Verdict::Pass,
+            }
+        });
+        assert_eq!(scene.committed(), [block.unwrap()], "{status}");
+    }
+}
+
+/// The subscription that a notification is for, as it is spelled.
+fn subscription(text: &str) -> Option<String> {
+    let message: serde_json::Value = serde_json::from_str(text).ok()?;
+    Some(message["params"]["subscription"].to_string())
+}
+
+#[test]
+fn a_node_that_is_silent_or_slow_is_waited_for_and_then_asked_again() {
+    for words in ["chain_getFinalizedHead", "state_queryStorageAt", SUBMIT] {
+        let scene = Scene::new(Spec::V143);
+        let block = scene.commit(once(To::Node, words, Verdict::Swallow)).unwrap();
+        assert_eq!(scene.committed(), [block], "{words}");
+    }
+    let scene = Scene::new(Spec::V185);
+    let slow = Proxy::before(scene.devnet.address(), Duration::from_millis(50));
+    let client = scene.world.client(&[slow.url()], &[MINER]).unwrap();
+    let block = client.commit(&hotkey(MINER), b"local:model:c:h").unwrap();
+    assert_eq!(scene.committed(), [block]);
+    assert_eq!(slow.num_connections(), 1);
+}
+
+#[test]
+fn an_extrinsic_that_got_lost_is_given_up_when_its_time_is_over() {
+    let scene = Scene::new(Spec::V143);
+    let error = scene
+        .commit(|to, text| {
+            if to == To::Client || !text.contains(SUBMIT) {
+                return Verdict::Pass;
+            }
+            let id = serde_json::from_str::<serde_json::Value>(text).unwrap()["id"].clone();
+            Verdict::Answer(format!(r#"{{"jsonrpc":"2.0","id":{id},"result":"lost"}}"#))
+        })
+        .unwrap_err();
+    assert_eq!(exit_code(&error), 3);
+    let text = format!("{error:#}");
+    assert!(text.contains("was not included") && text.contains("commit again"), "{text}");
+    assert!(scene.committed().is_empty());
+}
+
+#[test]
+fn what_was_sent_before_the_node_went_away_is_said_to_be_unknown_and_is_found_later() {
+    let scene = Scene::new(Spec::V143);
+    let close = scene.proxy.closer();
+    let mut rule = once(To::Node, SUBMIT, Verdict::PassAndCut);
+    let error = scene
+        .commit(move |to, text| {
+            let verdict = rule(to, text);
+            if matches!(verdict, Verdict::PassAndCut) {
+                close();
+            }
+            verdict
+        })
+        .unwrap_err();
+    assert_eq!(exit_code(&error), 3);
+    let text = format!("{error:#}");
+    assert!(text.contains("what became of it is not known"), "{text}");
+    let [block] = scene.committed()[..] else { panic!("it was sent") };
+    scene.proxy.lead_to(Some(scene.devnet.address()));
+    let client = scene.world.client(&[scene.proxy.url()], &[MINER]).unwrap();
+    // The node's block is final when the next has begun.
+    scene.world.pass_blocks(2);
+    assert_eq!(client.commit(&hotkey(MINER), b"local:model:c:h").unwrap(), block);
+    assert_eq!(scene.committed(), [block]);
+}
+
+#[test]
+fn a_node_that_went_away_before_anything_was_sent_is_said_so() {
+    let scene = Scene::new(Spec::V143);
+    let client = scene.world.client(&[scene.proxy.url()], &[MINER]).unwrap();
+    scene.proxy.lead_to(None);
+    scene.proxy.rule(|_, _| Verdict::Cut);
+    let error = client.commit(&hotkey(MINER), b"local:model:c:h").unwrap_err();
+    assert_eq!(exit_code(&error), 3);
+    let text = format!("{error:#}");
+    assert!(text.contains("no node of the chain would answer") && text.contains("127.0.0.1"), "{text}");
+    assert!(scene.committed().is_empty());
+}
+
+#[test]
+fn another_program_is_noticed_before_and_after_signing() {
+    let scene = Scene::new(Spec::V143);
+    let client = scene.world.client(&[scene.proxy.url()], &[MINER]).unwrap();
+    let before = client.status().unwrap().runtime.unwrap();
+    assert_eq!(before.version, 143);
+    scene.devnet.upgrade(Spec::V185);
+    scene.world.pass_blocks(3);
+    let block = client.commit(&hotkey(MINER), b"local:model:c:h").unwrap();
+    assert_eq!(scene.committed(), [block]);
+    assert_eq!(client.status().unwrap().runtime.unwrap().version, 185);
+
+    // After signing: the signature is of the program before, and the node says that it is none.
+    let scene = Scene::new(Spec::V143);
+    let devnet = std::sync::Arc::new(scene.world.serve(Spec::V143));
+    let proxy = Proxy::before(devnet.address(), Duration::ZERO);
+    let client = scene.world.client(&[proxy.url()], &[MINER]).unwrap();
+    let upgraded = std::sync::Arc::clone(&devnet);
+    let mut is_first = true;
+    proxy.rule(move |to, text| {
+        if to == To::Node && text.contains(SUBMIT) && std::mem::take(&mut is_first) {
+            upgraded.upgrade(Spec::V185);
+            std::thread::sleep(Duration::from_millis(3 * BLOCK_MS));
+        }
+        Verdict::Pass
+    });
+    let block = client.commit(&hotkey(MINER), b"local:model:c:h").unwrap();
+    assert_eq!(scene.committed(), [block]);
+}
+
+#[test]
+fn a_node_of_another_chain_is_refused_wherever_it_appears() {
+    let scene = Scene::new(Spec::V143);
+    let other = World::new(BLOCK_MS + 1);
+    let elsewhere = other.serve(Spec::V143);
+    let client = scene.world.client(&[scene.proxy.url()], &[MINER]).unwrap();
+    scene.proxy.lead_to(Some(elsewhere.address()));
+    let error = {
+        scene.proxy.rule(|_, _| Verdict::Cut);
+        client.commit(&hotkey(MINER), b"local:model:c:h").unwrap_err()
+    };
+    drop(client);
+    scene.proxy.rule(|_, _| Verdict::Pass);
+    // It was cut, and not asked whose it is.
+    assert_eq!(exit_code(&error), 3);
+    // A process later, the same address.
+    let error = scene.world.client(&[scene.proxy.url()], &[MINER]).err().unwrap();
+    assert!(format!("{error:#}").contains("than at its first use"), "{error:#}");
+    assert_eq!(exit_code(&error), 2);
+    assert!(scene.committed().is_empty());
+    assert!(other.ledger.all_commitments().unwrap().is_empty());
+}
+
+#[test]
+fn the_next_of_several_nodes_stands_in_for_one_that_is_gone() {
+    let scene = Scene::new(Spec::V143);
+    let second = Proxy::before(scene.devnet.address(), Duration::ZERO);
+    let client = scene.world.client(&[scene.proxy.url(), second.url()], &[MINER]).unwrap();
+    assert_eq!((scene.proxy.num_connections(), second.num_connections()), (1, 0));
+    scene.proxy.lead_to(None);
+    let block = {
+        scene.proxy.rule(|_, _| Verdict::Cut);
+        client.commit(&hotkey(MINER), b"local:model:c:h").unwrap()
+    };
+    assert_eq!(scene.committed(), [block]);
+    assert_eq!(second.num_connections(), 1);
+}

@@ -17,7 +17,6 @@ use subxt::utils::{AccountId32, H256};
 
 use super::link::Link;
 use super::trouble::{Attempt, Fault, Trouble};
-use crate::chain::wallet::Keypair;
 use crate::error::input;
 
 /// A signed extrinsic may be included in so many blocks from the one that it was signed at. With blocks of 12 seconds it

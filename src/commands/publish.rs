@@ -91,6 +91,10 @@ fn through_gate(args: &PublishArgs, model_dir: &Path, resolved: &Resolved, print
     )?;
     let data = data::open(recipe, resolved.rules.criteria.sequence_length)?;
     let contest = Contest::open(resolved, &placement, &data, printer)?;
+    if args.prepare.is_none() && !args.dry_run {
+        let network = &contest.network;
+        network.hotkeys.iter().try_for_each(|hotkey| network.chain.unlock(hotkey))?;
+    }
     let mut score =
         |rows: &[Vec<u32>]| field::losses_of_folder(model_dir, &contest.scoring, &contest.network.losses, rows);
     let seed = fresh_seed();

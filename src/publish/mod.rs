@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::chain::{Chain, Snapshot};
+use crate::chain::{Chain, Snapshot, standing};
 use crate::error::{Failure, input};
 use crate::figures::{bytes, count, duration};
 use crate::hub::fetch::{fetch, publishable_files};
@@ -127,6 +127,7 @@ fn in_steps(
     }
     check_may_commit(chain, order.hotkey, &snapshot)?;
     chain.unlock(order.hotkey)?;
+    warn_of_short_immunity(chain, order.hotkey, &snapshot, printer)?;
     let (id, entry) = upload(network, order, &parcel, hold, journal, printer, after)?;
     send(chain, &id, entry, hold, still_right, after)
 }
@@ -360,6 +361,14 @@ fn read_back(chain: &dyn Chain, hotkey: &str, id: &ModelId) -> Result<ModelMetad
 /// The uid of a hotkey; an error if it has none.
 pub fn registration(chain: &dyn Chain, hotkey: &str, snapshot: &Snapshot) -> Result<u16> {
     snapshot.neuron(hotkey).map(|neuron| neuron.uid).ok_or_else(|| chain.unregistered(hotkey))
+}
+
+/// Warns where a newcomer may get the hotkey's place before a model that is committed now is paid.
+fn warn_of_short_immunity(chain: &dyn Chain, hotkey: &str, snapshot: &Snapshot, printer: &Printer) -> Result<()> {
+    let (status, seconds) = (chain.status()?, chain.seconds_per_block());
+    let warning = standing::warning(snapshot, &status, seconds, hotkey, snapshot.block);
+    warning.inspect(|warning| printer.warn(warning));
+    Ok(())
 }
 
 /// Refuses a hotkey that could not commit now.

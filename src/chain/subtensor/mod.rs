@@ -120,7 +120,7 @@ impl Subtensor {
         let node = Node::new(endpoints, Identity::new(network, &state_dir), patience);
         let genesis = hex(runtime.block_on(node.start())?);
         let described = match network {
-            Some(network) => format!("subnet {netuid} of {} ({})", network.name, node.shown()),
+            Some(network) => format!("subnet {netuid} of {}", network.name),
             None => format!("subnet {netuid} at {}", node.shown()),
         };
         let journal_dir = state_dir.join(format!("{}-{netuid}", &genesis[2..18]));

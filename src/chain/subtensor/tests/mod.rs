@@ -7,6 +7,7 @@ mod faults;
 mod golden;
 mod hostile;
 mod proxy;
+mod publish;
 mod recorded;
 mod world;
 

@@ -1,0 +1,59 @@
+//! A whole publish over the network, among 256 neurons.
+
+use std::time::Duration;
+
+use super::proxy::Proxy;
+use super::world::{MINER, World, hotkey};
+use crate::chain::account::address;
+use crate::hub::fetch::Cache;
+use crate::hub::folder::FolderHub;
+use crate::metrics::printer::Printer;
+use crate::model::arch::Arch;
+use crate::model::config::ModelConfig;
+use crate::model::layout::Layout;
+use crate::model::weights;
+use crate::network::Network;
+use crate::publish::journal::Hold;
+use crate::publish::{self, Order};
+use crate::rules::{Criteria, Rules};
+use crate::score::cache::LossCache;
+use subxt::utils::AccountId32;
+
+#[test]
+fn a_publish_waits_for_the_node_twenty_times_at_most() {
+    let world = World::with(500, |settings| settings.max_uids = 256);
+    for uid in 2..256_u16 {
+        let hotkey = address(&AccountId32([[uid as u8; 31].as_slice(), &[7]].concat().try_into().unwrap()));
+        world.ledger.register_at(&hotkey, 1_000).unwrap();
+        world.ledger.commit_at(&hotkey, &[b'x'; 106], 1_100).unwrap();
+    }
+    let devnet = world.serve(crate::local::rpc::Spec::V143);
+    let proxy = Proxy::before(devnet.address(), Duration::from_millis(2));
+    let client = world.client(&[proxy.url()], &[MINER]).unwrap();
+
+    let dir = tempfile::tempdir().unwrap();
+    let model_dir = dir.path().join("model");
+    std::fs::create_dir(&model_dir).unwrap();
+    let arch = Arch::gpt2(64, 16, 8, 1, 1);
+    let layout = Layout::of(&arch);
+    weights::save(&model_dir, &ModelConfig::new(arch, 0.0), &layout, &vec![0.5; layout.len()]).unwrap();
+    let network = Network {
+        hub: Box::new(FolderHub::create(&dir.path().join("hub")).unwrap()),
+        chain: Box::new(client),
+        hotkeys: vec![hotkey(MINER)],
+        cache: Cache::new(&dir.path().join("cache")),
+        losses: LossCache::none(),
+    };
+    let criteria = Criteria { sequence_length: 16, ..Rules::default().criteria };
+    let order = Order { model_dir: &model_dir, repo_id: "me/model", hotkey: &network.hotkeys[0], criteria: &criteria };
+    let hold = Hold::take(network.chain.as_ref(), order.hotkey).unwrap();
+    let printer = Printer::with_streams(std::io::sink(), std::io::sink(), true);
+    let published = publish::publish(&network, &order, &hold, &|_| Ok(()), &printer).unwrap();
+    let [kept] = world.ledger.commitments_of(order.hotkey).unwrap().try_into().unwrap();
+    assert_eq!(
+        (kept.block, kept.bytes),
+        (published.metadata.block.get(), published.metadata.id.to_string().into_bytes())
+    );
+    println!("a publish with the connection: {} waits", proxy.num_waits());
+    assert!(proxy.num_waits() <= 20, "{}", proxy.num_waits());
+}

@@ -12,8 +12,9 @@ use subxt::ext::scale_decode::DecodeAsType;
 use subxt::ext::scale_encode::{self, EncodeAsType};
 use subxt::ext::scale_type_resolver::TypeResolver;
 use subxt::metadata::{ArcMetadata, Metadata};
-use subxt::tx::{Payload, Signer};
+use subxt::tx::Payload;
 use subxt::utils::{AccountId32, H256};
+use subxt_signer::sr25519::Keypair;
 
 use super::link::Link;
 use super::trouble::{Attempt, Fault, Trouble};
@@ -166,7 +167,7 @@ impl Runtime {
     pub(super) fn sign(
         &self,
         call: &impl Payload,
-        signer: &impl Signer<SubstrateConfig>,
+        keypair: &Keypair,
         born: (u64, H256),
         nonce: u64,
     ) -> Result<Vec<u8>> {
@@ -181,7 +182,7 @@ impl Runtime {
             .create_signable_offline(call, params)
             .map_err(|error| self.strange(&format!("{pallet}.{name} cannot be signed ({error})")))?;
         let signed = signable
-            .sign(signer)
+            .sign(keypair)
             .map_err(|error| self.strange(&format!("{pallet}.{name} cannot be signed ({error})")))?;
         Ok(signed.into_encoded())
     }

@@ -121,6 +121,7 @@ fn weights_are_set_or_refused_before_they_are_sent() {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "what was measured is shown on demand")]
 fn a_publish_among_256_neurons_takes_few_waits_and_little_time() {
     let world = World::with(300, |settings| settings.max_uids = 256);
     for uid in 2..256_u16 {

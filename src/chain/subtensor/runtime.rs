@@ -12,9 +12,8 @@ use subxt::ext::scale_decode::DecodeAsType;
 use subxt::ext::scale_encode::{self, EncodeAsType};
 use subxt::ext::scale_type_resolver::TypeResolver;
 use subxt::metadata::{ArcMetadata, Metadata};
-use subxt::tx::Payload;
+use subxt::tx::{Payload, Signer};
 use subxt::utils::{AccountId32, H256};
-use subxt_signer::sr25519::Keypair;
 
 use super::link::Link;
 use super::trouble::{Attempt, Fault, Trouble};
@@ -167,7 +166,7 @@ impl Runtime {
     pub(super) fn sign(
         &self,
         call: &impl Payload,
-        keypair: &Keypair,
+        signer: &impl Signer<SubstrateConfig>,
         born: (u64, H256),
         nonce: u64,
     ) -> Result<Vec<u8>> {
@@ -182,7 +181,7 @@ impl Runtime {
             .create_signable_offline(call, params)
             .map_err(|error| self.strange(&format!("{pallet}.{name} cannot be signed ({error})")))?;
         let signed = signable
-            .sign(keypair)
+            .sign(signer)
             .map_err(|error| self.strange(&format!("{pallet}.{name} cannot be signed ({error})")))?;
         Ok(signed.into_encoded())
     }

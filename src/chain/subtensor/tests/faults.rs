@@ -238,3 +238,19 @@ fn the_next_of_several_nodes_stands_in_for_one_that_is_gone() {
     assert_eq!(scene.committed(), [block]);
     assert_eq!(second.num_connections(), 1);
 }
+
+#[test]
+fn what_is_no_node_is_said_so() {
+    let scene = Scene::new(Spec::V143);
+    let address = scene.devnet.address();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let client = |url: String| scene.world.client(&[url], &[]).err().unwrap();
+    for (error, words) in [
+        // Encrypted where nothing is.
+        (client(format!("wss://{address}")), "InvalidContentType"),
+        (client(format!("ws://{nobody}")), "refused"),
+    ] {
+        assert_eq!(exit_code(&error), 3);
+        assert!(format!("{error:#}").contains(words), "{error:#}");
+    }
+}

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use serde_json::Value;
 use subxt::SubstrateConfig;
 use subxt::events::{Events, Phase};
@@ -118,7 +118,8 @@ pub(super) async fn deliver(node: &Node, extrinsic: &Extrinsic) -> Result<Delive
             return Ok(Delivered::Missed(said));
         }
         if began.elapsed() > limit {
-            return Err(extrinsic.unknown(anyhow!("the chain makes no blocks: {said}"), false));
+            let error = Failure::Unreachable(format!("the chain makes no blocks: {said}"));
+            return Err(extrinsic.unknown(error.into(), false));
         }
         // The first time, all that it lacked may have been a connection.
         let until_next_block = Duration::from_secs_f64(node.seconds_per_block().clamp(0.05, 6.0));
@@ -248,7 +249,7 @@ fn failure(runtime: &Runtime, events: Vec<u8>, index: usize) -> Result<Option<St
 }
 
 /// `Pallet.Error`, or the name of a failure that is no pallet's.
-pub(super) fn failure_name(runtime: &Runtime, fields: &Composite<()>) -> String {
+fn failure_name(runtime: &Runtime, fields: &Composite<()>) -> String {
     let Some(Scale { value: ValueDef::Variant(error), .. }) = fields.values().next() else {
         return "an unknown failure".to_owned();
     };

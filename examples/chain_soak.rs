@@ -23,7 +23,7 @@ use assay::clock::{Clock, SystemClock};
 use assay::local::rpc::{Devnet, Spec};
 use subxt::utils::AccountId32;
 
-const BLOCK_MS: u64 = 100;
+const BLOCK_MS: u64 = 8;
 const NUM_MINERS: u8 = 16;
 /// A connection lives at most so long.
 const LIFE: Duration = Duration::from_millis(700);
@@ -60,24 +60,29 @@ fn run() -> Result<bool> {
     let chain = Subtensor::connect(options, keyring)?;
 
     let began = Instant::now();
-    let mut early = Use::now()?;
+    let tenth = (steps / 10).max(1);
+    let mut early = None;
+    let mut late = Use::now()?;
     for step in 1..=steps {
+        let due = Instant::now() + Duration::from_millis(BLOCK_MS);
         let snapshot = chain.snapshot()?;
         anyhow::ensure!(snapshot.neurons.len() == usize::from(NUM_MINERS) + 1, "step {step} saw another subnet");
         if step % STEPS_PER_WEIGHTS == 0 {
             let weights: Vec<(u16, u16)> = (1..=u16::from(NUM_MINERS)).map(|uid| (uid, uid)).collect();
             chain.set_weights(&validator.hotkey, &weights, 0)?;
         }
-        if step == (steps / 10).max(1) {
-            early = Use::now()?;
-            report(&format!("after {step} steps: {early}"));
+        if step % tenth == 0 {
+            late = Use::now()?;
+            report(&format!("after {step} steps: {late}"));
+            early.get_or_insert(late);
         }
+        // Each step sees another block.
+        thread::sleep(due.saturating_duration_since(Instant::now()));
     }
-    let late = Use::now()?;
+    let early = early.unwrap_or(late);
     let growth = 100.0 * (late.kib as f64 / early.kib as f64 - 1.0);
-    report(&format!("after {steps} steps: {late}"));
     report(&format!(
-        "{} requests in {:.1} s; memory grew by {growth:.1} %",
+        "{} requests in {:.1} s; memory grew by {growth:.1} % since the first tenth",
         devnet.num_requests(),
         began.elapsed().as_secs_f64()
     ));
@@ -99,10 +104,10 @@ fn subnet(dir: &Path) -> Result<(Arc<Ledger>, Validator)> {
     let first_unix_ms = SystemClock.unix_ms() - 500 * BLOCK_MS;
     let settings = Settings { weights_rate_limit: 1, ..Settings::new(1_000, first_unix_ms, BLOCK_MS) };
     let ledger = Ledger::create(&dir.join("ledger.sqlite"), &settings)?;
-    // The development key //Alice.
-    let hotkey = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY".to_owned();
-    let seed = "0xe5be9a5092b81bca64be81d212e7f2f9eba183bb7a90954f7b76361f6edc0a9a";
-    let account = "0xd43593c715fdd31c61141abd04a99fd6822c8558854ccde39a5684e7a56da27d";
+    // A key for examples, which holds nothing.
+    let hotkey = "5EFF3Yp8JjombkBPWtWoougirjGNsuFAaSa7b1z9cb1Hzgkz".to_owned();
+    let seed = "0xf86fa6544711a055bcea99b3cfb9bf5fd7ab6ab8ae3615aed210bc0c5d026b1f";
+    let account = "0x6081e862ad0d9ca1a70577131ba84087f44157e8c9fa598b8f4ac73a1ee8e022";
     let file = dir.join("validator");
     let text = format!(
         r#"{{"accountId":"{account}","publicKey":"{account}","secretSeed":"{seed}","ss58Address":"{hotkey}"}}"#
@@ -152,6 +157,7 @@ fn forward(client: &TcpStream, node: SocketAddr) -> io::Result<()> {
 }
 
 /// What the process holds.
+#[derive(Clone, Copy)]
 struct Use {
     /// Resident memory.
     kib: u64,

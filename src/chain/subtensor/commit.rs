@@ -104,7 +104,7 @@ impl Subtensor {
     }
 
     /// Why the chain did not take a commitment, by the name that it gave.
-    fn commit_failure(&self, hotkey: &str, block: u64, failure: &str) -> anyhow::Error {
+    pub(super) fn commit_failure(&self, hotkey: &str, block: u64, failure: &str) -> anyhow::Error {
         let name = failure.rsplit('.').next().unwrap_or_default();
         let refused = format!("the chain refused the commitment of the hotkey `{hotkey}` in block {}", count(block));
         match name {

@@ -133,16 +133,40 @@ pub(super) fn next_block(runtime: &Runtime, answers: &Answers, netuid: u16, bloc
             Ok(last.map_or(0, |last| last.saturating_add(limit)))
         }
         CommitLimit::Bytes(space) => {
-            let Some(used) = answers.one::<UsedSpace>(USED_SPACE_OF)? else { return Ok(0) };
-            let epoch_blocks = u64::from(answers.one_or::<u16>(TEMPO, 0)?) + 1;
-            let shift = u64::from(netuid) + 1;
-            // The next commitment comes a block later at the earliest.
-            let epoch = block.saturating_add(1 + shift) / epoch_blocks;
-            let needed = MIN_SPACE.max(MAX_COMMITMENT_BYTES as u64);
-            if used.last_epoch != epoch || used.used_space.saturating_add(needed) <= space {
-                return Ok(0);
-            }
-            Ok(((epoch + 1) * epoch_blocks).saturating_sub(shift))
+            let used = answers.one::<UsedSpace>(USED_SPACE_OF)?;
+            let tempo: u16 = answers.one_or(TEMPO, 0)?;
+            Ok(used.map_or(0, |used| used.next_block(space, tempo, netuid, block)))
         }
+    }
+}
+
+impl UsedSpace {
+    /// The first block at which there is space for a commitment of any length, looked for at a block: 0 if there is now.
+    /// The space is for an epoch of the subnet, and what was used of an earlier one does not count.
+    fn next_block(&self, space: u64, tempo: u16, netuid: u16, block: u64) -> u64 {
+        let (epoch_blocks, shift) = (u64::from(tempo) + 1, u64::from(netuid) + 1);
+        // The commitment comes a block later at the earliest.
+        let epoch = block.saturating_add(1 + shift) / epoch_blocks;
+        let needed = MIN_SPACE.max(MAX_COMMITMENT_BYTES as u64);
+        if self.last_epoch != epoch || self.used_space.saturating_add(needed) <= space {
+            return 0;
+        }
+        (epoch + 1).saturating_mul(epoch_blocks).saturating_sub(shift)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn space_that_is_used_up_is_there_again_in_the_next_epoch() {
+        // Epoch 4 of a tempo of 99 on subnet 9 is of the blocks from 390 to 489.
+        let used = |last_epoch, used_space| UsedSpace { last_epoch, used_space }.next_block(3_100, 99, 9, 400);
+        assert_eq!(used(4, 3_000), 490);
+        assert_eq!(used(4, 2_972), 0);
+        assert_eq!(used(3, 3_000), 0);
+        assert_eq!(UsedSpace { last_epoch: 4, used_space: 3_000 }.next_block(3_100, 99, 9, 488), 490);
+        assert_eq!(UsedSpace { last_epoch: 4, used_space: 3_000 }.next_block(3_100, 99, 9, 489), 0);
     }
 }

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use serde_json::Value;
 use subxt::SubstrateConfig;
 use subxt::events::{Events, Phase};
@@ -21,13 +21,13 @@ use super::link::Link;
 use super::node::Node;
 use super::patience::unless_interrupted;
 use super::runtime::{LIFETIME, Runtime, Version};
-use super::trouble::{Attempt, Fault, Trouble, quoted};
+use super::trouble::{Attempt, Fault, METHOD_NOT_FOUND, Trouble, quoted};
 use super::view::nonce_at;
 use crate::error::Failure;
 use crate::figures;
 
-/// The code of a pool that finds an extrinsic invalid.
-const INVALID: i64 = 1010;
+/// The codes of a node that took no part of an extrinsic: its pool finds it invalid, it cannot read it, it has no pool.
+const NOT_TAKEN: [i64; 3] = [1010, 1001, METHOD_NOT_FOUND];
 
 /// A signed extrinsic.
 pub(super) struct Extrinsic {
@@ -90,10 +90,15 @@ pub(super) async fn deliver(node: &Node, extrinsic: &Extrinsic) -> Result<Delive
             return Err(extrinsic.interrupted());
         };
         let said = match news {
-            News::Finalized(hash) => {
-                let found = node.with(node.patience.operation, async |link| outcome(node, link, extrinsic, hash).await);
-                return found.await.map_err(|error| extrinsic.unknown(error, false));
-            }
+            News::Finalized(hash) => match outcome(node, &link, extrinsic, hash).await {
+                Ok(Delivered::Missed(said)) => said,
+                Ok(delivered) => return Ok(delivered),
+                Err(Trouble::Final(error)) => return Err(extrinsic.unknown(error, false)),
+                Err(Trouble::Node(said)) => {
+                    node.drop_link(&link).await;
+                    said
+                }
+            },
             News::Refused(said) if is_first => return Ok(Delivered::Refused(said)),
             News::Refused(said) => said,
             News::Unclear(said) => {
@@ -113,7 +118,8 @@ pub(super) async fn deliver(node: &Node, extrinsic: &Extrinsic) -> Result<Delive
             return Ok(Delivered::Missed(said));
         }
         if began.elapsed() > limit {
-            return Err(extrinsic.unknown(anyhow!("the chain makes no blocks: {said}"), false));
+            let error = Failure::Unreachable(format!("the chain makes no blocks: {said}"));
+            return Err(extrinsic.unknown(error.into(), false));
         }
         // The first time, all that it lacked may have been a connection.
         let until_next_block = Duration::from_secs_f64(node.seconds_per_block().clamp(0.05, 6.0));
@@ -150,7 +156,9 @@ impl Extrinsic {
 async fn hand_in(link: &Link, extrinsic: &Extrinsic, patience: Duration) -> News {
     let mut subscription = match link.submit(&extrinsic.bytes).await {
         Ok(subscription) => subscription,
-        Err(Fault::Refused { code: INVALID, text }) if !is_of_the_nonce(&text) => return News::Refused(text),
+        Err(Fault::Refused { code, text }) if NOT_TAKEN.contains(&code) && !is_of_the_nonce(&text) => {
+            return News::Refused(text);
+        }
         // It is in the pool or in a block already, or the pool is full.
         Err(fault) => return News::Unclear(fault.text()),
     };
@@ -241,7 +249,7 @@ fn failure(runtime: &Runtime, events: Vec<u8>, index: usize) -> Result<Option<St
 }
 
 /// `Pallet.Error`, or the name of a failure that is no pallet's.
-pub(super) fn failure_name(runtime: &Runtime, fields: &Composite<()>) -> String {
+fn failure_name(runtime: &Runtime, fields: &Composite<()>) -> String {
     let Some(Scale { value: ValueDef::Variant(error), .. }) = fields.values().next() else {
         return "an unknown failure".to_owned();
     };

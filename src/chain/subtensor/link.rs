@@ -129,7 +129,7 @@ impl Link {
     /// The values of keys at a block, in the order of the keys.
     pub(super) async fn values(&self, keys: &[Vec<u8>], block: H256) -> Result<Vec<Option<Vec<u8>>>, Fault> {
         let chunks = keys.chunks(VALUES_PER_REQUEST).map(|keys| async move {
-            let named: Vec<String> = keys.iter().map(|key| hex(key)).collect();
+            let named: Vec<String> = keys.iter().map(hex).collect();
             let sets: Vec<StorageChangeSet<H256>> =
                 self.request("state_queryStorageAt", rpc_params![named, block]).await?;
             let mut found: HashMap<Vec<u8>, Vec<u8>> = sets

@@ -39,7 +39,7 @@ pub(super) enum Trouble {
 pub(super) type Attempt<T> = Result<T, Trouble>;
 
 /// The code of JSON-RPC for a method that the node does not have.
-const METHOD_NOT_FOUND: i64 = -32601;
+pub(super) const METHOD_NOT_FOUND: i64 = -32601;
 
 impl From<Fault> for Trouble {
     fn from(fault: Fault) -> Self {

@@ -111,7 +111,7 @@ impl Subtensor {
     }
 
     /// Why the chain did not take weights, by the name that it gave.
-    fn weights_failure(&self, hotkey: &str, block: u64, failure: &str) -> anyhow::Error {
+    pub(super) fn weights_failure(&self, hotkey: &str, block: u64, failure: &str) -> anyhow::Error {
         let name = failure.rsplit('.').next().unwrap_or_default();
         let refused = format!("the chain refused the weights of the hotkey `{hotkey}` in block {}", count(block));
         match name {

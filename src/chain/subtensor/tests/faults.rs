@@ -9,7 +9,7 @@ use crate::chain::Chain;
 use crate::error::exit_code;
 use crate::local::rpc::{Devnet, Spec};
 
-const BLOCK_MS: u64 = 60;
+const BLOCK_MS: u64 = 50;
 const SUBMIT: &str = "author_submitAndWatchExtrinsic";
 
 struct Scene {
@@ -72,13 +72,21 @@ fn whatever_the_connection_does_there_is_one_commitment() {
 
 #[test]
 fn news_that_say_nothing_are_looked_past() {
-    for status in [r#""dropped""#, r#"{"invalid":{"stale":null}}"#, r#"{"usurped":"0x00"}"#, "7", r#"{"finalized":7}"#]
-    {
-        let scene = Scene::new(Spec::V143);
+    let elsewhere = format!(r#"{{"finalized":"0x{}"}}"#, "11".repeat(32));
+    for status in [
+        elsewhere.as_str(),
+        r#""dropped""#,
+        r#"{"invalid":{"stale":null}}"#,
+        r#"{"usurped":"0x00"}"#,
+        "7",
+        r#"{"finalized":7}"#,
+    ] {
+        let (scene, status) = (Scene::new(Spec::V143), status.to_owned());
+        let said = status.clone();
         let block = scene.commit(move |to, text| {
             match (to, text.contains("author_extrinsicUpdate"), subscription(text)) {
                 (To::Client, true, Some(id)) => Verdict::Instead(format!(
-                    r#"{{"jsonrpc":"2.0","method":"author_extrinsicUpdate","params":{{"subscription":{id},"result":{status}}}}}"#
+                    r#"{{"jsonrpc":"2.0","method":"author_extrinsicUpdate","params":{{"subscription":{id},"result":{said}}}}}"#
                 )),
                 _ => Verdict::Pass,
             }
@@ -202,14 +210,12 @@ fn a_node_of_another_chain_is_refused_wherever_it_appears() {
     let elsewhere = other.serve(Spec::V143);
     let client = scene.world.client(&[scene.proxy.url()], &[MINER]).unwrap();
     scene.proxy.lead_to(Some(elsewhere.address()));
-    let error = {
-        scene.proxy.rule(|_, _| Verdict::Cut);
-        client.commit(&hotkey(MINER), b"local:model:c:h").unwrap_err()
-    };
-    drop(client);
-    scene.proxy.rule(|_, _| Verdict::Pass);
-    // It was cut, and not asked whose it is.
-    assert_eq!(exit_code(&error), 3);
+    for words in ["", SUBMIT] {
+        scene.proxy.rule(once(To::Node, words, Verdict::Cut));
+        let error = client.commit(&hotkey(MINER), b"local:model:c:h").unwrap_err();
+        assert!(format!("{error:#}").contains("than at its first use"), "{error:#}");
+        assert_eq!(exit_code(&error), 2);
+    }
     // A process later, the same address.
     let error = scene.world.client(&[scene.proxy.url()], &[MINER]).err().unwrap();
     assert!(format!("{error:#}").contains("than at its first use"), "{error:#}");
@@ -231,4 +237,20 @@ fn the_next_of_several_nodes_stands_in_for_one_that_is_gone() {
     };
     assert_eq!(scene.committed(), [block]);
     assert_eq!(second.num_connections(), 1);
+}
+
+#[test]
+fn what_is_no_node_is_said_so() {
+    let scene = Scene::new(Spec::V143);
+    let address = scene.devnet.address();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let client = |url: String| scene.world.client(&[url], &[]).err().unwrap();
+    for (error, words) in [
+        // Encrypted where nothing is.
+        (client(format!("wss://{address}")), "InvalidContentType"),
+        (client(format!("ws://{nobody}")), "refused"),
+    ] {
+        assert_eq!(exit_code(&error), 3);
+        assert!(format!("{error:#}").contains(words), "{error:#}");
+    }
 }

@@ -239,3 +239,31 @@ fn all_commitments_are_found_by_one_scan() {
         }
     }
 }
+
+#[test]
+fn what_the_chain_refuses_is_said_with_what_to_do() {
+    let chain = over(Arc::new(recorded("a", "a_v14").0).client(), 9, Keyring::default());
+    let stranger = "5F7Xsr2pzRDfZi2a7YQsh5UxksVZ3apWS4W6dDv8mxuyV5oJ";
+    for (failure, words, code) in [
+        ("Commitments.CannotCommit", "btcli subnet register", 2),
+        ("Commitments.AccountNotAllowedCommit", "btcli subnet register", 2),
+        ("Commitments.RateLimitExceeded", "too young", 4),
+        ("Commitments.CommitmentSetRateLimitExceeded", "too young", 4),
+        ("Commitments.SpaceLimitExceeded", "in the next", 4),
+        ("System.CallFiltered", "System.CallFiltered", 2),
+    ] {
+        let error = chain.commit_failure(stranger, 7, failure);
+        assert!(format!("{error:#}").contains(words) && format!("{error:#}").contains("block 7"), "{error:#}");
+        assert_eq!(crate::error::exit_code(&error), code);
+    }
+    for (failure, words, code) in [
+        ("SubtensorModule.HotKeyNotRegisteredInSubNet", "btcli subnet register", 2),
+        ("SubtensorModule.SettingWeightsTooFast", "too young", 4),
+        ("SubtensorModule.NeuronNoValidatorPermit", "permit", 2),
+        ("SubtensorModule.CommitRevealEnabled", "which assay does not do", 2),
+    ] {
+        let error = chain.weights_failure(stranger, 7, failure);
+        assert!(format!("{error:#}").contains(words), "{error:#}");
+        assert_eq!(crate::error::exit_code(&error), code);
+    }
+}

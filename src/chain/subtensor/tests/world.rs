@@ -20,10 +20,10 @@ use crate::local::rpc::{Devnet, Spec};
 /// Enough for what is repaired, little enough for what is not.
 pub(super) const PATIENCE: Patience = Patience {
     dial: Duration::from_secs(2),
-    request: Duration::from_millis(700),
+    request: Duration::from_millis(500),
     start: Duration::from_millis(300),
     operation: Duration::from_millis(1_500),
-    news: Duration::from_millis(700),
+    news: Duration::from_millis(900),
 };
 
 /// A subnet on a ledger.

@@ -18,6 +18,7 @@ pub mod gate;
 #[cfg(test)]
 pub(crate) mod golden;
 pub mod gpu;
+mod hex;
 pub mod hub;
 pub mod interrupt;
 pub mod local;

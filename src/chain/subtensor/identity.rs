@@ -13,8 +13,8 @@ use subxt::utils::H256;
 
 use super::Known;
 use super::endpoint::Endpoint;
-use super::link::hex;
 use crate::error::input;
+use crate::hex;
 use crate::whole_file;
 
 /// The file of the first blocks, by endpoint.
@@ -41,7 +41,7 @@ impl Identity {
 
     /// Refuses a node of another chain.
     pub(super) fn check(&self, endpoint: &Endpoint, genesis: H256) -> Result<()> {
-        let shown = hex(genesis);
+        let shown = hex::write(genesis);
         if let Some(network) = self.network {
             if shown != network.genesis {
                 return Err(input(format!(
@@ -57,7 +57,7 @@ impl Identity {
         if found != genesis {
             return Err(input(format!(
                 "{endpoint} is on another chain than the endpoints before it: its first block is {shown}, theirs {}",
-                hex(found)
+                hex::write(found)
             )));
         }
         Ok(())

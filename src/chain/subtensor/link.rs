@@ -17,6 +17,7 @@ use subxt::utils::H256;
 use super::endpoint::Endpoint;
 use super::patience::Patience;
 use super::trouble::{Fault, quoted};
+use crate::hex;
 
 /// No answer is longer: a runtime's metadata, the longest, is about 1 MB.
 const MAX_ANSWER_BYTES: u32 = 32 << 20;
@@ -122,14 +123,14 @@ impl Link {
 
     /// Calls a function of the chain's program at a block.
     pub(super) async fn call(&self, function: &str, arguments: &[u8], block: H256) -> Result<Vec<u8>, Fault> {
-        let bytes: Bytes = self.request("state_call", rpc_params![function, hex(arguments), block]).await?;
+        let bytes: Bytes = self.request("state_call", rpc_params![function, hex::write(arguments), block]).await?;
         Ok(bytes.0)
     }
 
     /// The values of keys at a block, in the order of the keys.
     pub(super) async fn values(&self, keys: &[Vec<u8>], block: H256) -> Result<Vec<Option<Vec<u8>>>, Fault> {
         let chunks = keys.chunks(VALUES_PER_REQUEST).map(|keys| async move {
-            let named: Vec<String> = keys.iter().map(hex).collect();
+            let named: Vec<String> = keys.iter().map(hex::write).collect();
             let sets: Vec<StorageChangeSet<H256>> =
                 self.request("state_queryStorageAt", rpc_params![named, block]).await?;
             let mut found: HashMap<Vec<u8>, Vec<u8>> = sets
@@ -149,7 +150,7 @@ impl Link {
         after: Option<&[u8]>,
         block: H256,
     ) -> Result<Vec<Vec<u8>>, Fault> {
-        let params = rpc_params![hex(prefix), KEYS_PER_PAGE, after.map(hex), block];
+        let params = rpc_params![hex::write(prefix), KEYS_PER_PAGE, after.map(hex::write), block];
         let keys: Vec<Bytes> = self.request("state_getKeysPaged", params).await?;
         let keys: Vec<Vec<u8>> = keys.into_iter().map(|key| key.0).collect();
         let is_ascending = keys.is_sorted_by(|one, next| one < next)
@@ -163,7 +164,7 @@ impl Link {
     /// Hands in a signed extrinsic, and watches what becomes of it.
     pub(super) async fn submit(&self, extrinsic: &[u8]) -> Result<RpcSubscription<Value>, Fault> {
         self.client
-            .subscribe("author_submitAndWatchExtrinsic", rpc_params![hex(extrinsic)], "author_unwatchExtrinsic")
+            .subscribe("author_submitAndWatchExtrinsic", rpc_params![hex::write(extrinsic)], "author_unwatchExtrinsic")
             .await
             .map_err(fault)
     }
@@ -197,11 +198,4 @@ fn with_causes(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-/// Bytes in hexadecimal, after 0x.
-pub(super) fn hex(bytes: impl AsRef<[u8]>) -> String {
-    let digits = bytes.as_ref().iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    let digits = digits.map(|digit| char::from_digit(digit.into(), 16).expect("a digit is below 16"));
-    "0x".chars().chain(digits).collect()
 }

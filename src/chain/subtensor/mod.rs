@@ -33,7 +33,6 @@ use subxt::utils::H256;
 use self::commitments::{COMMITMENT_OF, Registration};
 use self::endpoint::Endpoint;
 use self::identity::Identity;
-use self::link::hex;
 use self::node::Node;
 use self::patience::Patience;
 use self::runtime::Part;
@@ -42,6 +41,7 @@ use self::view::Ask;
 use crate::chain::wallet::Keyring;
 use crate::chain::{Chain, Commitment, Hotkey, Snapshot, Status, account};
 use crate::error::input;
+use crate::hex;
 
 /// A network with a name, whose first block is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +118,7 @@ impl Subtensor {
             .build()
             .context("cannot start the thread that talks to the chain")?;
         let node = Node::new(endpoints, Identity::new(network, &state_dir), patience);
-        let genesis = hex(runtime.block_on(node.start())?);
+        let genesis = hex::write(runtime.block_on(node.start())?);
         let described = match network {
             Some(network) => format!("subnet {netuid} of {}", network.name),
             None => format!("subnet {netuid} at {}", node.shown()),
@@ -180,7 +180,7 @@ impl Chain for Subtensor {
 
     fn status(&self) -> Result<Status> {
         let seen = self.wait(self.node.see(&subnet::status_asks(self.netuid), None))?;
-        let genesis = self.node.genesis().map(hex).unwrap_or_default();
+        let genesis = self.node.genesis().map(hex::write).unwrap_or_default();
         subnet::status(&seen, self.netuid, genesis)?.ok_or_else(|| self.no_such_subnet())
     }
 

@@ -11,6 +11,7 @@ use crate::chain::{Commitment, Hotkey, account};
 use crate::cli::chain::ChainPlaceArgs;
 use crate::error::{Failure, input};
 use crate::figures::count;
+use crate::hex;
 use crate::metrics::printer::Printer;
 use crate::metrics::table::table;
 
@@ -53,7 +54,7 @@ pub(super) fn json(hotkey: &str, commitment: &Commitment) -> Value {
     match std::str::from_utf8(&commitment.bytes) {
         Ok(text) => json!({ "hotkey": hotkey, "block": commitment.block, "text": text }),
         Err(_) => {
-            json!({ "hotkey": hotkey, "block": commitment.block, "text": null, "hex": hexadecimal(&commitment.bytes) })
+            json!({ "hotkey": hotkey, "block": commitment.block, "text": null, "hex": hex::write(&commitment.bytes) })
         }
     }
 }
@@ -62,13 +63,8 @@ pub(super) fn json(hotkey: &str, commitment: &Commitment) -> Value {
 pub(super) fn shown(commitment: &Commitment) -> String {
     match std::str::from_utf8(&commitment.bytes) {
         Ok(text) => one_line(text),
-        Err(_) => hexadecimal(&commitment.bytes),
+        Err(_) => hex::write(&commitment.bytes),
     }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("0x{digits}")
 }
 
 #[cfg(test)]

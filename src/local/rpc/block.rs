@@ -10,9 +10,9 @@ use sp_crypto_hashing::blake2_256;
 use subxt::ext::codec::{Compact, Encode};
 
 use super::accounts::Account;
-use super::hex;
 use super::program::Program;
 use super::state::Entries;
+use crate::hex;
 
 /// A hash of 32 bytes.
 pub(super) type Hash = [u8; 32];

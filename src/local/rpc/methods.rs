@@ -10,8 +10,9 @@ use super::block::Block;
 use super::node::{Chain, Node};
 use super::program::{NAME, TRANSACTION_VERSION};
 use super::refused::{self, bad_parameters, internal};
-use super::{calls, hex, subscriptions};
+use super::{calls, subscriptions};
 use crate::chain::account::parse;
+use crate::hex;
 
 /// An answer, or why there is none.
 pub(super) type Answer = Result<Value, ErrorObjectOwned>;

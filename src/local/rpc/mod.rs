@@ -10,7 +10,6 @@ mod block;
 mod call;
 mod calls;
 mod extrinsic;
-mod hex;
 mod methods;
 mod node;
 mod program;

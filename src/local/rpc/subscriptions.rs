@@ -7,9 +7,9 @@ use jsonrpsee::types::Params;
 use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 
-use super::hex;
 use super::node::Node;
 use super::refused::bad_parameters;
+use crate::hex;
 
 /// What a subscription is called.
 pub(super) struct Names {

@@ -11,12 +11,12 @@ use super::recorded::Recorded;
 use super::{over, unhex};
 use crate::chain::subtensor::commitments::{COMMITMENT_OF, Registration, commit_call};
 use crate::chain::subtensor::delivery::{Delivered, Extrinsic, outcome};
-use crate::chain::subtensor::hex;
 use crate::chain::subtensor::runtime::{Entry, Part, Runtime, Version};
 use crate::chain::subtensor::weights::weights_call;
 use crate::chain::wallet::Keyring;
 use crate::chain::{Chain, CommitLimit, Currency, account};
 use crate::golden;
+use crate::hex;
 
 /// The runtimes with the forms of their metadata.
 const FORMS: [(&str, &str); 3] = [("a", "a_v14"), ("c", "c_v14"), ("c", "c_v15")];
@@ -44,14 +44,14 @@ fn commitments_are_sent_and_read_as_the_real_chain_has_them() {
         for commitment in commitments {
             let netuid = commitment["netuid"].as_u64().unwrap() as u16;
             let account = account::parse(commitment["hotkey"].as_str().unwrap()).unwrap();
-            assert_eq!(hex(account.0), commitment["public_key"].as_str().unwrap());
+            assert_eq!(hex::write(account.0), commitment["public_key"].as_str().unwrap());
             let bytes = commitment["text"].as_str().map(|text| text.as_bytes().to_vec());
             if let Some(bytes) = &bytes {
                 let call = runtime.call_bytes(&commit_call(netuid, bytes)).unwrap();
-                assert_eq!(hex(call), commitment["call"].as_str().unwrap());
+                assert_eq!(hex::write(call), commitment["call"].as_str().unwrap());
             }
             let parts = [Part::Number(netuid), Part::Account(account)];
-            let key = |entry| hex(runtime.key(entry, &parts).unwrap().unwrap());
+            let key = |entry| hex::write(runtime.key(entry, &parts).unwrap().unwrap());
             assert_eq!(key(COMMITMENT_OF), commitment["commitment_key"].as_str().unwrap());
             let last = Entry { pallet: "Commitments", name: "LastCommitment" };
             assert_eq!(key(last), commitment["last_commitment_key"].as_str().unwrap());
@@ -62,7 +62,10 @@ fn commitments_are_sent_and_read_as_the_real_chain_has_them() {
         let set = &file["set_weights"];
         let list = |name: &str| serde_json::from_value::<Vec<u16>>(set[name].clone()).unwrap();
         let weights: Vec<(u16, u16)> = list("uids").into_iter().zip(list("sent")).collect();
-        assert_eq!(hex(runtime.call_bytes(&weights_call(9, &weights, 0)).unwrap()), set["call"].as_str().unwrap());
+        assert_eq!(
+            hex::write(runtime.call_bytes(&weights_call(9, &weights, 0)).unwrap()),
+            set["call"].as_str().unwrap()
+        );
     }
 }
 

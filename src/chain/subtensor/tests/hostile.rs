@@ -19,7 +19,7 @@ fn reads(method: &'static str, value: Value) -> Vec<anyhow::Result<()>> {
 
 /// Lets the node answer otherwise for the keys that begin with those of an entry.
 fn reads_with_value(entry: Entry, value: Value) -> Vec<anyhow::Result<()>> {
-    let prefix = super::hex(encode_storage_key_prefix(entry.pallet, entry.name));
+    let prefix = crate::hex::write(encode_storage_key_prefix(entry.pallet, entry.name));
     reads_with(move |method, params| {
         let asked = |key: &Value| key.as_str().is_some_and(|key| key.starts_with(&prefix));
         let keys = params[0].as_array().filter(|keys| method == "state_queryStorageAt" && keys.iter().any(asked))?;
@@ -31,8 +31,9 @@ fn reads_with_value(entry: Entry, value: Value) -> Vec<anyhow::Result<()>> {
 
 /// What a subnet needs to be there: it is, and has 8 places.
 fn there(key: &Value) -> Value {
-    let begins =
-        |name| key.as_str().unwrap().starts_with(&super::hex(encode_storage_key_prefix("SubtensorModule", name)));
+    let begins = |name| {
+        key.as_str().unwrap().starts_with(&crate::hex::write(encode_storage_key_prefix("SubtensorModule", name)))
+    };
     match (begins("NetworksAdded"), begins("SubnetworkN"), begins("Keys")) {
         (true, ..) => json!("0x01"),
         (_, true, _) => json!("0x0800"),

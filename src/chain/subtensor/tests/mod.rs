@@ -16,12 +16,13 @@ use std::time::Duration;
 
 use subxt::rpcs::RpcClient;
 
+use super::Subtensor;
 use super::endpoint::Endpoint;
 use super::identity::Identity;
 use super::node::Node;
 use super::patience::Patience;
-use super::{Subtensor, hex};
 use crate::chain::wallet::Keyring;
+use crate::hex;
 
 /// So little that nothing is tried twice.
 pub(super) const ONCE: Patience = Patience {
@@ -45,11 +46,7 @@ fn over(client: RpcClient, netuid: u16, keyring: Keyring) -> Subtensor {
 
 /// The bytes of hexadecimal digits after 0x.
 fn unhex(text: &str) -> Vec<u8> {
-    let digits = text.strip_prefix("0x").unwrap().as_bytes();
-    let bytes: Vec<u8> =
-        digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect();
-    assert_eq!(hex(&bytes), text);
-    bytes
+    hex::read(text).unwrap()
 }
 
 /// What a runtime says of itself, `a_v14`, `c_v14` or `c_v15`, as the node over the ledger serves it.

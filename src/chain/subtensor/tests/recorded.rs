@@ -144,7 +144,7 @@ impl Recorded {
 /// Bytes as a call gives them: after other bytes and their length.
 fn with_length(bytes: &[u8], before: &[u8]) -> String {
     use subxt::ext::codec::{Compact, Encode};
-    super::hex([before, &Compact(bytes.len() as u64).encode(), bytes].concat())
+    crate::hex::write([before, &Compact(bytes.len() as u64).encode(), bytes].concat())
 }
 
 struct Shared(Arc<Recorded>);

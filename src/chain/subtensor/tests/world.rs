@@ -11,10 +11,11 @@ use tempfile::TempDir;
 use crate::chain::account::address;
 use crate::chain::ledger::{Ledger, Settings};
 use crate::chain::subtensor::patience::Patience;
-use crate::chain::subtensor::{Options, Subtensor, hex};
+use crate::chain::subtensor::{Options, Subtensor};
 use crate::chain::wallet::Keyring;
 use crate::chain::{Chain, Hotkey};
 use crate::clock::{Clock, SystemClock};
+use crate::hex;
 use crate::local::rpc::{Devnet, Spec};
 
 /// Enough for what is repaired, little enough for what is not.
@@ -101,11 +102,11 @@ pub(super) fn keyring(dir: &Path, seeds: &[u8]) -> Keyring {
     let mut keyring = Keyring::default();
     for &seed in seeds {
         let path = dir.join(format!("key{seed}"));
-        let account = hex(key(seed).public_key().0);
+        let account = hex::write(key(seed).public_key().0);
         let file = json!({
             "accountId": account,
             "publicKey": account,
-            "secretSeed": hex([seed; 32]),
+            "secretSeed": hex::write([seed; 32]),
             "ss58Address": hotkey(seed),
         });
         crate::whole_file::write(&path, file.to_string().as_bytes()).unwrap();

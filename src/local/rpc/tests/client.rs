@@ -168,7 +168,7 @@ pub(super) fn signed_offline(devnet: &Devnet, name: &str, data: &[u8]) -> Vec<u8
 /// Code, message and data of the error that submitting bytes comes to; `None` if they are taken.
 async fn submit(devnet: &Devnet, bytes: &[u8]) -> Option<(i32, String, String)> {
     let rpc = RpcClient::from_url(format!("ws://{}", devnet.address())).await.unwrap();
-    let sent = rpc.request::<String>("author_submitExtrinsic", rpc_params![super::super::hex::write(bytes)]).await;
+    let sent = rpc.request::<String>("author_submitExtrinsic", rpc_params![crate::hex::write(bytes)]).await;
     match sent {
         Ok(_) => None,
         Err(subxt::rpcs::Error::User(error)) => {
@@ -243,7 +243,7 @@ fn the_pool_takes_a_transaction_once_and_none_that_is_wrong() {
         assert_eq!(submit(&devnet, &first).await.map(|error| error.0), Some(1013));
         assert_eq!(submit(&devnet, &other).await.map(|error| error.0), Some(1014));
         let pending = hostile::ask(&devnet, "author_pendingExtrinsics", "[]")["result"].take();
-        assert_eq!(pending, serde_json::json!([super::super::hex::write(&first)]));
+        assert_eq!(pending, serde_json::json!([crate::hex::write(&first)]));
         let params = SubstrateExtrinsicParamsBuilder::new().nonce(2).build();
         let early = client.tx().await.unwrap().create_signed(&commit_call(9, b"early"), &key("Eve"), params).await;
         assert_eq!(submit(&devnet, early.unwrap().encoded()).await, invalid("Transaction will be valid in the future"));

@@ -8,13 +8,13 @@ use subxt::Metadata;
 use super::super::block::Hash;
 use super::super::call::{Call, Outcome};
 use super::super::extrinsic::{Era, Extrinsic, Place};
-use super::super::hex;
 use super::super::node::Node;
 use super::super::program::Program;
 use super::super::refused::Invalid;
 use super::*;
 use crate::chain::{Chain, account};
 use crate::golden;
+use crate::hex;
 
 const HOUR_MS: u64 = 3_600_000;
 

@@ -50,17 +50,17 @@ impl Block {
     /// The header. There is no tree of the state: its root is zeros.
     pub(super) fn header(&self) -> Value {
         json!({
-            "parentHash": hex::write(&self.parent),
+            "parentHash": hex::write(self.parent),
             "number": format!("{:#x}", self.number),
-            "stateRoot": hex::write(&Hash::default()),
-            "extrinsicsRoot": hex::write(&self.extrinsics_root()),
+            "stateRoot": hex::write(Hash::default()),
+            "extrinsicsRoot": hex::write(self.extrinsics_root()),
             "digest": { "logs": [] },
         })
     }
 
     /// The header and the transactions.
     pub(super) fn json(&self) -> Value {
-        let extrinsics: Vec<String> = self.extrinsics.iter().map(|bytes| hex::write(bytes)).collect();
+        let extrinsics: Vec<String> = self.extrinsics.iter().map(hex::write).collect();
         json!({ "block": { "header": self.header(), "extrinsics": extrinsics }, "justifications": null })
     }
 

@@ -32,15 +32,15 @@ pub(super) const METHODS: &[(&str, Method)] = &[
     }),
     ("author_submitExtrinsic", |node, params| {
         let submitted = node.submit(&bytes(params.sequence().next()?)?)?;
-        Ok(hex::write(&submitted.hash).into())
+        Ok(hex::write(submitted.hash).into())
     }),
     ("chain_getBlock", |node, params| {
         let at: Option<String> = params.sequence().optional_next()?;
         Ok(block(node, at)?.map_or(Value::Null, |block| block.json()))
     }),
     ("chain_getBlockHash", block_hash),
-    ("chain_getFinalizedHead", |node, _| Ok(hex::write(&chain(node)?.head().hash).into())),
-    ("chain_getHead", |node, _| Ok(hex::write(&chain(node)?.head().hash).into())),
+    ("chain_getFinalizedHead", |node, _| Ok(hex::write(chain(node)?.head().hash).into())),
+    ("chain_getHead", |node, _| Ok(hex::write(chain(node)?.head().hash).into())),
     ("chain_getHeader", |node, params| {
         let at: Option<String> = params.sequence().optional_next()?;
         Ok(block(node, at)?.map_or(Value::Null, |block| block.header()))
@@ -130,7 +130,7 @@ fn block_hash(node: &Node, params: &Params<'_>) -> Answer {
     let chain = chain(node)?;
     let hash = |wanted: &Value| -> Answer {
         let number = match wanted {
-            Value::Null => return Ok(hex::write(&chain.head().hash).into()),
+            Value::Null => return Ok(hex::write(chain.head().hash).into()),
             Value::Number(number) => number.as_u64(),
             Value::String(text) => match text.strip_prefix("0x") {
                 Some(digits) => u64::from_str_radix(digits, 16).ok(),
@@ -139,7 +139,7 @@ fn block_hash(node: &Node, params: &Params<'_>) -> Answer {
             _ => None,
         };
         let number = number.ok_or_else(|| bad_parameters("a block is named by its number"))?;
-        Ok(node.hash_of(&chain, number).map(|hash| hex::write(&hash)).into())
+        Ok(node.hash_of(&chain, number).map(hex::write).into())
     };
     match wanted.unwrap_or_default() {
         Value::Array(list) => list.iter().take(MAX_KEYS as usize).map(hash).collect(),
@@ -159,7 +159,7 @@ fn next_index(node: &Node, params: &Params<'_>) -> Answer {
 fn runtime_version(node: &Node, params: &Params<'_>) -> Answer {
     let program = known_block(node, params.sequence().optional_next()?)?.program.clone();
     let apis: Vec<_> =
-        program.apis().iter().map(|(name, version)| json!([hex::write(&name.to_be_bytes()), version])).collect();
+        program.apis().iter().map(|(name, version)| json!([hex::write(name.to_be_bytes()), version])).collect();
     Ok(json!({
         "specName": NAME,
         "implName": NAME,

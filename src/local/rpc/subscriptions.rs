@@ -55,7 +55,7 @@ pub(super) async fn watch(params: Params<'static>, pending: PendingSubscriptionS
     tokio::select! {
         () = sink.closed() => {}
         block = submitted.block => {
-            let Ok(hash) = block.map(|hash| hex::write(&hash)) else { return };
+            let Ok(hash) = block.map(hex::write) else { return };
             if tell(&sink, &json!({ "inBlock": hash })).await {
                 tell(&sink, &json!({ "finalized": hash })).await;
             }

@@ -1,9 +1,9 @@
 //! Bittensor's own chain, over JSON-RPC.
 //!
-//! [`endpoint`] and [`identity`] say whom to talk to, [`link`] is one connection, [`node`] makes of several one that lasts.
-//! [`runtime`] is the program that the chain runs, by its own description, and [`view`] the chain at one block: [`subnet`] and
-//! [`commitments`] are read through it. [`commit`] and [`weights`] check what can be checked, [`order`] signs it, and
-//! [`delivery`] hands it in once. Nothing that a node says is believed to be well formed.
+//! `endpoint` and `identity` say whom to talk to, `link` is one connection, `node` makes of several one that lasts.
+//! `runtime` is the program that the chain runs, by its own description, and `view` the chain at one block: `subnet` and
+//! `commitments` are read through it. `commit` and `weights` check what can be checked, `order` signs it, and
+//! `delivery` hands it in once. Nothing that a node says is believed to be well formed.
 
 mod commit;
 mod commitments;

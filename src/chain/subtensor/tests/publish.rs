@@ -54,6 +54,5 @@ fn a_publish_waits_for_the_node_twenty_times_at_most() {
         (kept.block, kept.bytes),
         (published.metadata.block.get(), published.metadata.id.to_string().into_bytes())
     );
-    println!("a publish with the connection: {} waits", proxy.num_waits());
     assert!(proxy.num_waits() <= 20, "{}", proxy.num_waits());
 }

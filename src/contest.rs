@@ -311,7 +311,7 @@ impl<'a> Contest<'a> {
     /// What is to be published under a hotkey.
     pub fn order<'b>(&'b self, model_dir: &'b Path, hotkey: &'b str) -> Result<Order<'b>> {
         let repo_id = self.resolved.recipe.hub.repo.as_deref().context("hub.repo is missing")?;
-        Ok(Order { model_dir, repo_id, hotkey, criteria: &self.resolved.rules.criteria })
+        Ok(Order { model_dir, repo_id, hotkey, criteria: &self.resolved.rules.criteria, waits: false })
     }
 
     /// Uploads what the gate has let through, for another machine to commit.
@@ -323,8 +323,8 @@ impl<'a> Contest<'a> {
 
     /// Publishes what the gate has let through; `None`: the field has changed since, and the decision must be made anew. It is
     /// looked at before anything is uploaded, and once more right before the commitment is sent.
-    pub fn publish(&self, model_dir: &Path, judged: &Judged, hold: &Hold) -> Result<Option<Published>> {
-        let order = self.order(model_dir, &hold.hotkey)?;
+    pub fn publish(&self, model_dir: &Path, judged: &Judged, hold: &Hold, waits: bool) -> Result<Option<Published>> {
+        let order = Order { waits, ..self.order(model_dir, &hold.hotkey)? };
         let has_changed = Cell::new(false);
         let still_right = |snapshot: &Snapshot| {
             let roster = Roster::of(snapshot, &self.network.hotkeys);

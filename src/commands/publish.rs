@@ -47,12 +47,12 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
     place.choose_hotkey(args.hotkey.as_ref());
     let network = Network::open(&place.hub, &place.chain)?;
     let hotkey = network.only_hotkey()?;
-    let order = Order { model_dir, repo_id: &repo_id, hotkey, criteria: &rules.criteria };
+    let order = Order { model_dir, repo_id: &repo_id, hotkey, criteria: &rules.criteria, waits: args.wait };
     look_at(&order, &rules, printer)?;
     if args.dry_run {
         return printer.result(&publish::rehearse(&network, &order)?);
     }
-    let hold = take_hold(args, &network, hotkey, printer)?;
+    let hold = take_hold(&network, hotkey)?;
     if let Some(path) = &args.prepare {
         return tell_prepared(args, path, &request::prepare(&network, &order, &hold, None, printer)?, printer);
     }
@@ -67,8 +67,8 @@ fn commit(args: &PublishArgs, request: &Request, mut place: Place, printer: &Pri
     if request.decided_on.is_none() {
         printer.note("The request was prepared without asking a gate.");
     }
-    let hold = take_hold(args, &network, &request.hotkey, printer)?;
-    let published = request::commit(&network, request, &place.rules().criteria, &hold, printer)?;
+    let hold = take_hold(&network, &request.hotkey)?;
+    let published = request::commit(&network, request, &place.rules().criteria, &hold, args.wait, printer)?;
     tell(args, &published, &request.hotkey, printer)
 }
 
@@ -138,23 +138,18 @@ fn judge_and_publish(
     if args.dry_run {
         return printer.result(&publish::rehearse(&contest.network, &contest.order(model_dir, hotkey)?)?).map(Some);
     }
-    let hold = take_hold(args, &contest.network, hotkey, printer)?;
+    let hold = take_hold(&contest.network, hotkey)?;
     if let Some(path) = &args.prepare {
         return tell_prepared(args, path, &contest.prepare(model_dir, &judged, &hold)?, printer).map(Some);
     }
-    let published = contest.publish(model_dir, &judged, &hold)?;
+    let published = contest.publish(model_dir, &judged, &hold, args.wait)?;
     published.map(|published| tell(args, &published, hotkey, printer)).transpose()
 }
 
-/// The right to publish, once the chain takes a commitment if that is to be waited for. From here on an end in between is
-/// made good by the same command.
-fn take_hold(args: &PublishArgs, network: &Network, hotkey: &str, printer: &Printer) -> Result<Hold> {
+/// The right to publish. From here on an end in between is made good by the same command.
+fn take_hold(network: &Network, hotkey: &str) -> Result<Hold> {
     interrupt::install()?;
-    let hold = Hold::take(network.chain.as_ref(), hotkey)?;
-    if args.wait {
-        publish::sleep_until_allowed(network.chain.as_ref(), hotkey, printer)?;
-    }
-    Ok(hold)
+    Hold::take(network.chain.as_ref(), hotkey)
 }
 
 fn tell_prepared(args: &PublishArgs, path: &Path, request: &Request, printer: &Printer) -> Result<()> {
@@ -165,7 +160,7 @@ fn tell_prepared(args: &PublishArgs, path: &Path, request: &Request, printer: &P
     let (shown, hotkey) = (path.display(), &request.hotkey);
     printer.result(&format!(
         "Uploaded {}; {shown} holds what {hotkey} is to commit: take it to the machine with its key, and run there: assay \
-         publish --commit {shown}",
+         publish --commit {shown} --recipe RECIPE",
         request.commitment
     ))
 }

@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::chain::Chain;
+use crate::chain::ledger::check_hotkey;
 use crate::lock;
 use crate::whole_file;
 
@@ -53,6 +54,8 @@ pub struct Hold {
 impl Hold {
     /// Takes the right; where another process has it, the error says which.
     pub fn take(chain: &dyn Chain, hotkey: &str) -> Result<Self> {
+        // It becomes the name of a file, and may come from another machine.
+        check_hotkey(hotkey)?;
         let dir = chain.journal_dir();
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let lock = lock::take(&dir.join(format!("{hotkey}.lock")), |holder| {

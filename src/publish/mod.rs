@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::chain::{Chain, Snapshot, standing};
-use crate::error::{Failure, input};
+use crate::error::{Failure, failure, input};
 use crate::figures::{bytes, count, duration};
 use crate::hub::fetch::{fetch, publishable_files};
 use crate::hub::hash::files_hash;
@@ -48,6 +48,8 @@ pub struct Order<'a> {
     pub hotkey: &'a str,
     /// What a model must be.
     pub criteria: &'a Criteria,
+    /// Whether to wait until the chain takes the hotkey's next commitment.
+    pub waits: bool,
 }
 
 /// What came of it.
@@ -125,9 +127,9 @@ fn in_steps(
         finish(hold, journal, order.repo_id, &metadata, printer)?;
         return Ok(Published { metadata, before: true });
     }
-    check_may_commit(chain, order.hotkey, &snapshot)?;
     chain.unlock(order.hotkey)?;
-    warn_of_short_immunity(chain, order.hotkey, &snapshot, printer)?;
+    wait_until_allowed(chain, order.hotkey, order.waits, &snapshot, printer)?;
+    warn_of_short_immunity(chain, order.hotkey, &snapshot, printer);
     let (id, entry) = upload(network, order, &parcel, hold, journal, printer, after)?;
     send(chain, &id, entry, hold, still_right, after)
 }
@@ -197,10 +199,12 @@ fn send(
     entry.sent = Some(text.clone());
     hold.write(&entry)?;
     after(Step::SendingNoted)?;
-    chain.commit(hotkey, text.as_bytes())?;
+    let block = chain.commit(hotkey, text.as_bytes())?;
     after(Step::Sent)?;
 
-    let metadata = read_back(chain, hotkey, id)?;
+    let metadata = read_back(chain, hotkey, id).with_context(|| {
+        format!("{id} was committed as {hotkey} at block {}, but not found there; publish again to look", count(block))
+    })?;
     after(Step::ReadBack)?;
     entry.block = Some(metadata.block.get());
     hold.write(&entry)?;
@@ -326,8 +330,7 @@ fn finish(
 fn tell_of_abandoned(earlier: Option<&Entry>, printer: &Printer) {
     if let Some(Entry { hash, repo_id, commit: Some(commit), block: None, .. }) = earlier {
         printer.note(&format!(
-            "An earlier publish, of the model {hash}, was interrupted after its upload and is given up: commit {commit} \
-             stays in {repo_id}."
+            "An earlier model, {hash}, was uploaded and has not been committed from here: commit {commit} stays in {repo_id}."
         ));
     }
 }
@@ -364,17 +367,24 @@ pub fn registration(chain: &dyn Chain, hotkey: &str, snapshot: &Snapshot) -> Res
 }
 
 /// Warns where a newcomer may get the hotkey's place before a model that is committed now is paid.
-fn warn_of_short_immunity(chain: &dyn Chain, hotkey: &str, snapshot: &Snapshot, printer: &Printer) -> Result<()> {
-    let (status, seconds) = (chain.status()?, chain.seconds_per_block());
-    let warning = standing::warning(snapshot, &status, seconds, hotkey, snapshot.block);
+fn warn_of_short_immunity(chain: &dyn Chain, hotkey: &str, snapshot: &Snapshot, printer: &Printer) {
+    // No more than a warning: whatever keeps it away keeps nobody from publishing.
+    let Ok(status) = chain.status() else { return };
+    let warning = standing::warning(snapshot, &status, chain.seconds_per_block(), hotkey, snapshot.block);
     warning.inspect(|warning| printer.warn(warning));
-    Ok(())
 }
 
-/// Refuses a hotkey that could not commit now.
-fn check_may_commit(chain: &dyn Chain, hotkey: &str, snapshot: &Snapshot) -> Result<()> {
+/// Refuses a hotkey that could not commit now, unless it is to be waited for.
+fn wait_until_allowed(
+    chain: &dyn Chain,
+    hotkey: &str,
+    waits: bool,
+    snapshot: &Snapshot,
+    printer: &Printer,
+) -> Result<()> {
     match Wait::at(chain, hotkey, snapshot.block)? {
         None => Ok(()),
+        Some(_) if waits => sleep_until_allowed(chain, hotkey, printer),
         Some(wait) => Err(Failure::No(wait.sentence(chain, hotkey)).into()),
     }
 }
@@ -417,23 +427,37 @@ pub fn sleep_until_allowed(chain: &dyn Chain, hotkey: &str, printer: &Printer) -
     printer.note(&whole.sentence(chain, hotkey));
     let style = ProgressStyle::with_template("waiting {bar:30} {msg}").expect("the template is whole");
     let bar = printer.bar(whole.num_blocks).inspect(|bar| bar.set_style(style));
-    while let Some(wait) = wait_for_rate_limit(chain, hotkey)? {
+    let mut nap = Duration::ZERO;
+    loop {
+        sleep_interruptibly(nap);
         if interrupt::requested() {
             return Err(Failure::Interrupted("interrupted while waiting; nothing was sent".to_owned()).into());
         }
+        let wait = match wait_for_rate_limit(chain, hotkey) {
+            Ok(Some(wait)) => wait,
+            Ok(None) => break,
+            // A node that is gone for a while ends no wait of an hour.
+            Err(error) if matches!(failure(&error), Some(Failure::Unreachable(_))) => {
+                printer.warn(&format!("still waiting: {error:#}"));
+                nap = LONGEST_NAP;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let seconds = wait.num_blocks as f64 * chain.seconds_per_block();
         if let Some(bar) = &bar {
             bar.set_position(whole.num_blocks.saturating_sub(wait.num_blocks));
             bar.set_message(format!("{} blocks to go, about {}", count(wait.num_blocks), duration(seconds)));
         }
-        sleep_interruptibly(Duration::from_secs_f64(seconds).min(LONGEST_NAP));
+        // Half of what is left, and in the end block by block.
+        nap = Duration::from_secs_f64((seconds / 2.0).max(chain.seconds_per_block()).min(LONGEST_NAP.as_secs_f64()));
     }
     bar.inspect(ProgressBar::finish_and_clear);
     Ok(())
 }
 
 /// A chain that waits is asked again so often.
-const LONGEST_NAP: Duration = Duration::from_secs(6);
+const LONGEST_NAP: Duration = Duration::from_secs(60);
 
 /// Ends early where an orderly end is asked for.
 fn sleep_interruptibly(nap: Duration) {

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::journal::{Entry, Hold};
-use super::{Order, Parcel, Published, check_may_commit, finish, registration, send, standing, upload, verify};
+use super::{Order, Parcel, Published, finish, registration, send, standing, upload, verify, wait_until_allowed};
 use crate::chain::{Hotkey, Snapshot};
 use crate::error::{Failure, input};
 use crate::figures::count;
@@ -83,8 +83,7 @@ pub fn prepare(
         let sentence = format!("{id} stands on {} since block {block}: there is nothing to prepare", chain.describe());
         return Err(Failure::No(sentence).into());
     }
-    let (id, entry) = upload(network, order, &parcel, hold, hold.read()?, printer, &|_| Ok(()))?;
-    hold.write(&entry)?;
+    let (id, _) = upload(network, order, &parcel, hold, hold.read()?, printer, &|_| Ok(()))?;
     let status = chain.status()?;
     Ok(Request {
         format: FORMAT,
@@ -103,6 +102,7 @@ pub fn commit(
     request: &Request,
     criteria: &Criteria,
     hold: &Hold,
+    waits: bool,
     printer: &Printer,
 ) -> Result<Published> {
     let chain = network.chain.as_ref();
@@ -123,8 +123,17 @@ pub fn commit(
         _ => Ok(()),
     };
     still_right(&snapshot).map_err(Failure::No)?;
-    check_may_commit(chain, &request.hotkey, &snapshot)?;
+    if let Some(newer) = snapshot.commitments.get(&request.hotkey).filter(|standing| standing.block > request.block) {
+        return Err(Failure::No(format!(
+            "{} has committed something else at block {}, after the request was prepared at block {}: prepare it anew",
+            request.hotkey,
+            count(newer.block),
+            count(request.block)
+        ))
+        .into());
+    }
     chain.unlock(&request.hotkey)?;
+    wait_until_allowed(chain, &request.hotkey, waits, &snapshot, printer)?;
     printer.note(&format!("Downloading {} to look at it.", id.repo_id()));
     verify(network, &id, criteria)?;
     let mut entry = Entry::of(id.hash.as_deref().unwrap_or_default(), &id.repo_id());

@@ -148,8 +148,13 @@ mod tests {
         // The same prompt twice has the same continuation.
         let rows = write(dir.path(), 2);
         let found = |rules: &Rules, rows: &[Vec<u32>]| {
-            let order =
-                Order { model_dir: dir.path(), repo_id: "me/model", hotkey: "miner", criteria: &rules.criteria };
+            let order = Order {
+                model_dir: dir.path(),
+                repo_id: "me/model",
+                hotkey: "miner",
+                criteria: &rules.criteria,
+                waits: false,
+            };
             examine(&order, rules, rows).unwrap()
         };
         let before = found(&rules(0), &rows);
@@ -172,7 +177,7 @@ mod tests {
         let mut rules = rules(1);
         rules.criteria.max_parameters = 10;
         let repo_id = "me/model";
-        let order = |rules| Order { model_dir: dir.path(), repo_id, hotkey: "miner", criteria: rules };
+        let order = |rules| Order { model_dir: dir.path(), repo_id, hotkey: "miner", criteria: rules, waits: false };
         let found = examine(&order(&rules.criteria), &rules, &rows).unwrap();
         assert_eq!((found.refusals.len(), found.warnings.len()), (1, 0));
         assert!(found.refusals[0].contains("the limit is 10"), "{}", found.refusals[0]);

@@ -85,7 +85,7 @@ impl Fixture {
         after: &dyn Fn(Step) -> Result<()>,
     ) -> Result<Published> {
         let model_dir = self.dir.path().join(model);
-        let order = Order { model_dir: &model_dir, repo_id, hotkey, criteria: &self.criteria };
+        let order = Order { model_dir: &model_dir, repo_id, hotkey, criteria: &self.criteria, waits: false };
         let hold = Hold::take(self.network.chain.as_ref(), hotkey)?;
         in_steps(&self.network, &order, &hold, &|_| Ok(()), &quiet(), after)
     }
@@ -215,8 +215,13 @@ fn what_cannot_be_published_is_refused_before_anything_is_uploaded() {
         assert!(error.to_string().contains(expected), "{error:#}");
     }
     let small = Criteria { max_parameters: 100, ..fixture.criteria.clone() };
-    let order =
-        Order { model_dir: &fixture.dir.path().join("a"), repo_id: "me/model", hotkey: "miner", criteria: &small };
+    let order = Order {
+        model_dir: &fixture.dir.path().join("a"),
+        repo_id: "me/model",
+        hotkey: "miner",
+        criteria: &small,
+        waits: false,
+    };
     let error = publish(&fixture.network, &order, &fixture.hold(), &|_| Ok(()), &quiet()).unwrap_err();
     assert!(error.to_string().contains("the limit is 100"), "{error:#}");
     assert_eq!(fixture.written(), (vec![], vec![]));
@@ -227,7 +232,13 @@ fn what_cannot_be_published_is_refused_before_anything_is_uploaded() {
 fn a_field_that_has_changed_stops_the_commitment_and_the_next_try_uses_the_upload() {
     let fixture = Fixture::new();
     let model_dir = fixture.dir.path().join("a");
-    let order = Order { model_dir: &model_dir, repo_id: "me/model", hotkey: "miner", criteria: &fixture.criteria };
+    let order = Order {
+        model_dir: &model_dir,
+        repo_id: "me/model",
+        hotkey: "miner",
+        criteria: &fixture.criteria,
+        waits: false,
+    };
     let changed = |_: &Snapshot| Err("the field has changed".to_owned());
     let error = publish(&fixture.network, &order, &fixture.hold(), &changed, &quiet()).unwrap_err();
     assert_eq!(exit_code(&error), 4);
@@ -257,7 +268,13 @@ fn a_hotkey_belongs_to_one_process_at_a_time() {
 fn a_rehearsal_writes_nothing_and_tells_what_would_be_sent() {
     let fixture = Fixture::new();
     let model_dir = fixture.dir.path().join("a");
-    let order = Order { model_dir: &model_dir, repo_id: "me/model", hotkey: "miner", criteria: &fixture.criteria };
+    let order = Order {
+        model_dir: &model_dir,
+        repo_id: "me/model",
+        hotkey: "miner",
+        criteria: &fixture.criteria,
+        waits: false,
+    };
     let text = rehearse(&fixture.network, &order).unwrap();
     let hash = directory_hash(&model_dir).unwrap();
     assert!(text.contains("  model.safetensors  ") && text.contains(&format!("  me:model:COMMIT:{hash}\n")), "{text}");

@@ -135,8 +135,9 @@ impl<'a> RunContest<'a> {
         let mut outcome = match judged {
             Ok(Some(outcome)) => outcome,
             Ok(None) => return Ok(None),
-            Err(error) if crate::error::exit_code(&error) == 130 => return Err(error),
-            Err(error) => self.failed("the model could not be judged", error),
+            // The run ends in its own order.
+            Err(error) if matches!(failure(&error), Some(Failure::Interrupted(_))) => return Ok(None),
+            Err(error) => self.failed("Not published, for the model could not be judged", error),
         };
         outcome.share = self.seconds / (self.seconds + training).max(f64::MIN_POSITIVE);
         Ok(Some(outcome))
@@ -174,8 +175,8 @@ impl<'a> RunContest<'a> {
     }
 
     fn failed(&self, what: &str, error: anyhow::Error) -> Outcome {
-        self.contest.printer.warn(&format!("{what}: {error:#}"));
-        let sentence = format!("Not published: {what}.");
+        let sentence = format!("{what}: {error:#}");
+        self.contest.printer.warn(&sentence);
         Outcome { loss: f64::NAN, sentence, failure: Some(error), ..Outcome::default() }
     }
 
@@ -254,7 +255,7 @@ impl<'a> RunContest<'a> {
         let Some(hold) = self.holds.iter().find(|hold| hold.hotkey == *hotkey) else {
             return not(format!("Not published: another process publishes under {hotkey}."));
         };
-        match self.contest.publish(model_dir, judged, hold) {
+        match self.contest.publish(model_dir, judged, hold, false) {
             Ok(None) => Ok(None),
             Ok(Some(published)) => {
                 let id = published.metadata.id.to_string();
@@ -277,7 +278,7 @@ impl<'a> RunContest<'a> {
                     self.contest.printer.warn(&sentence);
                     not(sentence)
                 }
-                _ => Ok(Some(self.failed("the model could not be published", error))),
+                _ => Ok(Some(self.failed("The publish came to no end", error))),
             },
         }
     }

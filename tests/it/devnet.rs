@@ -20,14 +20,14 @@ struct Devnet {
 }
 
 impl Devnet {
-    fn new() -> Self {
+    fn new(block_seconds: &str) -> Self {
         let dir = Dir::with_recipe(2);
         dir.train(&[]).run().assert_exit(0);
         let wallet = ["--wallet-dir", "wallets", "--wallet", "me", "--hotkey", "first"];
         dir.assay(&["wallet", "new-hotkey"]).args(&wallet).run().assert_exit(0);
         let shown = dir.assay(&["wallet", "show", "--json"]).args(&wallet).run().assert_exit(0).json();
         let hotkey = shown["address"].as_str().unwrap().to_owned();
-        dir.assay(&["local", "init", "--block-seconds", "0.25"]).run().assert_exit(0);
+        dir.assay(&["local", "init", "--block-seconds", block_seconds]).run().assert_exit(0);
         dir.assay(&["local", "register", &hotkey]).run().assert_exit(0);
         let mut devnet = Self { dir, endpoint: String::new(), hotkey, node: None };
         devnet.serve("0");
@@ -86,13 +86,14 @@ impl Devnet {
 
 #[test]
 fn a_model_is_published_with_a_key_over_the_chains_own_protocol_once() {
-    let devnet = Devnet::new();
+    let devnet = Devnet::new("1");
     devnet
         .assay(&["chain", "commitment", &devnet.hotkey, "--endpoint", &devnet.endpoint])
         .run()
         .assert_exit(4)
         .assert_stderr_contains("has committed nothing");
-    // Killed at some moments, and repeated.
+    // Another model, for later; and the first one's publish killed at some moments, and repeated.
+    devnet.dir.train(&["--set", "checkpoint.dir=other", "--set", "train.seed=2"]).run().assert_exit(0);
     for delay_ms in [50, 150, 300, 500] {
         let running = devnet.publish(&["run/latest"]).spawn();
         sleep(Duration::from_millis(delay_ms));
@@ -106,8 +107,7 @@ fn a_model_is_published_with_a_key_over_the_chains_own_protocol_once() {
     devnet.publish(&["run/latest"]).run().assert_exit(0).assert_stdout_contains("nothing was sent");
 
     // Another model within the rate limit.
-    devnet.dir.train(&["--set", "train.steps=3"]).run().assert_exit(0);
-    devnet.publish(&["run/latest"]).run().assert_exit(4).assert_stderr_contains("takes the next commitment of");
+    devnet.publish(&["other/latest"]).run().assert_exit(4).assert_stderr_contains("takes the next commitment of");
     let other = committed["text"].as_str().unwrap().replace("me:model", "me:other");
     let refused = devnet.assay(&["chain", "commit", "--recipe", "real.yaml", &other]).run().assert_exit(4);
     refused.assert_stderr_contains(&format!("at block {}", committed["block"].as_u64().unwrap() + 100));
@@ -116,7 +116,7 @@ fn a_model_is_published_with_a_key_over_the_chains_own_protocol_once() {
 
 #[test]
 fn without_the_key_a_model_is_prepared_and_the_machine_with_the_key_commits_it() {
-    let devnet = Devnet::new();
+    let devnet = Devnet::new("1");
     let rented = devnet.dir.path("rented");
     let without_key = ["--set", "chain.wallet_dir=nowhere", "--hotkey", &devnet.hotkey];
     let publish = |args: &[&str]| {
@@ -133,7 +133,7 @@ fn without_the_key_a_model_is_prepared_and_the_machine_with_the_key_commits_it()
 
 #[test]
 fn a_node_that_is_another_chain_or_none_is_refused() {
-    let mut devnet = Devnet::new();
+    let mut devnet = Devnet::new("1");
     let status = |devnet: &Devnet, args: &[&str]| devnet.assay(&["chain", "status"]).args(args).run();
     let endpoint = devnet.endpoint.clone();
     status(&devnet, &["--endpoint", &endpoint]).assert_exit(0);
@@ -152,19 +152,47 @@ fn a_node_that_is_another_chain_or_none_is_refused() {
 }
 
 #[test]
-fn a_run_publishes_under_a_key_by_itself_and_a_validator_weighs_it() {
-    let devnet = Devnet::new();
-    let run = ["--set", "train.steps=4", "--set", "score.every=4", "--set", "publish.mode=auto"];
-    // The rival that knows only how often words occur is far better than a model of four steps: the gate stays closed,
-    // and says so; the chain was read all the same.
-    let outcome = devnet.assay(&["train", "real.yaml"]).args(&run).run().assert_exit(0);
-    outcome.assert_stderr_contains(&format!("The hotkey {} is uid 3", devnet.hotkey));
-    devnet.publish(&["run/latest"]).run().assert_exit(0);
-    let validate = ["validate", "--recipe", "real.yaml", "--steps", "1", "--dir", "validator"];
-    let step = devnet.assay(&validate).args(&["--json"]).run().assert_exit(0);
-    assert!(step.stdout.contains("\"3\""), "{step:?}");
-    let neurons = devnet.assay(&["chain", "neurons", "--json", "--endpoint", &devnet.endpoint]).run().assert_exit(0);
-    let neurons: Vec<Value> = serde_json::from_str(&neurons.stdout).unwrap();
-    assert_eq!(neurons[3]["hotkey"], devnet.hotkey.as_str());
-    assert_eq!(neurons[0]["validator_permit"], true);
+fn a_run_publishes_under_a_key_by_itself() {
+    let devnet = Devnet::new("1");
+    let run = ["--set", "train.steps=60", "--set", "checkpoint.dir=long", "--set", "score.every=30"];
+    let outcome = devnet
+        .assay(&["train", "real.yaml", "--set", "score.budget=0.99", "--set", "score.page_documents=2"])
+        .args(&run)
+        .args(&["--set", "publish.mode=auto"])
+        .run()
+        .assert_exit(0);
+    outcome
+        .assert_stderr_contains(&format!("The hotkey {} is uid 3", devnet.hotkey))
+        .assert_stderr_contains(&format!("as {} at block", devnet.hotkey));
+    let record = fs::read(devnet.dir.path("long/gate/published.json")).unwrap();
+    let record: Value = serde_json::from_slice(&record).unwrap();
+    assert_eq!((&record["id"], &record["block"]), (&devnet.committed()["text"], &devnet.committed()["block"]));
+    assert_eq!(devnet.num_commitments(), 1);
+}
+
+#[test]
+fn a_validator_with_a_key_sets_weights() {
+    let devnet = Devnet::new("0.1");
+    let wallet = ["--wallet-dir", "wallets", "--wallet", "me", "--hotkey", "judge"];
+    devnet.dir.assay(&["wallet", "new-hotkey"]).args(&wallet).run().assert_exit(0);
+    let shown = devnet.dir.assay(&["wallet", "show", "--json"]).args(&wallet).run().assert_exit(0).json();
+    let judge = shown["address"].as_str().unwrap();
+    devnet.dir.assay(&["local", "register", judge, "--stake", "1000000"]).run().assert_exit(0);
+    let last_update = || {
+        let neurons = devnet.assay(&["chain", "neurons", "--json"]).run().assert_exit(0);
+        let neurons: Vec<Value> = serde_json::from_str(&neurons.stdout).unwrap();
+        neurons.iter().find(|neuron| neuron["hotkey"] == judge).unwrap()["last_update"].as_u64().unwrap()
+    };
+    let before = last_update();
+    let weights = ["--set-weights", "--hotkey", "judge", "--dir", "validator"];
+    let mut validator = devnet.assay(&["validate", "--recipe", "real.yaml"]).args(&weights).spawn();
+    // Fifty blocks later, or when the rate limit lets it.
+    assert!(validator.wait_until(|| {
+        sleep(Duration::from_millis(500));
+        last_update() > before
+    }));
+    validator.signal("INT");
+    validator.wait().assert_exit(130).assert_stderr_contains(&format!("as {judge}; miners with weight: 1"));
+    let unigram = devnet.assay(&["chain", "miner", "--hotkey", "unigram", "--json"]).run().assert_exit(0);
+    assert!(unigram.stdout.contains(judge), "{unigram:?}");
 }

@@ -1,6 +1,6 @@
 //! `assay chain commit`: one text to the chain, checked before and read back after.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::commitments::{json, shown};
 use super::json_text;
@@ -37,20 +37,26 @@ pub(super) fn run(request: &Request<'_>, signer: &SignerArgs, args: &ChainPlaceA
 }
 
 fn commit(request: &Request<'_>, chain: &dyn Chain, hotkey: &str, printer: &Printer) -> Result<Commitment> {
-    registration(chain, hotkey, &chain.snapshot()?)?;
+    let text = request.text;
+    let snapshot = chain.snapshot()?;
+    registration(chain, hotkey, &snapshot)?;
     // A run that publishes under the hotkey meanwhile would replace this, or be replaced by it.
     let _hold = Hold::take(chain, hotkey)?;
     if request.wait {
+        // An earlier call that was interrupted may have sent it: its own commitment is not waited out.
+        if let Some(standing) = snapshot.commitments.get(hotkey).filter(|standing| standing.bytes == text.as_bytes()) {
+            return Ok(standing.clone());
+        }
         sleep_until_allowed(chain, hotkey, printer)?;
     } else if let Some(wait) = wait_for_rate_limit(chain, hotkey)? {
         return Err(Failure::No(format!("{} --wait waits for it.", wait.sentence(chain, hotkey))).into());
     }
-    chain.commit(hotkey, request.text.as_bytes())?;
-    match chain.commitment(hotkey)? {
-        Some(commitment) if commitment.bytes == request.text.as_bytes() => Ok(commitment),
+    let block = chain.commit(hotkey, text.as_bytes())?;
+    let found = chain.commitment(hotkey);
+    match found.with_context(|| format!("`{text}` was committed as {hotkey} at block {block}, but not read back"))? {
+        Some(commitment) if commitment.bytes == text.as_bytes() => Ok(commitment),
         found => bail!(
-            "`{}` was committed as {hotkey}, but {} holds {} for it",
-            request.text,
+            "`{text}` was committed as {hotkey} at block {block}, but {} holds {} for it",
             chain.describe(),
             found.map_or_else(|| "nothing".to_owned(), |commitment| format!("`{}`", shown(&commitment)))
         ),

@@ -30,7 +30,12 @@ impl Target {
             !is_elsewhere || args.place.local == Path::new(LOCAL_DIR),
             input("--local names an embedded chain and --network a real one: leave one of them out")
         );
+        let was_local = chain.is_local();
         override_network(&mut chain, args)?;
+        if was_local && !chain.is_local() {
+            // Names on the embedded chain are none in a wallet.
+            chain.hotkeys = None;
+        }
         chain.netuid = args.netuid.unwrap_or(chain.netuid);
         ensure!(
             !chain.is_local() || chain.netuid == NETUID,
@@ -170,7 +175,7 @@ mod tests {
         assert_eq!(place(finney, &nodes), (Some(Network::Finney), urls.clone(), 3, own.clone()));
         assert_eq!(place(finney, &["--network", "finney"]).1, ["wss://a:1"]);
         assert_eq!(place(finney, &["--network", "test"]), (Some(Network::Test), none.clone(), 4, own.clone()));
-        assert_eq!(place(&["chain.network=local", "chain.hotkeys=[k]"], &nodes), (None, urls, 3, own.clone()));
+        assert_eq!(place(&["chain.network=local", "chain.hotkeys=[k]"], &nodes), (None, urls, 3, none.clone()));
         let local = place(finney, &["--network", "local", "--netuid", "9"]);
         assert_eq!(local, (Some(Network::Local), none, 9, own));
     }

@@ -7,12 +7,18 @@ use crate::publish::request::{self, DecidedOn, Request};
 impl Fixture {
     fn prepare(&self, model: &str, decided_on: Option<DecidedOn>) -> Result<Request> {
         let model_dir = self.dir.path().join(model);
-        let order = Order { model_dir: &model_dir, repo_id: "me/model", hotkey: "miner", criteria: &self.criteria };
+        let order = Order {
+            model_dir: &model_dir,
+            repo_id: "me/model",
+            hotkey: "miner",
+            criteria: &self.criteria,
+            waits: false,
+        };
         request::prepare(&self.network, &order, &self.hold(), decided_on, &quiet())
     }
 
     fn commit(&self, request: &Request) -> Result<Published> {
-        request::commit(&self.network, request, &self.criteria, &self.hold(), &quiet())
+        request::commit(&self.network, request, &self.criteria, &self.hold(), false, &quiet())
     }
 
     /// A request after a change in its file.

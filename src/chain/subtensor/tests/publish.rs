@@ -45,7 +45,13 @@ fn a_publish_waits_for_the_node_twenty_times_at_most() {
         losses: LossCache::none(),
     };
     let criteria = Criteria { sequence_length: 16, ..Rules::default().criteria };
-    let order = Order { model_dir: &model_dir, repo_id: "me/model", hotkey: &network.hotkeys[0], criteria: &criteria };
+    let order = Order {
+        model_dir: &model_dir,
+        repo_id: "me/model",
+        hotkey: &network.hotkeys[0],
+        criteria: &criteria,
+        waits: false,
+    };
     let hold = Hold::take(network.chain.as_ref(), order.hotkey).unwrap();
     let printer = Printer::with_streams(std::io::sink(), std::io::sink(), true);
     let published = publish::publish(&network, &order, &hold, &|_| Ok(()), &printer).unwrap();

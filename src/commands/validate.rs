@@ -88,7 +88,7 @@ fn hotkey(args: &ValidateArgs, network: &Network, printer: &Printer) -> Result<O
     }
     let (chain, hotkey) = (network.chain.as_ref(), network.only_hotkey()?);
     let snapshot = chain.snapshot()?;
-    let neuron = snapshot.neuron(hotkey).ok_or_else(|| chain.unregistered(hotkey).context("--set-weights"))?;
+    let neuron = snapshot.neuron(hotkey).ok_or_else(|| chain.unregistered(hotkey).context("no weights can be set"))?;
     chain.unlock(hotkey)?;
     if !neuron.validator_permit {
         printer.warn(&format!("the hotkey {hotkey} has no validator permit: the weights it sets do not count"));

@@ -123,9 +123,9 @@ pub fn commit(
         _ => Ok(()),
     };
     still_right(&snapshot).map_err(Failure::No)?;
-    if let Some(newer) = snapshot.commitments.get(&request.hotkey).filter(|standing| standing.block > request.block) {
+    if let Some(newer) = snapshot.commitments.get(&request.hotkey).filter(|standing| standing.block >= request.block) {
         return Err(Failure::No(format!(
-            "{} has committed something else at block {}, after the request was prepared at block {}: prepare it anew",
+            "{} has committed something else at block {}, and the request was prepared at block {}: prepare it anew",
             request.hotkey,
             count(newer.block),
             count(request.block)

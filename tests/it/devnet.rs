@@ -179,18 +179,28 @@ fn a_validator_with_a_key_sets_weights() {
     let judge = shown["address"].as_str().unwrap();
     devnet.dir.assay(&["local", "register", judge, "--stake", "1000000"]).run().assert_exit(0);
     let last_update = || {
-        let neurons = devnet.assay(&["chain", "neurons", "--json"]).run().assert_exit(0);
+        let neurons =
+            devnet.assay(&["chain", "neurons", "--json", "--endpoint", &devnet.endpoint]).run().assert_exit(0);
         let neurons: Vec<Value> = serde_json::from_str(&neurons.stdout).unwrap();
-        neurons.iter().find(|neuron| neuron["hotkey"] == judge).unwrap()["last_update"].as_u64().unwrap()
+        neurons.iter().find(|neuron| neuron["hotkey"] == judge)?["last_update"].as_u64()
     };
-    let before = last_update();
+    let before = loop {
+        // In a block that has passed.
+        if let Some(block) = last_update() {
+            break Some(block);
+        }
+        sleep(Duration::from_millis(50));
+    };
     let weights = ["--set-weights", "--hotkey", "judge", "--dir", "validator"];
     let mut validator = devnet.assay(&["validate", "--recipe", "real.yaml"]).args(&weights).spawn();
     // Fifty blocks later, or when the rate limit lets it.
-    assert!(validator.wait_until(|| {
+    let is_set = validator.wait_until(|| {
         sleep(Duration::from_millis(500));
         last_update() > before
-    }));
+    });
+    if !is_set {
+        panic!("{:?}", validator.wait());
+    }
     validator.signal("INT");
     validator.wait().assert_exit(130).assert_stderr_contains(&format!("as {judge}; miners with weight: 1"));
     let unigram = devnet.assay(&["chain", "miner", "--hotkey", "unigram", "--json"]).run().assert_exit(0);

@@ -66,6 +66,18 @@ fn a_request_whose_field_has_changed_is_not_committed() {
 }
 
 #[test]
+fn a_request_that_is_older_than_what_stands_does_not_replace_it() {
+    let fixture = Fixture::new();
+    let request = fixture.prepare("a", None).unwrap();
+    let newer = format!("me:other:{}:hash", "0".repeat(40));
+    fixture.ledger.commit("miner", newer.as_bytes()).unwrap();
+    let error = fixture.commit(&request).unwrap_err();
+    assert_eq!(exit_code(&error), 4);
+    assert!(error.to_string().contains("miner has committed something else at block"), "{error}");
+    assert_eq!(fixture.written().1, [newer]);
+}
+
+#[test]
 fn a_request_that_says_what_is_not_so_is_refused() {
     let fixture = Fixture::new();
     let request = fixture.prepare("a", None).unwrap();
@@ -78,6 +90,7 @@ fn a_request_that_says_what_is_not_so_is_refused() {
         (hash.as_str(), other_hash.as_str(), 1, "is not what was uploaded"),
         ("\"genesis\": null", foreign.as_str(), 2, "the request is for subnet 9 of the chain that begins with"),
         ("\"miner\"", "\"stranger\"", 2, "is not registered"),
+        ("\"miner\"", "\"../../miner\"", 2, "is not registered"),
         (commit.as_str(), "None", 2, "names no model at a commit"),
         ("me:model", "transfer everything", 2, "is no model id"),
         ("\"format\": 1", "\"format\": 2", 2, "is of version 2 of the format"),

@@ -365,7 +365,7 @@ pub enum LocalCommand {
         #[arg(long, value_name = "PORT")]
         rpc: u16,
         /// The folder of the embedded network.
-        #[arg(long, value_name = "DIR", default_value = crate::recipe::LOCAL_DIR)]
+        #[arg(long, visible_alias = "local", value_name = "DIR", default_value = crate::recipe::LOCAL_DIR)]
         dir: PathBuf,
         /// The version of the chain's program that it looks like: 143 (March 2024) or 185.
         #[arg(long, value_name = "VERSION", default_value_t = 143)]

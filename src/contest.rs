@@ -346,23 +346,24 @@ impl<'a> Contest<'a> {
     }
 }
 
-/// What a run should know at its start: whether its hotkeys are registered, and when they may commit.
-pub fn first_lines(network: &Network) -> Result<Vec<String>> {
+/// What a run should know at its start: whether its hotkeys are registered, and when they may commit; what stands in the
+/// way is an `Err`.
+pub fn first_lines(network: &Network) -> Result<Vec<Result<String, String>>> {
     let chain = network.chain.as_ref();
     let (snapshot, status) = (chain.snapshot()?, chain.status()?);
-    let line = |hotkey: &Hotkey| -> Result<String> {
+    let line = |hotkey: &Hotkey| -> Result<Vec<Result<String, String>>> {
         let Some(neuron) = snapshot.neuron(hotkey) else {
-            return Ok(format!("{}; nothing can be published under it", chain.unregistered(hotkey)));
+            return Ok(vec![Err(format!("nothing can be published: {}", chain.unregistered(hotkey)))]);
         };
         let when = match publish::wait_for_rate_limit(chain, hotkey)? {
             None => "it may commit now.".to_owned(),
             Some(wait) => wait.sentence(chain, hotkey),
         };
+        let place = format!("The hotkey {hotkey} is uid {} on {}; {when}", neuron.uid, chain.describe());
         let warning = standing::warning(&snapshot, &status, chain.seconds_per_block(), hotkey, snapshot.block);
-        let warning = warning.map_or_else(String::new, |warning| format!(" But {warning}."));
-        Ok(format!("The hotkey {hotkey} is uid {} on {}; {when}{warning}", neuron.uid, chain.describe()))
+        Ok([Ok(place)].into_iter().chain(warning.map(Err)).collect())
     };
-    network.hotkeys.iter().map(line).collect()
+    Ok(network.hotkeys.iter().map(line).collect::<Result<Vec<_>>>()?.concat())
 }
 
 /// What a run would find, without making anything.
@@ -371,7 +372,8 @@ pub fn preview(resolved: &Resolved) -> Result<Vec<String>> {
     if network::needs_making(chain) {
         return Ok(vec![format!("Would make an embedded network around the ledger {}.", chain.ledger.display())]);
     }
-    first_lines(&Network::open(hub, chain)?)
+    let lines = first_lines(&Network::open(hub, chain)?)?;
+    Ok(lines.into_iter().map(|line| line.unwrap_or_else(|warning| warning)).collect())
 }
 
 impl Judged {

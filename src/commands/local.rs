@@ -8,13 +8,14 @@ use anyhow::Result;
 
 use super::Place;
 use crate::chain::ledger::Ledger;
-use crate::chain::{Chain, UNITS_PER_TAO};
+use crate::chain::{Chain, UNITS_PER_TAO, account};
 use crate::cli::{LocalArgs, LocalCommand};
 use crate::clock::{Clock, SystemClock};
+use crate::error::input;
 use crate::figures::count;
 use crate::interrupt;
 use crate::local;
-use crate::local::rpc::{Devnet, Spec, account};
+use crate::local::rpc::{self, Devnet, Spec};
 use crate::metrics::printer::Printer;
 use crate::network;
 
@@ -30,6 +31,10 @@ pub fn run(args: &LocalArgs, printer: &Printer) -> Result<()> {
         LocalCommand::Register { hotkey, stake, network } => {
             let place = Place::of(network)?;
             let ledger = Ledger::open(&place.chain.ledger)?;
+            // A name of that length is an address that was mistyped.
+            if hotkey.starts_with('5') && hotkey.len() >= 46 {
+                account::parse(hotkey).map_err(input)?;
+            }
             let uid = ledger.register(hotkey)?;
             let path = place.chain.ledger.display();
             let Some(stake) = *stake else { return printer.result(&format!("{hotkey} has uid {uid} in {path}.")) };
@@ -57,7 +62,7 @@ fn serve(port: u16, dir: &Path, spec: u32, printer: &Printer) -> Result<()> {
         spec.version()
     );
     for neuron in &snapshot.neurons {
-        let address = account(&neuron.hotkey)?.to_string();
+        let address = rpc::account(&neuron.hotkey)?.to_string();
         let key = match address == neuron.hotkey {
             true => address,
             false => format!("{} (the key //{0}), {address}", neuron.hotkey),

@@ -28,7 +28,7 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
     super::set_threads(args.threads)?;
     let mut place = Place::of(&args.network)?;
     if let Some(request) = &args.commit {
-        return commit(args, &Request::read(request)?, place, printer);
+        return commit(args, &Request::read(request)?, &place, printer);
     }
     let model_dir = args.model.as_deref().ok_or_else(|| input("no model to publish: name its folder"))?;
     ensure!(
@@ -48,6 +48,11 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
     let network = Network::open(&place.hub, &place.chain)?;
     let hotkey = network.only_hotkey()?;
     let order = Order { model_dir, repo_id: &repo_id, hotkey, criteria: &rules.criteria, waits: args.wait };
+    // What is said at once comes before what takes minutes.
+    publish::registration(network.chain.as_ref(), hotkey, &network.chain.snapshot()?)?;
+    if args.prepare.is_none() && !args.dry_run {
+        network.chain.unlock(hotkey)?;
+    }
     look_at(&order, &rules, printer)?;
     if args.dry_run {
         return printer.result(&publish::rehearse(&network, &order)?);
@@ -61,9 +66,23 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
 }
 
 /// Commits what was prepared elsewhere.
-fn commit(args: &PublishArgs, request: &Request, mut place: Place, printer: &Printer) -> Result<()> {
-    place.choose_hotkey(Some(&request.hotkey));
+fn commit(args: &PublishArgs, request: &Request, place: &Place, printer: &Printer) -> Result<()> {
     let network = Network::open(&place.hub, &place.chain)?;
+    // Which keys sign is said here, and not where the request comes from.
+    ensure!(
+        network.hotkeys.contains(&request.hotkey),
+        input(format!(
+            "the request is for the hotkey {}, which is none of chain.hotkeys ({}): name it there, in a recipe, if it is to sign",
+            request.hotkey,
+            place.chain.hotkeys().join(", ")
+        ))
+    );
+    printer.note(&format!(
+        "To be committed as {} to {}: {}",
+        request.hotkey,
+        network.chain.describe(),
+        request.commitment
+    ));
     if request.decided_on.is_none() {
         printer.note("The request was prepared without asking a gate.");
     }

@@ -8,6 +8,7 @@ use super::Place;
 use crate::cli::ValidateArgs;
 use crate::clock::{Clock, SystemClock};
 use crate::error::input;
+use crate::figures::count;
 use crate::hub::fetch::Cache;
 use crate::interrupt;
 use crate::metrics::printer::Printer;
@@ -31,11 +32,12 @@ pub fn run(args: &ValidateArgs, printer: &Printer) -> Result<()> {
     let num_pages = args.pages.unwrap_or_else(|| place.pages_per_step(&rules));
 
     let clock = Arc::new(SystemClock);
+    let beginning_block = network.chain.block()?;
     let beginning = Beginning {
         version_key: rules.validator.weights_version_key,
         seed: args.seed,
         network: &format!("{} and {}", network.chain.describe(), network.hub.describe()),
-        block: network.chain.block()?,
+        block: beginning_block,
         next_cleanup: clock.unix_ms().saturating_add(FIRST_CLEANUP_AFTER.as_millis() as u64),
     };
     let (folder, state, note) = Folder::open(&args.dir, beginning)?;
@@ -58,6 +60,12 @@ pub fn run(args: &ValidateArgs, printer: &Printer) -> Result<()> {
         args.dir.display(),
         if state.step > 0 { format!(", after step {}", state.step) } else { String::new() }
     ));
+    if let Some(hotkey) = &sets_weights_as {
+        let blocks = rules.blocks_per_epoch;
+        let first = state.epoch_block.unwrap_or(beginning_block).saturating_add(blocks);
+        printer
+            .note(&format!("Sets weights as {hotkey} every {blocks} blocks, the next time at block {}.", count(first)));
+    }
     let options =
         Options { rules, num_pages, sets_weights_as, seconds_per_model: args.time_limit, json: args.json, warms: true };
     let seams = Seams {

@@ -428,10 +428,11 @@ pub fn sleep_until_allowed(chain: &dyn Chain, hotkey: &str, printer: &Printer) -
     let style = ProgressStyle::with_template("waiting {bar:30} {msg}").expect("the template is whole");
     let bar = printer.bar(whole.num_blocks).inspect(|bar| bar.set_style(style));
     let mut nap = Duration::ZERO;
+    let interrupted = || Failure::Interrupted("interrupted while waiting; nothing was sent".to_owned());
     loop {
         sleep_interruptibly(nap);
         if interrupt::requested() {
-            return Err(Failure::Interrupted("interrupted while waiting; nothing was sent".to_owned()).into());
+            return Err(interrupted().into());
         }
         let wait = match wait_for_rate_limit(chain, hotkey) {
             Ok(Some(wait)) => wait,
@@ -442,6 +443,7 @@ pub fn sleep_until_allowed(chain: &dyn Chain, hotkey: &str, printer: &Printer) -
                 nap = LONGEST_NAP;
                 continue;
             }
+            Err(error) if matches!(failure(&error), Some(Failure::Interrupted(_))) => return Err(interrupted().into()),
             Err(error) => return Err(error),
         };
         let seconds = wait.num_blocks as f64 * chain.seconds_per_block();

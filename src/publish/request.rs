@@ -145,7 +145,7 @@ impl Request {
     /// Reads a request.
     pub fn read(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let file = File::open(path).with_context(|| format!("cannot read {shown}"))?;
+        let file = File::open(path).map_err(|error| input(format!("the request {shown} cannot be read: {error}")))?;
         let mut bytes = Vec::new();
         file.take(MAX_BYTES).read_to_end(&mut bytes).with_context(|| format!("cannot read {shown}"))?;
         let request: Self = serde_json::from_slice(&bytes).map_err(|error| {

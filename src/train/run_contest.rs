@@ -83,7 +83,12 @@ impl<'a> RunContest<'a> {
         let mut run = Self { contest, records_dir, holds: Vec::new(), last_step: None, seconds, needed: None };
         if resolved.publishes() {
             let network = &run.contest.network;
-            first_lines(network)?.iter().for_each(|line| printer.note(line));
+            for line in first_lines(network)? {
+                match line {
+                    Ok(line) => printer.note(&line),
+                    Err(warning) => printer.warn(&warning),
+                }
+            }
             // Now, while somebody is there who knows the passwords.
             network.hotkeys.iter().try_for_each(|hotkey| network.chain.unlock(hotkey))?;
             run.take_holds();

@@ -136,8 +136,8 @@ fn a_miner_is_told_how_it_stands_and_a_stranger_what_to_do() {
     let registered = miner["registered_at"].as_u64().unwrap();
     assert_eq!(miner["immunity_ends"], registered + 4_096);
     assert_eq!((&miner["commitment"], &miner["next_commit_block"]), (&Value::Null, &Value::Null));
-    // All three are immune, so that immunity protects nobody: of those that earn nothing the newest comes second.
-    assert_eq!((&miner["replacement_rank"], &miner["num_replaceable"]), (&json!(2), &json!(3)));
+    // All three are immune, so that immunity protects nobody: who earns nothing comes first.
+    assert_eq!((&miner["replacement_rank"], &miner["num_replaceable"]), (&json!(1), &json!(3)));
     assert_eq!((&miner["free_places"], &rival["replacement_rank"]), (&json!(253), &json!(3)));
     let per_day = rival["tao_per_day"].as_f64().unwrap();
     assert!((per_day - 112.188).abs() < 1e-3, "{per_day}");
@@ -146,7 +146,7 @@ fn a_miner_is_told_how_it_stands_and_a_stranger_what_to_do() {
     let both = chain(&dir, &["miner", "--hotkey", "stranger", "--hotkey", "miner"]).assert_exit(0);
     both.assert_stdout_contains("stranger: the hotkey `stranger` is not registered")
         .assert_stdout_contains("miner: uid 2, registered at block 2,486,0")
-        .assert_stdout_contains("nobody is replaced now, for 253 of 256 places are free");
+        .assert_stdout_contains("nobody is replaced while 253 of 256 places are free");
     let nobody = chain(&dir, &["miner", "--hotkey", "stranger", "--json"]).assert_exit(4);
     let reports: Vec<Value> = serde_json::from_str(&nobody.stdout).unwrap();
     assert_eq!((&reports[0]["hotkey"], &reports[0]["registered"]), (&json!("stranger"), &json!(false)));

@@ -123,6 +123,15 @@ fn without_the_key_a_model_is_prepared_and_the_machine_with_the_key_commits_it()
         devnet.dir.assay(&["publish", "--recipe", "real.yaml"]).args(args).args(&without_key).env("ASSAY_HOME", &rented)
     };
     publish(&["run/latest"]).run().assert_exit(2).assert_stderr_contains("--prepare");
+    // Nor does anything begin that would need the key in the night.
+    let watched = format!("chain.hotkeys=[{}]", devnet.hotkey);
+    let watched = ["--set", "chain.wallet_dir=nowhere", "--set", &watched];
+    let auto =
+        ["train", "real.yaml", "--set", "checkpoint.dir=other", "--set", "publish.mode=auto", "--set", "score.every=1"];
+    let train = devnet.dir.assay(&auto).args(&watched).env("ASSAY_HOME", &rented).run();
+    train.assert_exit(2).assert_stderr_contains("--prepare");
+    let weigh = ["validate", "--recipe", "real.yaml", "--set-weights", "--steps", "1", "--dir", "validator"];
+    devnet.dir.assay(&weigh).args(&watched).env("ASSAY_HOME", &rented).run().assert_exit(2);
     publish(&["run/latest", "--prepare", "request.json"]).run().assert_exit(0).assert_stdout_contains("--commit");
     assert_eq!(devnet.num_commitments(), 0);
     let published = devnet.publish(&["--commit", "request.json", "--json"]).run().assert_exit(0).json();

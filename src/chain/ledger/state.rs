@@ -17,7 +17,8 @@ pub(super) fn highest_block(transaction: &Transaction<'_>) -> Result<u64> {
 /// The subnet as the tables have it.
 pub(super) fn snapshot(transaction: &Transaction<'_>, settings: &Settings, block: u64) -> Result<Snapshot> {
     let mut statement = transaction.prepare("SELECT * FROM neurons ORDER BY uid")?;
-    let neurons = statement.query_map([], |row| neuron(row, settings))?.collect::<rusqlite::Result<_>>()?;
+    let mut neurons = statement.query_map([], |row| neuron(row, settings))?.collect::<rusqlite::Result<Vec<_>>>()?;
+    pay_validators(&mut neurons, settings);
     let mut statement = transaction
         .prepare("SELECT block, bytes, hotkey FROM commitments JOIN neurons USING (hotkey) ORDER BY block, id")?;
     // A later commitment of the same hotkey takes the place of the earlier one.
@@ -67,7 +68,18 @@ pub(super) fn commitment(row: &Row<'_>) -> rusqlite::Result<Commitment> {
     Ok(Commitment { block: row.get("block")?, bytes: row.get("bytes")? })
 }
 
-/// The ledger keeps no dividends: what a neuron is paid is what it is paid as a miner.
+/// The ledger keeps no dividends: what validators are paid is taken to follow their stake.
+fn pay_validators(neurons: &mut [Neuron], settings: &Settings) {
+    let all_stake: u128 =
+        neurons.iter().filter(|neuron| neuron.validator_permit).map(|neuron| u128::from(neuron.stake)).sum();
+    let emission = u128::from(settings.consensus.emission - settings.consensus.emission / 2);
+    for neuron in neurons.iter_mut().filter(|neuron| neuron.validator_permit) {
+        let part = (emission * u128::from(neuron.stake)).checked_div(all_stake).unwrap_or(0);
+        neuron.emission = neuron.emission.saturating_add(u64::try_from(part).unwrap_or(u64::MAX));
+    }
+}
+
+/// A neuron with what it is paid as a miner.
 fn neuron(row: &Row<'_>, settings: &Settings) -> rusqlite::Result<Neuron> {
     let incentive: u16 = row.get("incentive")?;
     let emission_to_miners = u128::from(settings.consensus.emission / 2);

@@ -61,8 +61,8 @@ fn a_snapshot_holds_all_that_was_written_and_a_second_process_sees_it() {
         incentive,
         validator_permit,
         last_update,
-        // Half of 11.25 TAO is the miners'.
-        emission: 5_625_000_000 * u64::from(incentive) / 65_535,
+        // Half of 11.25 TAO is the miners', the rest the only validator's.
+        emission: 5_625_000_000 * u64::from(incentive) / 65_535 + 5_625_000_000 * u64::from(validator_permit),
     };
     let expected = Snapshot {
         block: 1_500,

@@ -154,6 +154,10 @@ impl Chain for Subtensor {
         self.node.seconds_per_block()
     }
 
+    fn unlock(&self, hotkey: &str) -> Result<()> {
+        self.keyring.unlock(hotkey)
+    }
+
     fn journal_dir(&self) -> &Path {
         &self.journal_dir
     }

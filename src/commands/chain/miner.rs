@@ -148,31 +148,34 @@ impl Place<'_> {
         match (status.registration_cost, self.pay.break_even_days) {
             (None, _) => cost,
             (Some(_), Some(days)) => format!("{cost}; break-even in {days:.1} days at the present pay"),
+            (Some(0), None) => "costs nothing now".to_owned(),
             (Some(_), None) => format!("{cost}; break-even never at the present pay"),
         }
     }
 
     fn replacement(&self, status: &Status) -> String {
+        if self.standing.free_places > 0 {
+            return format!(
+                "nobody is replaced while {} of {} places are free",
+                self.standing.free_places, status.max_uids
+            );
+        }
         let is_immune = self.standing.immunity_left > 0;
-        let rank = match self.standing.rank {
+        match self.standing.rank {
             None => "immune".to_owned(),
             Some((rank, of)) if is_immune => {
                 format!("number {rank} of {of}, for all are immune, which protects nobody")
             }
             Some((1, of)) => format!("next of {of} that can be replaced"),
             Some((rank, of)) => format!("number {rank} of {of} that can be replaced"),
-        };
-        match self.standing.free_places {
-            0 => rank,
-            free => format!("{rank}; nobody is replaced now, for {free} of {} places are free", status.max_uids),
         }
     }
 
     fn pay_sentence(&self, currency: Currency) -> String {
         match currency {
-            Currency::Tao => format!("{:.3} TAO a day", self.pay.per_day),
+            Currency::Tao => format!("{:.3} TAO a day, as miner and as validator", self.pay.per_day),
             Currency::Alpha { price } => format!(
-                "{:.3} alpha a day, {:.3} TAO at the present price of {price:.6}",
+                "{:.3} alpha a day, as miner and as validator: {:.3} TAO at the present price of {price:.6}",
                 self.pay.per_day, self.pay.tao_per_day
             ),
         }
@@ -276,7 +279,7 @@ mod tests {
                 "  immunity         ended at block 3,000\n",
                 "  replacement      number 3 of 3 that can be replaced\n",
                 "  incentive        0.20000\n",
-                "  pay              22.438 TAO a day\n",
+                "  pay              22.438 TAO a day, as miner and as validator\n",
                 "  model            me:model:0123:abc=, at block 4,950\n",
                 "  weight from      validator (uid 0): 0.75000 of its weights; it has 1.00000 of the validators' stake\n",
                 "  registration     costs 5 TAO now; break-even in 0.2 days at the present pay\n",

@@ -277,7 +277,7 @@ mod tests {
             &[
                 "earner: uid 2, registered at block 2,000\n",
                 "  immunity         ended at block 3,000\n",
-                "  replacement      number 3 of 3 that can be replaced\n",
+                "  replacement      number 2 of 3 that can be replaced\n",
                 "  incentive        0.20000\n",
                 "  pay              22.438 TAO a day, as miner and as validator\n",
                 "  model            me:model:0123:abc=, at block 4,950\n",

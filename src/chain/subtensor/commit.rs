@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 use super::Subtensor;
-use super::commitments::{self, COMMITMENT_OF, Registration, commit_call};
+use super::commitments::{self, COMMITMENT_OF, commit_call};
 use super::order::{Fate, Order};
 use super::runtime::Part;
 use super::subnet::{NETWORKS_ADDED, UIDS, registration_asks};
@@ -42,7 +42,7 @@ impl Subtensor {
             if let Some(block) = standing(&seen, bytes)? {
                 return Ok(block);
             }
-            self.check_may_commit(hotkey, &seen)?;
+            self.check_may_commit(hotkey, bytes.len(), &seen)?;
             let included = match self.wait(order.send(&self.node, &seen))? {
                 Fate::Included(included) => included,
                 Fate::Upgraded => continue,
@@ -63,7 +63,7 @@ impl Subtensor {
                 return Err(self.commit_failure(hotkey, included.block, failure));
             }
             let kept = included.kept.as_deref();
-            let kept = kept.map(|kept| included.runtime.decode::<Registration>(COMMITMENT_OF, Some(kept)));
+            let kept = kept.map(|kept| commitments::registration(&included.runtime, Some(kept)));
             return match kept.transpose()?.flatten() {
                 Some(kept) if kept.bytes().as_deref() == Some(bytes) => Ok(kept.block()),
                 _ => bail!(
@@ -79,12 +79,12 @@ impl Subtensor {
         .into())
     }
 
-    fn check_may_commit(&self, hotkey: &str, seen: &Seen) -> Result<()> {
+    fn check_may_commit(&self, hotkey: &str, num_bytes: usize, seen: &Seen) -> Result<()> {
         let Seen { view, answers, .. } = seen;
-        if !answers.one_or(NETWORKS_ADDED, false)? || answers.one::<u16>(UIDS)?.is_none() {
+        if !answers.needed(NETWORKS_ADDED)?.unwrap_or(false) || answers.needed::<u16>(UIDS)?.is_none() {
             return Err(self.unregistered(hotkey));
         }
-        let next = commitments::next_block(&view.runtime, answers, self.netuid, view.number)?;
+        let next = commitments::next_block(seen, self.netuid, num_bytes)?;
         // It is included a block later at the earliest.
         if view.number + 1 >= next {
             return Ok(());
@@ -124,7 +124,6 @@ impl Subtensor {
 
 /// The block of a commitment of these very bytes.
 fn standing(seen: &Seen, bytes: &[u8]) -> Result<Option<u64>> {
-    let registration = seen.answers.one::<Registration>(COMMITMENT_OF)?;
-    let same = registration.filter(|registration| registration.bytes().as_deref() == Some(bytes));
+    let same = commitments::one(&seen.answers)?.filter(|registration| registration.bytes().as_deref() == Some(bytes));
     Ok(same.map(|registration| registration.block()))
 }

@@ -117,6 +117,20 @@ impl Runtime {
         self.info(entry).is_some()
     }
 
+    /// An error if the version lacks an entry without which nothing sound can be said.
+    pub(super) fn require(&self, entry: Entry) -> Result<()> {
+        if self.has(entry) {
+            return Ok(());
+        }
+        let Version { name, spec, .. } = &self.version;
+        Err(anyhow!(
+            "the chain has no {}.{}: this version of assay cannot read its program, {} {spec}; look for a newer assay",
+            entry.pallet,
+            entry.name,
+            super::trouble::quoted(name)
+        ))
+    }
+
     /// The key of a value, or the prefix of the keys that begin with these parts; `None` if the version has no such entry.
     pub(super) fn key(&self, entry: Entry, parts: &[Part]) -> Result<Option<Vec<u8>>> {
         let Some(info) = self.info(entry) else { return Ok(None) };

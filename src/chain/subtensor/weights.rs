@@ -64,7 +64,8 @@ impl Subtensor {
     /// Refuses what the chain would refuse, and gives the validator's uid.
     fn check_weights(&self, hotkey: &str, weights: &[(u16, u16)], version_key: u64, seen: &Seen) -> Result<u16> {
         let Seen { view, answers, .. } = seen;
-        let uid = answers.one::<u16>(UIDS)?.filter(|_| answers.one_or(NETWORKS_ADDED, false).unwrap_or(false));
+        let is_there = answers.needed(NETWORKS_ADDED)?.unwrap_or(false);
+        let uid = answers.needed::<u16>(UIDS)?.filter(|_| is_there);
         let Some(uid) = uid else { return Err(self.unregistered(hotkey)) };
         let at = |list: Vec<bool>| list.get(usize::from(uid)).copied().unwrap_or_default();
         let limits = weights_limits(answers)?;

@@ -98,7 +98,7 @@ fn every_error_has_the_name_that_the_real_chain_gives_it() {
 
 /// The runtime's storage as it was read after an epoch; of the places only the last was looked at there, the others as
 /// they were at the session's beginning.
-fn recorded(name: &str, metadata: &str) -> (Recorded, BTreeMap<String, Value>) {
+pub(super) fn recorded(name: &str, metadata: &str) -> (Recorded, BTreeMap<String, Value>) {
     let mut node = Recorded::new(name, metadata);
     let file = read(&format!("{name}_storage"));
     let entries = file["storage"].as_array().unwrap().iter().filter(|entry| entry.get("key").is_some());

@@ -1,7 +1,7 @@
 //! Bittensor's own chain, over JSON-RPC.
 //!
 //! `endpoint` and `identity` say whom to talk to, `link` is one connection, `node` makes of several one that lasts.
-//! `runtime` is the program that the chain runs, by its own description, and `view` the chain at one block: `subnet`, its
+//! `runtime` is the program that the chain runs, by its own description (of which `types` can be read), and `view` the chain at one block: `subnet`, its
 //! `epochs` and `commitments` are read through it. `commit` and `weights` check what can be checked, `order` signs it, and
 //! `delivery` hands it in once. Nothing that a node says is believed to be well formed.
 
@@ -21,6 +21,7 @@ mod subnet;
 #[cfg(test)]
 mod tests;
 mod trouble;
+mod types;
 mod view;
 mod weights;
 

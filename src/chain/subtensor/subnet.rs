@@ -44,8 +44,7 @@ const COMMIT_REVEAL: Entry = of_subnet("CommitRevealWeightsEnabled");
 const TAO_WEIGHT: Entry = of_subnet("TaoWeight");
 const KEYS: Entry = of_subnet("Keys");
 const BLOCK_AT_REGISTRATION: Entry = of_subnet("BlockAtRegistration");
-/// The weights that a uid has set.
-pub(super) const WEIGHTS: Entry = of_subnet("Weights");
+const WEIGHTS: Entry = of_subnet("Weights");
 const BONDS: Entry = of_subnet("Bonds");
 const OWNER: Entry = of_subnet("Owner");
 const TOTAL_HOTKEY_STAKE: Entry = of_subnet("TotalHotkeyStake");

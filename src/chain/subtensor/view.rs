@@ -137,7 +137,8 @@ impl View {
 
     /// All keys that begin so, and their values.
     pub(super) async fn scan(&self, prefix: &[u8]) -> Attempt<Vec<(Vec<u8>, Vec<u8>)>> {
-        const MAX_PAGES: usize = 1000;
+        // More than 16,000 keys, some hundred times the places of a subnet.
+        const MAX_PAGES: usize = 32;
         let mut found = Vec::new();
         let mut after: Option<Vec<u8>> = None;
         for _ in 0..MAX_PAGES {

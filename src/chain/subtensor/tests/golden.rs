@@ -209,7 +209,7 @@ fn what_became_of_an_extrinsic_is_read_from_its_block() {
                 account: account::parse("5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY").unwrap(),
                 nonce: 0,
                 events_key: unhex("0x26aa394eea5630e07c48ae0c9558cef780d41e5e16056765bc8461851072c9d7"),
-                kept_under: vec![],
+                kept_under: None,
             };
             let hash = H256(unhex(block).try_into().unwrap());
             let end =

@@ -265,6 +265,7 @@ impl Node {
         identity.check(&endpoint, genesis)?;
         let node = Self::new(vec![endpoint], identity, patience);
         node.link.lock().await.0 = Some(link);
+        node.seconds_per_block.get_or_init(|| 0.005);
         Ok(node)
     }
 }

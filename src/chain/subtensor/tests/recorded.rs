@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use subxt::ext::futures::stream::unfold;
 use subxt::rpcs::client::{RawRpcFuture, RawRpcSubscription, RawValue, RpcClientT};
 use subxt::rpcs::{Error, RpcClient, UserError};
 
@@ -27,6 +29,8 @@ pub(super) struct Recorded {
     pub(super) blocks: Vec<(String, String)>,
     /// What is answered instead.
     pub(super) instead: Mutex<Option<Instead>>,
+    /// What is told, again and again, of an extrinsic that is handed in; `None`: the connection is cut.
+    pub(super) news: Option<&'static str>,
     /// The requests that were made.
     pub(super) log: Mutex<Vec<String>>,
 }
@@ -49,6 +53,7 @@ impl Recorded {
             submitted: Vec::new(),
             blocks: Vec::new(),
             instead: Mutex::default(),
+            news: None,
             log: Mutex::default(),
         };
         this.read_session(name);
@@ -183,6 +188,14 @@ impl RpcClientT for Shared {
         _: &'a str,
     ) -> RawRpcFuture<'a, RawRpcSubscription> {
         self.0.log.lock().unwrap().push(method.to_owned());
-        Box::pin(async move { Err(Error::Client("the connection was cut".into())) })
+        let news = self.0.news;
+        Box::pin(async move {
+            let Some(news) = news else { return Err(Error::Client("the connection was cut".into())) };
+            let stream = unfold((), move |()| async move {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                Some((Ok(RawValue::from_string(news.to_owned()).unwrap()), ()))
+            });
+            Ok(RawRpcSubscription { stream: Box::pin(stream), id: None })
+        })
     }
 }

@@ -93,6 +93,9 @@ pub struct Snapshot {
     pub block: u64,
     /// Blocks between two epochs: pay changes once in so many.
     pub tempo: u64,
+    /// The block of the next epoch, where the chain keeps it: then they run a tempo after each other. `None`: where
+    /// [`tempo::next_epoch`] says.
+    pub next_epoch: Option<u64>,
     /// A new registration cannot be replaced for so many blocks.
     pub immunity_period: u64,
     /// A validator that has not set weights for more blocks than this does not count.

@@ -5,7 +5,7 @@
 //! equals. Today a subnet's owner keeps some hotkeys of its own for ever, which is not seen here.)
 
 use super::{Currency, Neuron, Snapshot, Status, UNITS_PER_TAO};
-use crate::chain::tempo::{next_epoch, per_day};
+use crate::chain::tempo::{next_epoch, next_epoch_from, per_day};
 use crate::figures::{count, duration};
 use crate::score::yuma::Input;
 
@@ -128,15 +128,19 @@ impl Pay {
 /// The first block whose epoch may pay a model that is committed at a block; `None` if there is none. Validators look at a
 /// new commitment and set weights again, which their rate limit lets them do several times in a tempo: so it is the first
 /// epoch a tempo later.
-pub fn adopted_at(netuid: u16, tempo: u64, committed_at: u64) -> Option<u64> {
-    next_epoch(netuid, tempo, committed_at.checked_add(tempo)?)
+pub fn adopted_at(snapshot: &Snapshot, netuid: u16, committed_at: u64) -> Option<u64> {
+    let looked_at = committed_at.checked_add(snapshot.tempo)?;
+    match snapshot.next_epoch {
+        Some(next) => next_epoch_from(next, snapshot.tempo, looked_at),
+        None => next_epoch(netuid, snapshot.tempo, looked_at),
+    }
 }
 
 /// Whether a model that a hotkey commits at a block can be paid before the hotkey's immunity ends; `None` if the hotkey is
 /// not registered.
 pub fn is_adopted_in_time(snapshot: &Snapshot, netuid: u16, hotkey: &str, committed_at: u64) -> Option<bool> {
     let ends = immunity_ends(snapshot, hotkey)?;
-    Some(adopted_at(netuid, snapshot.tempo, committed_at).is_some_and(|adopted| adopted < ends))
+    Some(adopted_at(snapshot, netuid, committed_at).is_some_and(|adopted| adopted < ends))
 }
 
 /// A sentence to warn with where a hotkey may be replaced before a model that it commits at a block is paid. None where
@@ -153,7 +157,7 @@ pub fn warning(
         return None;
     }
     let uid = standing.neuron.uid;
-    let adopted = match adopted_at(status.netuid, snapshot.tempo, committed_at) {
+    let adopted = match adopted_at(snapshot, status.netuid, committed_at) {
         Some(block) => format!("at block {} at the earliest", count(block)),
         None => "never".to_owned(),
     };

@@ -137,14 +137,17 @@ fn pay_is_told_by_the_day_and_pays_for_a_registration_after_some_or_never() {
 #[test]
 fn a_model_is_adopted_by_the_first_epoch_a_tempo_later() {
     // Epochs run where (block + 10) % 361 == 360: at 9,736, 10,097, 10,458.
-    assert_eq!(adopted_at(9, 360, 9_736), Some(10_097));
-    assert_eq!(adopted_at(9, 360, 9_737), Some(10_097));
-    assert_eq!(adopted_at(9, 360, 9_738), Some(10_458));
-    assert_eq!((adopted_at(9, 360, u64::MAX), adopted_at(9, u64::MAX, 1)), (None, None));
+    let mut snapshot = snapshot(vec![]);
+    let adopted = |snapshot: &Snapshot, committed_at| adopted_at(snapshot, 9, committed_at);
+    assert_eq!([9_736, 9_737].map(|block| adopted(&snapshot, block)), [Some(10_097); 2]);
+    assert_eq!((adopted(&snapshot, 9_738), adopted(&snapshot, u64::MAX)), (Some(10_458), None));
+    assert_eq!(adopted(&Snapshot { tempo: u64::MAX, ..snapshot.clone() }, 1), None);
+    // Where the chain says when the next is, it is that one and those a tempo apart from it.
+    let noted = Snapshot { next_epoch: Some(10_020), ..snapshot.clone() };
+    assert_eq!([9_660, 9_661, 10_020].map(|block| adopted(&noted, block)), [Some(10_020), Some(10_380), Some(10_380)]);
 
     // Immunity ends right at the epoch's block, and a block later.
-    let mut snapshot = snapshot(vec![neuron(0, 10_458 - 4_096, 0), neuron(1, 10_459 - 4_096, 0)]);
-    snapshot.neurons.push(neuron(2, 0, 5));
+    snapshot.neurons = vec![neuron(0, 10_458 - 4_096, 0), neuron(1, 10_459 - 4_096, 0), neuron(2, 0, 5)];
     assert_eq!(is_adopted_in_time(&snapshot, 9, "h0", 10_000), Some(false));
     assert_eq!(is_adopted_in_time(&snapshot, 9, "h1", 10_000), Some(true));
     assert_eq!(is_adopted_in_time(&snapshot, 9, "h9", 10_000), None);

@@ -9,6 +9,13 @@ pub fn next_epoch(netuid: u16, tempo: u64, block: u64) -> Option<u64> {
     block.checked_add(shift)?.checked_next_multiple_of(period)?.checked_sub(shift)
 }
 
+/// The first block from `block` on at which an epoch runs, where one runs at `next` and then one every `tempo` blocks;
+/// `None` if there is none.
+pub fn next_epoch_from(next: u64, tempo: u64, block: u64) -> Option<u64> {
+    let later = block.saturating_sub(next);
+    next.checked_add(later.checked_next_multiple_of(tempo)?)
+}
+
 /// What an amount that is paid once an epoch comes to in a day.
 pub fn per_day(amount_per_epoch: f64, tempo: u64, seconds_per_block: f64) -> f64 {
     amount_per_epoch * SECONDS_PER_DAY / (tempo.saturating_add(1) as f64 * seconds_per_block)
@@ -29,6 +36,13 @@ mod tests {
             assert_eq!(found.take(expected.len()).collect::<Vec<_>>(), expected, "netuid {netuid}, tempo {tempo}");
         }
         assert_eq!((next_epoch(9, u64::MAX, 5), next_epoch(9, 360, u64::MAX)), (None, None));
+    }
+
+    #[test]
+    fn epochs_that_are_noted_follow_each_other_a_tempo_apart() {
+        let found = [0, 700, 701, 1_061].map(|block| next_epoch_from(700, 360, block));
+        assert_eq!(found, [Some(700), Some(700), Some(1_060), Some(1_420)]);
+        assert_eq!((next_epoch_from(700, 0, 701), next_epoch_from(7, 360, u64::MAX)), (None, None));
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub(super) fn snapshot(transaction: &Transaction<'_>, settings: &Settings, block
     Ok(Snapshot {
         block,
         tempo: settings.tempo,
+        next_epoch: None,
         immunity_period: settings.immunity_period,
         activity_cutoff: settings.activity_cutoff,
         neurons,

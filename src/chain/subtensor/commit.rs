@@ -1,20 +1,21 @@
 //! Committing bytes under a hotkey.
 
+use std::ops::ControlFlow;
+
 use anyhow::{Result, bail};
 
 use super::Subtensor;
 use super::commitments::{self, COMMITMENT_OF, Registration, commit_call};
-use super::order::{Fate, Order};
+use super::order::{Call, Fate, Order};
 use super::runtime::Part;
 use super::subnet::{NETWORKS_ADDED, UIDS, registration_asks};
+use super::trouble::quoted;
 use super::view::Seen;
 use crate::chain::{Chain, CommitLimit, account};
 use crate::error::{Failure, input};
 use crate::figures::{count, duration};
+use crate::hex;
 use crate::hub::model_id::MAX_COMMITMENT_BYTES;
-
-/// An order is given anew so often when the chain changes its program.
-const MAX_ORDERS: usize = 3;
 
 impl Subtensor {
     /// Commits bytes, and returns the block in which they stand. What stands there already is not sent again.
@@ -28,63 +29,57 @@ impl Subtensor {
         let account = account::parse(hotkey).map_err(input)?;
         let signer = self.keyring.signer(hotkey)?;
         let _one_at_a_time = self.one_at_a_time();
-        let order = Order {
-            what: "commitment",
-            call: commit_call(self.netuid, bytes),
-            account,
-            signer: &signer,
-            kept_under: (COMMITMENT_OF, vec![Part::Number(self.netuid), Part::Account(account)]),
-        };
         let mut asks = registration_asks(self.netuid, account);
         asks.extend(commitments::asks(self.netuid, account));
-        for _ in 0..MAX_ORDERS {
-            let seen = self.wait(self.node.see(&asks, Some(account)))?;
-            if let Some(block) = standing(&seen, bytes)? {
-                return Ok(block);
+        let order = Order { what: "commitment", asks, account, signer: &signer };
+        let fate = self.give(&order, |seen| {
+            if let Some(block) = standing(seen, bytes)? {
+                return Ok(ControlFlow::Break(block));
             }
-            self.check_may_commit(hotkey, &seen)?;
-            let included = match self.wait(order.send(&self.node, &seen))? {
-                Fate::Included(included) => included,
-                Fate::Upgraded => continue,
-                Fate::Not(why) => {
-                    // What is looked for is the commitment, by whatever way it came.
-                    let seen = self.wait(self.node.see(&asks, None))?;
-                    if let Some(block) = standing(&seen, bytes)? {
-                        return Ok(block);
-                    }
-                    return Err(Failure::Unreachable(format!(
-                        "the commitment of the hotkey `{hotkey}` was not included: {why}; nothing new stands on the chain, \
-                         commit again"
-                    ))
-                    .into());
+            self.check_may_commit(hotkey, bytes.len(), seen)?;
+            let kept_under = Some((COMMITMENT_OF, vec![Part::Number(self.netuid), Part::Account(account)]));
+            Ok(ControlFlow::Continue(Call { call: commit_call(self.netuid, bytes), kept_under }))
+        })?;
+        let included = match fate {
+            Fate::Stands(block) => return Ok(block),
+            Fate::Included(included) => included,
+            Fate::Not(why) => {
+                // What is looked for is the commitment, by whatever way it came.
+                let seen = self.wait(self.node.see(&order.asks, None))?;
+                if let Some(block) = standing(&seen, bytes)? {
+                    return Ok(block);
                 }
-            };
-            if let Some(failure) = &included.failure {
-                return Err(self.commit_failure(hotkey, included.block, failure));
+                let stands = match commitments::one(&seen.answers)? {
+                    Some(other) => format!("what stands on the chain is {}", shown(&other)),
+                    None => "nothing stands on the chain".to_owned(),
+                };
+                return Err(Failure::Unreachable(format!(
+                    "the commitment of the hotkey `{hotkey}` was not included: {why}; {stands}, commit again"
+                ))
+                .into());
             }
-            let kept = included.kept.as_deref();
-            let kept = kept.map(|kept| included.runtime.decode::<Registration>(COMMITMENT_OF, Some(kept)));
-            return match kept.transpose()?.flatten() {
-                Some(kept) if kept.bytes().as_deref() == Some(bytes) => Ok(kept.block()),
-                _ => bail!(
-                    "the commitment of the hotkey `{hotkey}` was included in block {}, but the chain keeps other bytes there: \
-                     look at what stands committed now before committing again",
-                    count(included.block)
-                ),
-            };
+        };
+        if let Some(failure) = &included.failure {
+            return Err(self.commit_failure(hotkey, included.block, failure));
         }
-        Err(Failure::Unreachable(
-            "the chain changed its program again and again: nothing was committed; commit again".to_owned(),
-        )
-        .into())
+        let kept = included.kept.as_deref();
+        let kept = kept.map(|kept| commitments::registration(&included.runtime, Some(kept)));
+        match kept.transpose()?.flatten() {
+            Some(kept) if kept.bytes().as_deref() == Some(bytes) => Ok(kept.block()),
+            _ => bail!(
+                "the commitment of the hotkey `{hotkey}` was included in block {}, but the chain keeps other bytes there: \
+                 look at what stands committed now before committing again",
+                count(included.block)
+            ),
+        }
     }
 
-    fn check_may_commit(&self, hotkey: &str, seen: &Seen) -> Result<()> {
+    fn check_may_commit(&self, hotkey: &str, num_bytes: usize, seen: &Seen) -> Result<()> {
         let Seen { view, answers, .. } = seen;
-        if !answers.one_or(NETWORKS_ADDED, false)? || answers.one::<u16>(UIDS)?.is_none() {
+        if !answers.needed(NETWORKS_ADDED)?.unwrap_or(false) || answers.needed::<u16>(UIDS)?.is_none() {
             return Err(self.unregistered(hotkey));
         }
-        let next = commitments::next_block(&view.runtime, answers, self.netuid, view.number)?;
+        let next = commitments::next_block(seen, self.netuid, num_bytes)?;
         // It is included a block later at the earliest.
         if view.number + 1 >= next {
             return Ok(());
@@ -124,7 +119,16 @@ impl Subtensor {
 
 /// The block of a commitment of these very bytes.
 fn standing(seen: &Seen, bytes: &[u8]) -> Result<Option<u64>> {
-    let registration = seen.answers.one::<Registration>(COMMITMENT_OF)?;
-    let same = registration.filter(|registration| registration.bytes().as_deref() == Some(bytes));
+    let same = commitments::one(&seen.answers)?.filter(|registration| registration.bytes().as_deref() == Some(bytes));
     Ok(same.map(|registration| registration.block()))
+}
+
+/// A commitment, in a message.
+fn shown(registration: &Registration) -> String {
+    let text = match registration.bytes().map(String::from_utf8) {
+        Some(Ok(text)) => format!("`{}`", quoted(&text)),
+        Some(Err(error)) => hex::write(error.as_bytes()),
+        None => "no text".to_owned(),
+    };
+    format!("{text} of block {}", count(registration.block()))
 }

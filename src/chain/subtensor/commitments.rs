@@ -8,12 +8,12 @@ use subxt::ext::scale_value::{Composite, Value, ValueDef};
 use subxt::tx::{DynamicPayload, dynamic};
 use subxt::utils::AccountId32;
 
+use super::epochs::{self, Epochs};
 use super::runtime::{Entry, Part, Runtime};
 use super::trouble::Attempt;
-use super::view::{Answers, Ask, View};
+use super::view::{Answers, Ask, Seen, View};
 use crate::chain::account::address;
 use crate::chain::{CommitLimit, Commitment, Hotkey};
-use crate::hub::model_id::MAX_COMMITMENT_BYTES;
 
 /// What a hotkey has committed to a subnet.
 pub(super) const COMMITMENT_OF: Entry = in_commitments("CommitmentOf");
@@ -21,7 +21,9 @@ const LAST_COMMITMENT: Entry = in_commitments("LastCommitment");
 const RATE_LIMIT: Entry = in_commitments("RateLimit");
 const MAX_SPACE: Entry = in_commitments("MaxSpace");
 const USED_SPACE_OF: Entry = in_commitments("UsedSpaceOf");
-const TEMPO: Entry = Entry { pallet: "SubtensorModule", name: "Tempo" };
+
+/// No commitment is longer as it is stored, by far: what is, is not taken apart.
+const MAX_STORED_BYTES: usize = 4 << 10;
 
 /// What a commitment takes of the space of an epoch at least.
 const MIN_SPACE: u64 = 100;
@@ -67,7 +69,32 @@ impl From<Registration> for Commitment {
     }
 }
 
-/// The call that commits bytes, at most [`MAX_COMMITMENT_BYTES`].
+/// What stands committed, from its bytes.
+pub(super) fn registration(runtime: &Runtime, bytes: Option<&[u8]>) -> Result<Option<Registration>> {
+    /// The rest is skipped.
+    #[derive(DecodeAsType)]
+    #[decode_as_type(crate_path = "subxt::ext::scale_decode")]
+    struct Dated {
+        block: u64,
+    }
+    if bytes.is_none_or(|bytes| bytes.len() <= MAX_STORED_BYTES) {
+        return runtime.decode(COMMITMENT_OF, bytes);
+    }
+    let dated: Option<Dated> = runtime.decode(COMMITMENT_OF, bytes)?;
+    Ok(dated.map(|dated| Registration { block: dated.block, info: Info { fields: Vec::new() } }))
+}
+
+/// The commitments of those hotkeys that were asked for.
+pub(super) fn each(answers: &Answers) -> Result<Vec<Option<Registration>>> {
+    answers.bytes(COMMITMENT_OF).map(|bytes| registration(&answers.runtime, bytes)).collect()
+}
+
+/// The commitment of the one hotkey that was asked for.
+pub(super) fn one(answers: &Answers) -> Result<Option<Registration>> {
+    Ok(each(answers)?.into_iter().next().flatten())
+}
+
+/// The call that commits bytes, at most [`MAX_COMMITMENT_BYTES`](crate::hub::model_id::MAX_COMMITMENT_BYTES).
 pub(super) fn commit_call(netuid: u16, bytes: &[u8]) -> DynamicPayload<Vec<Value>> {
     let data = Value::unnamed_variant(format!("Raw{}", bytes.len()), [Value::from_bytes(bytes)]);
     let info = Value::named_composite([("fields", Value::unnamed_composite([data]))]);
@@ -81,8 +108,7 @@ pub(super) async fn all(view: &View, netuid: u16) -> Attempt<BTreeMap<Hotkey, Co
     for (key, value) in view.scan(&prefix).await? {
         // Whatever the hash before it, the account ends the key.
         let Some(account) = key.last_chunk::<32>() else { continue };
-        let registration: Option<Registration> = view.runtime.decode(COMMITMENT_OF, Some(&value))?;
-        if let Some(registration) = registration {
+        if let Some(registration) = registration(&view.runtime, Some(&value))? {
             found.insert(address(&AccountId32(*account)), registration.into());
         }
     }
@@ -95,7 +121,7 @@ pub(super) fn asks(netuid: u16, account: AccountId32) -> Vec<Ask> {
     let mut asks: Vec<Ask> =
         [COMMITMENT_OF, LAST_COMMITMENT, USED_SPACE_OF].map(|entry| Ask::new(entry, of_hotkey)).into();
     asks.extend([RATE_LIMIT, MAX_SPACE].map(|entry| Ask::new(entry, [])));
-    asks.push(Ask::new(TEMPO, [Part::Number(netuid)]));
+    asks.extend(epochs::asks(netuid));
     asks
 }
 
@@ -122,36 +148,30 @@ struct UsedSpace {
     used_space: u64,
 }
 
-/// The first block that may hold a hotkey's next commitment, by what stands at a block; 0 means that any may.
-pub(super) fn next_block(runtime: &Runtime, answers: &Answers, netuid: u16, block: u64) -> Result<u64> {
-    match limit(runtime, answers)? {
+/// The first block that may hold a hotkey's next commitment, of so many bytes; 0 means that any may.
+pub(super) fn next_block(seen: &Seen, netuid: u16, num_bytes: usize) -> Result<u64> {
+    let Seen { view, answers, .. } = seen;
+    match limit(&view.runtime, answers)? {
         CommitLimit::Blocks(limit) => {
             let last = match answers.one::<u64>(LAST_COMMITMENT)? {
                 Some(last) => Some(last),
-                None => answers.one::<Registration>(COMMITMENT_OF)?.map(|registration| registration.block),
+                None => one(answers)?.map(|registration| registration.block),
             };
             Ok(last.map_or(0, |last| last.saturating_add(limit)))
         }
         CommitLimit::Bytes(space) => {
             let used = answers.one::<UsedSpace>(USED_SPACE_OF)?;
-            let tempo: u16 = answers.one_or(TEMPO, 0)?;
-            Ok(used.map_or(0, |used| used.next_block(space, tempo, netuid, block)))
+            let (epoch, next) = Epochs::read(answers, netuid)?.of_block_after(view.number);
+            Ok(used.filter(|used| !used.leaves(space, epoch, num_bytes)).map_or(0, |_| next))
         }
     }
 }
 
 impl UsedSpace {
-    /// The first block at which there is space for a commitment of any length, looked for at a block: 0 if there is now.
-    /// The space is for an epoch of the subnet, and what was used of an earlier one does not count.
-    fn next_block(&self, space: u64, tempo: u16, netuid: u16, block: u64) -> u64 {
-        let (epoch_blocks, shift) = (u64::from(tempo) + 1, u64::from(netuid) + 1);
-        // The commitment comes a block later at the earliest.
-        let epoch = block.saturating_add(1 + shift) / epoch_blocks;
-        let needed = MIN_SPACE.max(MAX_COMMITMENT_BYTES as u64);
-        if self.last_epoch != epoch || self.used_space.saturating_add(needed) <= space {
-            return 0;
-        }
-        (epoch + 1).saturating_mul(epoch_blocks).saturating_sub(shift)
+    /// Whether there is space for a commitment in an epoch: what was used of an earlier one does not count.
+    fn leaves(&self, space: u64, epoch: u64, num_bytes: usize) -> bool {
+        let needed = MIN_SPACE.max(num_bytes as u64);
+        self.last_epoch != epoch || self.used_space.saturating_add(needed) <= space
     }
 }
 
@@ -160,13 +180,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn space_that_is_used_up_is_there_again_in_the_next_epoch() {
-        // Epoch 4 of a tempo of 99 on subnet 9 is of the blocks from 390 to 489.
-        let used = |last_epoch, used_space| UsedSpace { last_epoch, used_space }.next_block(3_100, 99, 9, 400);
-        assert_eq!(used(4, 3_000), 490);
-        assert_eq!(used(4, 2_972), 0);
-        assert_eq!(used(3, 3_000), 0);
-        assert_eq!(UsedSpace { last_epoch: 4, used_space: 3_000 }.next_block(3_100, 99, 9, 488), 490);
-        assert_eq!(UsedSpace { last_epoch: 4, used_space: 3_000 }.next_block(3_100, 99, 9, 489), 0);
+    fn space_is_used_up_in_an_epoch_by_a_hundred_bytes_at_least_each_time() {
+        let leaves = |used_space, num_bytes| UsedSpace { last_epoch: 4, used_space }.leaves(3_100, 4, num_bytes);
+        assert!(leaves(3_000, 1) && leaves(3_000, 100) && leaves(2_972, 128));
+        assert!(!leaves(3_001, 1) && !leaves(3_000, 101) && !leaves(u64::MAX, 128));
+        assert!(UsedSpace { last_epoch: 3, used_space: 3_100 }.leaves(3_100, 4, 128));
     }
 }

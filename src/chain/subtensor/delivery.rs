@@ -43,8 +43,8 @@ pub(super) struct Extrinsic {
     pub(super) nonce: u64,
     /// Where the chain keeps what happened in a block.
     pub(super) events_key: Vec<u8>,
-    /// Where the chain keeps what it changes.
-    pub(super) kept_under: Vec<u8>,
+    /// Where the chain keeps what it changes, if that is to be read.
+    pub(super) kept_under: Option<Vec<u8>>,
 }
 
 /// An extrinsic in a finalized block.
@@ -74,7 +74,19 @@ pub(super) enum Delivered {
 enum News {
     Finalized(H256),
     Refused(String),
+    /// That it goes no further there, which need not be the end of it.
     Unclear(String),
+    /// Nothing that can be understood.
+    Lost(String),
+}
+
+impl From<Fault> for News {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Lost(text) => Self::Lost(text),
+            refused => Self::Unclear(refused.text()),
+        }
+    }
 }
 
 /// Hands it in, and waits until it is clear what became of it.
@@ -86,22 +98,27 @@ pub(super) async fn deliver(node: &Node, extrinsic: &Extrinsic) -> Result<Delive
         let is_first = tries == 0;
         let link = node.with(node.patience.operation, async |_| node.link().await).await;
         let link = link.map_err(|error| extrinsic.unknown(error, is_first))?;
-        let Some(news) = unless_interrupted(hand_in(&link, extrinsic, node.patience.news)).await else {
+        // News that come and come do not hold it for longer than it can be of use.
+        let handing_in = hand_in(&link, extrinsic, node.patience.news);
+        let handing_in = tokio::time::timeout(limit.saturating_sub(began.elapsed()), handing_in);
+        let Some(news) = unless_interrupted(handing_in).await else {
             return Err(extrinsic.interrupted());
         };
+        let news = news.unwrap_or_else(|_| News::Lost("the node told no end of it".to_owned()));
         let said = match news {
-            News::Finalized(hash) => match outcome(node, &link, extrinsic, hash).await {
-                Ok(Delivered::Missed(said)) => said,
-                Ok(delivered) => return Ok(delivered),
-                Err(Trouble::Final(error)) => return Err(extrinsic.unknown(error, false)),
-                Err(Trouble::Node(said)) => {
+            News::Finalized(hash) => match unless_interrupted(outcome(node, &link, extrinsic, hash)).await {
+                None => return Err(extrinsic.interrupted()),
+                Some(Ok(Delivered::Missed(said))) => said,
+                Some(Ok(delivered)) => return Ok(delivered),
+                Some(Err(Trouble::Final(error))) => return Err(extrinsic.unknown(error, false)),
+                Some(Err(trouble)) => {
                     node.drop_link(&link).await;
-                    said
+                    trouble.to_string()
                 }
             },
             News::Refused(said) if is_first => return Ok(Delivered::Refused(said)),
-            News::Refused(said) => said,
-            News::Unclear(said) => {
+            News::Refused(said) | News::Unclear(said) => said,
+            News::Lost(said) => {
                 node.drop_link(&link).await;
                 said
             }
@@ -122,8 +139,7 @@ pub(super) async fn deliver(node: &Node, extrinsic: &Extrinsic) -> Result<Delive
             return Err(extrinsic.unknown(error.into(), false));
         }
         // The first time, all that it lacked may have been a connection.
-        let until_next_block = Duration::from_secs_f64(node.seconds_per_block().clamp(0.05, 6.0));
-        if tries > 1 && unless_interrupted(tokio::time::sleep(until_next_block)).await.is_none() {
+        if tries > 1 && unless_interrupted(tokio::time::sleep(node.until_next_block())).await.is_none() {
             return Err(extrinsic.interrupted());
         }
     }
@@ -139,7 +155,7 @@ impl Extrinsic {
         error.context(format!(
             "the {what} was sent, and what became of it is not known: it may still be included, up to block {}; look for it \
              on the chain before sending another",
-            figures::count(born + LIFETIME)
+            figures::count(born + LIFETIME - 1)
         ))
     }
 
@@ -147,7 +163,7 @@ impl Extrinsic {
         Failure::Interrupted(format!(
             "stopped after the {} was sent: it may still be included, up to block {}; look for it on the chain",
             self.what,
-            figures::count(self.born + LIFETIME)
+            figures::count(self.born + LIFETIME - 1)
         ))
         .into()
     }
@@ -160,14 +176,14 @@ async fn hand_in(link: &Link, extrinsic: &Extrinsic, patience: Duration) -> News
             return News::Refused(text);
         }
         // It is in the pool or in a block already, or the pool is full.
-        Err(fault) => return News::Unclear(fault.text()),
+        Err(fault) => return fault.into(),
     };
     loop {
         let status = match tokio::time::timeout(patience, subscription.next()).await {
             Ok(Some(Ok(status))) => status,
-            Ok(Some(Err(error))) => return News::Unclear(super::link::fault(error).text()),
-            Ok(None) => return News::Unclear("the connection was lost while waiting for a block".to_owned()),
-            Err(_) => return News::Unclear("the node gave no news of it".to_owned()),
+            Ok(Some(Err(error))) => return super::link::fault(error).into(),
+            Ok(None) => return News::Lost("the connection was lost while waiting for a block".to_owned()),
+            Err(_) => return News::Lost("the node gave no news of it".to_owned()),
         };
         // Nodes say `"ready"`, a simulator of them `{"ready": null}`.
         let (name, value) = match &status {
@@ -176,14 +192,14 @@ async fn hand_in(link: &Link, extrinsic: &Extrinsic, patience: Duration) -> News
                 Some((name, value)) => (name.as_str(), value),
                 None => continue,
             },
-            _ => return News::Unclear(format!("the node said `{}`", quoted(&status.to_string()))),
+            _ => return News::Lost(format!("the node said `{}`", quoted(&status.to_string()))),
         };
         match name {
             "future" | "ready" | "broadcast" | "inBlock" | "retracted" => (),
             "finalized" => {
                 return match serde_json::from_value(value.clone()) {
                     Ok(hash) => News::Finalized(hash),
-                    Err(_) => News::Unclear("the node finalized a block without a hash".to_owned()),
+                    Err(_) => News::Lost("the node finalized a block without a hash".to_owned()),
                 };
             }
             _ => return News::Unclear(format!("the node says that it is {}", quoted(&status.to_string()))),
@@ -211,15 +227,18 @@ async fn search(node: &Node, link: &Link, extrinsic: &Extrinsic, last: u64) -> A
 
 /// What became of it in a block.
 pub(super) async fn outcome(node: &Node, link: &Link, extrinsic: &Extrinsic, hash: H256) -> Attempt<Delivered> {
-    let keys = [extrinsic.events_key.clone(), extrinsic.kept_under.clone()];
+    let keys: Vec<Vec<u8>> =
+        [Some(&extrinsic.events_key), extrinsic.kept_under.as_ref()].into_iter().flatten().cloned().collect();
     let read = try_join4(link.number(hash), Version::read(link, hash), link.extrinsics(hash), link.values(&keys, hash));
     let (block, version, extrinsics, values) = read.await?;
+    let mut values = values.into_iter();
     let Some(index) = extrinsics.iter().position(|bytes| bytes.0 == extrinsic.bytes) else {
         return Ok(Delivered::Missed("it is not in the block that the node named".to_owned()));
     };
-    let [Some(events), kept] = <[_; 2]>::try_from(values).unwrap_or_default() else {
+    let Some(events) = values.next().flatten() else {
         return Err(Trouble::Node("it does not say what happened in the block".to_owned()));
     };
+    let kept = values.next().flatten();
     let runtime = node.runtime_of(link, hash, version).await?;
     let failure = failure(&runtime, events, index)?;
     Ok(Delivered::Included(Included { block, failure, kept, runtime }))

@@ -71,8 +71,20 @@ fn show(url: &Url) -> String {
     format!("{host}/…{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2])
 }
 
+/// What is no address, as far as it holds no access key: the part that would be the host.
 fn shortened(text: &str) -> String {
-    text.chars().take(80).flat_map(char::escape_debug).collect()
+    let (scheme, rest) = match text.split_once("://") {
+        Some((scheme, rest)) if scheme.chars().all(|c| c.is_ascii_alphabetic()) => (format!("{scheme}://"), rest),
+        _ => (String::new(), text),
+    };
+    let (host, is_whole) = match rest.find(['/', '?', '#', '@']) {
+        // Before it stands who wants in.
+        Some(_) if rest.contains('@') => ("", false),
+        Some(end) => (&rest[..end], false),
+        None => (rest, true),
+    };
+    let shown: String = scheme.chars().chain(host.chars()).take(80).flat_map(char::escape_debug).collect();
+    if is_whole { shown } else { format!("{shown}…") }
 }
 
 #[cfg(test)]
@@ -107,6 +119,16 @@ mod tests {
         let shown: Vec<String> = endpoints.iter().map(|url| Endpoint::parse(url).unwrap().to_string()).collect();
         assert!(shown.iter().all(|shown| shown.starts_with("wss://node.example/…")), "{shown:?}");
         assert_eq!(shown.iter().collect::<std::collections::BTreeSet<_>>().len(), 3);
+        for (text, host) in [
+            ("node.example/v1/SECRET", "`node.example…`"),
+            ("node.example?SECRET", "`node.example…`"),
+            ("wss://node example/SECRET", "`wss://node example…`"),
+            ("SECRET@node.example", "`…`"),
+            ("wss://me:SEC/RET@node example/", "`wss://…`"),
+        ] {
+            let error = Endpoint::parse(text).err().unwrap().to_string();
+            assert!(error.contains(host) && !error.contains("SEC"), "{error}");
+        }
         assert_eq!(Endpoint::parse("wss://node.example:444/").unwrap().to_string(), "wss://node.example:444");
     }
 }

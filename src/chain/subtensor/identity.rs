@@ -7,18 +7,23 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use subxt::utils::H256;
 
 use super::Known;
 use super::endpoint::Endpoint;
-use crate::error::input;
+use crate::error::{Failure, input};
 use crate::hex;
+use crate::lock;
 use crate::whole_file;
 
 /// The file of the first blocks, by endpoint.
 const FILE: &str = "endpoints.json";
+
+/// Longer than any process needs to write the file.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The chain that is meant.
 pub(super) struct Identity {
@@ -64,25 +69,43 @@ impl Identity {
     }
 
     fn check_pinned(&self, endpoint: &Endpoint, genesis: &str) -> Result<()> {
+        if self.is_pinned(&self.read()?, endpoint, genesis)? {
+            return Ok(());
+        }
+        let folder = self.file.parent().expect("the file lies in a folder");
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        // Another process may be writing down another endpoint.
+        let lock = self.file.with_extension("lock");
+        let _held = lock::wait(&lock, LOCK_PATIENCE)?.ok_or_else(|| {
+            Failure::Unreachable(format!("another process holds {} for long: try again", lock.display()))
+        })?;
+        let mut pinned = self.read()?;
+        if !self.is_pinned(&pinned, endpoint, genesis)? {
+            pinned.insert(endpoint.to_string(), genesis.to_owned());
+            whole_file::write(&self.file, &serde_json::to_vec_pretty(&pinned)?)?;
+        }
+        Ok(())
+    }
+
+    fn read(&self) -> Result<BTreeMap<String, String>> {
         let shown = self.file.display();
-        let mut pinned: BTreeMap<String, String> = match fs::read(&self.file) {
+        match fs::read(&self.file) {
             Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|error| input(format!("{shown} is damaged ({error}): mend or delete it")))?,
-            Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {shown}")),
-        };
+                .map_err(|error| input(format!("{shown} is damaged ({error}): mend or delete it"))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
+            Err(error) => Err(error).with_context(|| format!("cannot read {shown}")),
+        }
+    }
+
+    /// Whether the endpoint's chain is written down; an error if it is another.
+    fn is_pinned(&self, pinned: &BTreeMap<String, String>, endpoint: &Endpoint, genesis: &str) -> Result<bool> {
         match pinned.get(&endpoint.to_string()) {
-            Some(before) if before == genesis => Ok(()),
-            Some(before) => Err(input(format!(
+            Some(before) if before != genesis => Err(input(format!(
                 "{endpoint} is on another chain than at its first use: its first block is {genesis}, and was {before}; if \
-                 that is meant, delete the endpoint from {shown}"
+                 that is meant, delete the endpoint from {}",
+                self.file.display()
             ))),
-            None => {
-                pinned.insert(endpoint.to_string(), genesis.to_owned());
-                let folder = self.file.parent().expect("the file lies in a folder");
-                fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-                whole_file::write(&self.file, &serde_json::to_vec_pretty(&pinned)?)
-            }
+            before => Ok(before.is_some()),
         }
     }
 }
@@ -116,6 +139,20 @@ mod tests {
         assert_eq!(identity.genesis(), Some(other));
         std::fs::write(state.join(FILE), b"{").unwrap();
         assert!(identity.check(&near, one).unwrap_err().to_string().contains("damaged"));
+    }
+
+    #[test]
+    fn what_several_write_down_at_a_time_is_all_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for port in 1..=16 {
+                let identity = Identity::new(None, dir.path());
+                let endpoint = Endpoint::parse(&format!("ws://127.0.0.1:{port}")).unwrap();
+                scope.spawn(move || identity.check(&endpoint, H256::repeat_byte(1)).unwrap());
+            }
+        });
+        let kept: BTreeMap<String, String> = serde_json::from_slice(&fs::read(dir.path().join(FILE)).unwrap()).unwrap();
+        assert_eq!(kept.len(), 16);
     }
 
     #[test]

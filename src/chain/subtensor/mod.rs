@@ -1,14 +1,15 @@
 //! Bittensor's own chain, over JSON-RPC.
 //!
 //! `endpoint` and `identity` say whom to talk to, `link` is one connection, `node` makes of several one that lasts.
-//! `runtime` is the program that the chain runs, by its own description, and `view` the chain at one block: `subnet` and
-//! `commitments` are read through it. `commit` and `weights` check what can be checked, `order` signs it, and
+//! `runtime` is the program that the chain runs, by its own description (of which `types` can be read), and `view` the chain at one block: `subnet`, its
+//! `epochs` and `commitments` are read through it. `commit` and `weights` check what can be checked, `order` signs it, and
 //! `delivery` hands it in once. Nothing that a node says is believed to be well formed.
 
 mod commit;
 mod commitments;
 mod delivery;
 mod endpoint;
+mod epochs;
 mod identity;
 mod link;
 mod node;
@@ -20,6 +21,7 @@ mod subnet;
 #[cfg(test)]
 mod tests;
 mod trouble;
+mod types;
 mod view;
 mod weights;
 
@@ -30,18 +32,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, Result};
 use subxt::utils::H256;
 
-use self::commitments::{COMMITMENT_OF, Registration};
+use self::commitments::COMMITMENT_OF;
 use self::endpoint::Endpoint;
 use self::identity::Identity;
 use self::node::Node;
 use self::patience::Patience;
 use self::runtime::Part;
-use self::trouble::Trouble;
 use self::view::Ask;
 use crate::chain::wallet::Keyring;
 use crate::chain::{Chain, Commitment, Hotkey, Snapshot, Status, account};
 use crate::error::input;
 use crate::hex;
+use crate::hub::model_id::MAX_COMMITMENT_BYTES;
 
 /// A network with a name, whose first block is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,13 +205,14 @@ impl Chain for Subtensor {
         let account = account::parse(hotkey).map_err(input)?;
         let ask = Ask::new(COMMITMENT_OF, [Part::Number(self.netuid), Part::Account(account)]);
         let seen = self.wait(self.node.see(&[ask], None))?;
-        Ok(seen.answers.one::<Registration>(COMMITMENT_OF)?.map(Commitment::from))
+        Ok(commitments::one(&seen.answers)?.map(Commitment::from))
     }
 
     fn next_commit_block(&self, hotkey: &str) -> Result<u64> {
         let account = account::parse(hotkey).map_err(input)?;
         let seen = self.wait(self.node.see(&commitments::asks(self.netuid, account), None))?;
-        commitments::next_block(&seen.view.runtime, &seen.answers, self.netuid, seen.view.number)
+        // How long it will be is not known yet.
+        commitments::next_block(&seen, self.netuid, MAX_COMMITMENT_BYTES)
     }
 
     fn commit(&self, hotkey: &str, bytes: &[u8]) -> Result<u64> {
@@ -227,7 +230,7 @@ impl Subtensor {
         let asks = subnet::registration_asks(self.netuid, account);
         let (there, owned) = self.wait(self.node.with(self.node.patience.operation, async |link| {
             let seen = self.node.look(link, &asks, None).await?;
-            let there = seen.answers.one_or(subnet::NETWORKS_ADDED, false).map_err(Trouble::Final)?;
+            let there = seen.answers.needed(subnet::NETWORKS_ADDED)?.unwrap_or(false);
             let owned = if there { subnet::hotkey_of(&seen, self.netuid, account).await? } else { None };
             Ok((there, owned))
         }))?;

@@ -28,6 +28,8 @@ pub(super) struct Node {
     link: tokio::sync::Mutex<(Option<Link>, usize)>,
     num_dialed: AtomicU64,
     met: std::sync::Mutex<Option<Met>>,
+    /// The number of the newest block that was ever met.
+    highest: AtomicU64,
     seconds_per_block: OnceLock<f64>,
     /// The time limits.
     pub(super) patience: Patience,
@@ -42,6 +44,7 @@ impl Node {
             link: tokio::sync::Mutex::default(),
             num_dialed: AtomicU64::new(0),
             met: std::sync::Mutex::default(),
+            highest: AtomicU64::new(0),
             seconds_per_block: OnceLock::new(),
             patience,
         }
@@ -73,8 +76,8 @@ impl Node {
                     place.0 = Some(link.clone());
                     return Ok(link);
                 }
-                Err(Trouble::Node(text)) => failed.push(format!("{}: {text}", self.endpoints[index])),
                 Err(Trouble::Final(error)) => of_another_chain = Some(error),
+                Err(trouble) => failed.push(format!("{}: {trouble}", self.endpoints[index])),
             }
         }
         Err(match of_another_chain {
@@ -88,9 +91,16 @@ impl Node {
         let endpoint = &self.endpoints[index];
         let serial = self.num_dialed.fetch_add(1, Ordering::Relaxed);
         let link = Link::dial(endpoint, index, serial, &self.patience).await?;
-        let genesis = link.genesis().await?;
+        let genesis = link.genesis().await.map_err(|fault| self.trouble(fault))?;
         self.identity.check(endpoint, genesis)?;
         Ok(link)
+    }
+
+    fn trouble(&self, trouble: impl Into<Trouble>) -> Trouble {
+        match self.endpoints.len() {
+            1 => trouble.into().of_only_node(),
+            _ => trouble.into(),
+        }
     }
 
     /// Gives up a connection that does not work, so that the next call makes another.
@@ -103,16 +113,27 @@ impl Node {
         self.forget_head();
     }
 
+    async fn drop_any_link(&self) {
+        self.link.lock().await.0 = None;
+        self.forget_head();
+    }
+
     /// Does what can be done again, until it is done, or cannot be, or the patience is at an end.
     pub(super) async fn with<T>(&self, limit: Duration, work: impl AsyncFn(&Link) -> Attempt<T>) -> Result<T> {
         let began = Instant::now();
+        // Each request of a try has its limit, but a node could keep answering with more to ask for.
+        let longest = (limit * 2).max(self.patience.request * 2);
         let mut tries = 0;
         loop {
-            let trouble = match unless_interrupted(self.once(&work)).await {
+            let trouble = match unless_interrupted(tokio::time::timeout(longest, self.once(&work))).await {
                 None => return Err(Failure::Interrupted("stopped while asking the chain".to_owned()).into()),
-                Some(Ok(done)) => return Ok(done),
-                Some(Err(Trouble::Final(error))) => return Err(error),
-                Some(Err(Trouble::Node(text))) => text,
+                Some(Ok(Ok(done))) => return Ok(done),
+                Some(Ok(Err(Trouble::Final(error)))) => return Err(error),
+                Some(Ok(Err(trouble))) => trouble.to_string(),
+                Some(Err(_)) => {
+                    self.drop_any_link().await;
+                    "a node that answers without end".to_owned()
+                }
             };
             if began.elapsed() >= limit {
                 return Err(self.unreachable(began.elapsed(), tries + 1, &trouble));
@@ -129,11 +150,14 @@ impl Node {
     async fn once<T>(&self, work: &impl AsyncFn(&Link) -> Attempt<T>) -> Attempt<T> {
         let link = self.link().await?;
         match work(&link).await {
-            Err(Trouble::Node(text)) => {
-                self.drop_link(&link).await;
-                Err(Trouble::Node(format!("{}: {text}", self.endpoints[link.place])))
-            }
-            end => end,
+            Err(trouble) => match self.trouble(trouble) {
+                Trouble::Final(error) => Err(Trouble::Final(error)),
+                trouble => {
+                    self.drop_link(&link).await;
+                    Err(Trouble::Node(format!("{}: {trouble}", self.endpoints[link.place])))
+                }
+            },
+            Ok(done) => Ok(done),
         }
     }
 
@@ -169,6 +193,11 @@ impl Node {
         self.seconds_per_block.get().copied().unwrap_or(OF_FINNEY)
     }
 
+    /// About as long as it takes until the next block, within reason.
+    pub(super) fn until_next_block(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds_per_block().clamp(0.05, 60.0))
+    }
+
     /// The newest finalized block, and what stands there. It is taken for the newest for a tenth of the time in which the
     /// next comes.
     pub(super) async fn look(&self, link: &Link, asks: &[Ask], account: Option<AccountId32>) -> Attempt<Seen> {
@@ -180,6 +209,12 @@ impl Node {
             None => link.finalized_head().await?,
         };
         let seen = View::at(link, hash, self.genesis()?, met.as_ref(), asks, account).await?;
+        let (number, highest) = (seen.view.number, self.highest.load(Ordering::Relaxed));
+        if number < highest {
+            return Err(Trouble::Node(format!(
+                "it is behind: it is at block {number}, and {highest} is final already"
+            )));
+        }
         if met.is_none_or(|met| met.hash != hash || met.when.elapsed() >= fresh) {
             self.note(&seen.view);
         }
@@ -189,6 +224,7 @@ impl Node {
     fn note(&self, view: &View) {
         let View { hash, number, runtime, .. } = view;
         let met = Met { hash: *hash, number: *number, runtime: Arc::clone(runtime), when: Instant::now() };
+        self.highest.fetch_max(*number, Ordering::Relaxed);
         *self.met.lock().unwrap_or_else(PoisonError::into_inner) = Some(met);
     }
 
@@ -229,6 +265,7 @@ impl Node {
         identity.check(&endpoint, genesis)?;
         let node = Self::new(vec![endpoint], identity, patience);
         node.link.lock().await.0 = Some(link);
+        node.seconds_per_block.get_or_init(|| 0.005);
         Ok(node)
     }
 }

@@ -12,8 +12,8 @@ use super::trouble::{Attempt, Fault};
 /// Seconds from one block to the next on Bittensor's networks.
 pub(super) const OF_FINNEY: f64 = 12.0;
 
-/// Blocks over which is measured, where the node keeps so many.
-const SPAN: u64 = 100;
+/// Blocks over which is measured: the first of these that the node has kept.
+const SPANS: [u64; 3] = [100, 10, 1];
 
 /// What the program says of itself, or else [`OF_FINNEY`].
 pub(super) fn said(runtime: &Runtime) -> Attempt<f64> {
@@ -25,15 +25,27 @@ pub(super) fn said(runtime: &Runtime) -> Attempt<f64> {
 /// The seconds from one block to the next, by the times of a block and one before it; `None` where the node keeps none.
 pub(super) async fn measured(link: &Link, hash: H256) -> Result<Option<f64>, Fault> {
     let number = link.number(hash).await?;
-    // The first block has no time.
-    let [far, near] = [SPAN, 1].map(|span| number.saturating_sub(span).max(1));
-    let (far_hash, near_hash) = try_join(link.block_hash(far), link.block_hash(near)).await?;
-    let before = far_hash.map(|hash| (far, hash)).or(near_hash.map(|hash| (near, hash)));
-    let Some((before, before_hash)) = before.filter(|(before, _)| *before < number) else { return Ok(None) };
-    let (now, then) = try_join(time(link, hash), time(link, before_hash)).await?;
-    let (Some(now), Some(then)) = (now, then) else { return Ok(None) };
-    let seconds = now.saturating_sub(then) as f64 / 1000.0 / (number - before) as f64;
-    Ok(Some(seconds).filter(is_plausible))
+    for span in SPANS {
+        // The first block has no time.
+        let before = number.saturating_sub(span).max(1);
+        if before >= number {
+            continue;
+        }
+        match between(link, (before, number), hash).await {
+            Ok(Some(seconds)) => return Ok(Some(seconds).filter(is_plausible)),
+            // Many nodes keep no more than what stood at the last blocks, and refuse to tell of others.
+            Ok(None) | Err(Fault::Refused { .. }) => (),
+            Err(fault) => return Err(fault),
+        }
+    }
+    Ok(None)
+}
+
+async fn between(link: &Link, (before, number): (u64, u64), hash: H256) -> Result<Option<f64>, Fault> {
+    let (before_hash, now) = try_join(link.block_hash(before), time(link, hash)).await?;
+    let Some(before_hash) = before_hash else { return Ok(None) };
+    let (Some(now), Some(then)) = (now, time(link, before_hash).await?) else { return Ok(None) };
+    Ok(Some(now.saturating_sub(then) as f64 / 1000.0 / (number - before) as f64))
 }
 
 /// The time of a block, in milliseconds of Unix time. It is where it always was, so that it can be read before the program

@@ -17,6 +17,7 @@ use subxt::utils::{AccountId32, H256};
 
 use super::link::Link;
 use super::trouble::{Attempt, Fault, Trouble};
+use super::types::Finite;
 use crate::error::input;
 
 /// A signed extrinsic may be included in so many blocks from the one that it was signed at. With blocks of 12 seconds it
@@ -86,12 +87,14 @@ pub(super) struct Runtime {
     pub(super) version: Version,
     genesis: H256,
     metadata: ArcMetadata,
+    finite: Finite,
 }
 
 impl Runtime {
     /// A program of known metadata.
     pub(super) fn new(version: Version, genesis: H256, metadata: Metadata) -> Self {
-        Self { version, genesis, metadata: metadata.arc() }
+        let finite = Finite::of(metadata.types(), metadata.types().types.len());
+        Self { version, genesis, metadata: metadata.arc(), finite }
     }
 
     /// Fetches the description of the program that runs at a block.
@@ -108,18 +111,43 @@ impl Runtime {
         Ok(Self::new(version, genesis, metadata))
     }
 
-    fn info(&self, entry: Entry) -> Option<StorageInfo<'_, u32>> {
-        self.metadata.storage_info(entry.pallet, entry.name).ok()
+    fn info(&self, entry: Entry) -> Result<Option<StorageInfo<'_, u32>>> {
+        let Entry { pallet, name } = entry;
+        let Ok(info) = self.metadata.storage_info(pallet, name) else { return Ok(None) };
+        self.check_types(&format!("{pallet}.{name}"), info.keys.iter().map(|key| key.key_id).chain([info.value_id]))?;
+        Ok(Some(info))
+    }
+
+    /// Refuses types that no decoder or encoder should be let loose on.
+    fn check_types(&self, what: &str, mut ids: impl Iterator<Item = u32>) -> Result<()> {
+        match ids.all(|id| self.finite.has(id)) {
+            true => Ok(()),
+            false => Err(self.strange(&format!("{what} is of a type that holds itself, or too much"))),
+        }
     }
 
     /// Whether the version has the entry.
     pub(super) fn has(&self, entry: Entry) -> bool {
-        self.info(entry).is_some()
+        self.metadata.storage_info(entry.pallet, entry.name).is_ok()
+    }
+
+    /// An error if the version lacks an entry without which nothing sound can be said.
+    pub(super) fn require(&self, entry: Entry) -> Result<()> {
+        if self.has(entry) {
+            return Ok(());
+        }
+        let Version { name, spec, .. } = &self.version;
+        Err(anyhow!(
+            "the chain has no {}.{}: this version of assay cannot read its program, {} {spec}; look for a newer assay",
+            entry.pallet,
+            entry.name,
+            super::trouble::quoted(name)
+        ))
     }
 
     /// The key of a value, or the prefix of the keys that begin with these parts; `None` if the version has no such entry.
     pub(super) fn key(&self, entry: Entry, parts: &[Part]) -> Result<Option<Vec<u8>>> {
-        let Some(info) = self.info(entry) else { return Ok(None) };
+        let Some(info) = self.info(entry)? else { return Ok(None) };
         let Entry { pallet, name } = entry;
         encode_storage_key_with_info(pallet, name, parts.to_vec(), &info, self.metadata.types())
             .map(Some)
@@ -129,7 +157,7 @@ impl Runtime {
     /// A value from its bytes. Without bytes it is what the chain takes for an absent value, `None` if that is nothing or
     /// the version has no such entry.
     pub(super) fn decode<T: DecodeAsType>(&self, entry: Entry, bytes: Option<&[u8]>) -> Result<Option<T>> {
-        let Some(info) = self.info(entry) else { return Ok(None) };
+        let Some(info) = self.info(entry)? else { return Ok(None) };
         let Some(mut bytes) = bytes.or(info.default_value.as_deref()) else { return Ok(None) };
         let value = T::decode_as_type(&mut bytes, info.value_id, self.metadata.types());
         match value {
@@ -145,6 +173,7 @@ impl Runtime {
         else {
             return Ok(None);
         };
+        self.check_types(&format!("{pallet}.{name}"), [constant.ty()].into_iter())?;
         T::decode_as_type(&mut constant.value(), constant.ty(), self.metadata.types())
             .map(Some)
             .map_err(|error| self.strange(&format!("the constant {pallet}.{name} does not decode ({error})")))
@@ -176,6 +205,12 @@ impl Runtime {
             .build();
         let client = self.offline()?;
         let (pallet, name) = (call.pallet_name(), call.call_name());
+        let arguments = self.metadata.pallet_by_name(pallet).and_then(|pallet| pallet.call_variant_by_name(name));
+        let arguments = arguments.into_iter().flat_map(|call| &call.fields).map(|field| field.ty.id);
+        let extrinsic = self.metadata.extrinsic();
+        let extensions = extrinsic.transaction_extensions_to_use_for_encoding();
+        let extensions = extensions.flat_map(|extension| [extension.extra_ty(), extension.additional_ty()]);
+        self.check_types(&format!("{pallet}.{name}"), arguments.chain(extensions))?;
         let mut signable = client
             .tx()
             .create_signable_offline(call, params)

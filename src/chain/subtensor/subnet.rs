@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use subxt::utils::AccountId32;
 
-use super::commitments::{self, COMMITMENT_OF, Registration};
+use super::commitments::{self, COMMITMENT_OF};
+use super::epochs::{self, Epochs, TEMPO};
 use super::runtime::{Entry, Part};
 use super::trouble::Attempt;
 use super::view::{Answers, Ask, Seen};
@@ -22,9 +23,9 @@ pub(super) const UIDS: Entry = of_subnet("Uids");
 pub(super) const VALIDATOR_PERMIT: Entry = of_subnet("ValidatorPermit");
 /// The blocks at which weights were set last, by uid.
 pub(super) const LAST_UPDATE: Entry = of_subnet("LastUpdate");
-const TEMPO: Entry = of_subnet("Tempo");
 const IMMUNITY_PERIOD: Entry = of_subnet("ImmunityPeriod");
 const ACTIVITY_CUTOFF: Entry = of_subnet("ActivityCutoff");
+const ACTIVITY_CUTOFF_FACTOR: Entry = of_subnet("ActivityCutoffFactorMilli");
 const INCENTIVE: Entry = of_subnet("Incentive");
 const EMISSION: Entry = of_subnet("Emission");
 const EMISSION_VALUES: Entry = of_subnet("EmissionValues");
@@ -43,8 +44,7 @@ const COMMIT_REVEAL: Entry = of_subnet("CommitRevealWeightsEnabled");
 const TAO_WEIGHT: Entry = of_subnet("TaoWeight");
 const KEYS: Entry = of_subnet("Keys");
 const BLOCK_AT_REGISTRATION: Entry = of_subnet("BlockAtRegistration");
-/// The weights that a uid has set.
-pub(super) const WEIGHTS: Entry = of_subnet("Weights");
+const WEIGHTS: Entry = of_subnet("Weights");
 const BONDS: Entry = of_subnet("Bonds");
 const OWNER: Entry = of_subnet("Owner");
 const TOTAL_HOTKEY_STAKE: Entry = of_subnet("TotalHotkeyStake");
@@ -67,9 +67,9 @@ pub(super) fn snapshot_asks(netuid: u16) -> Vec<Ask> {
         [
             NETWORKS_ADDED,
             SUBNETWORK_N,
-            TEMPO,
             IMMUNITY_PERIOD,
             ACTIVITY_CUTOFF,
+            ACTIVITY_CUTOFF_FACTOR,
             INCENTIVE,
             EMISSION,
             EMISSION_VALUES,
@@ -81,6 +81,7 @@ pub(super) fn snapshot_asks(netuid: u16) -> Vec<Ask> {
         ],
         netuid,
     );
+    asks.extend(epochs::asks(netuid));
     asks.push(Ask::new(TAO_WEIGHT, []));
     asks
 }
@@ -88,7 +89,7 @@ pub(super) fn snapshot_asks(netuid: u16) -> Vec<Ask> {
 /// The whole subnet: two waits after the view's. `None` if there is none of that number.
 pub(super) async fn snapshot(seen: &Seen, netuid: u16) -> Attempt<Option<Snapshot>> {
     let Seen { view, answers, .. } = seen;
-    if !answers.one_or(NETWORKS_ADDED, false)? {
+    if !answers.needed(NETWORKS_ADDED)?.unwrap_or(false) {
         return Ok(None);
     }
     let of_uid = [KEYS, BLOCK_AT_REGISTRATION, WEIGHTS, BONDS];
@@ -98,8 +99,8 @@ pub(super) async fn snapshot(seen: &Seen, netuid: u16) -> Attempt<Option<Snapsho
     let accounts: Vec<AccountId32> = places.iter().map(|&(_, account)| account).collect();
     let by_account = view.read(&asks_by_account(netuid, &accounts)).await?;
 
-    let tempo: u16 = answers.one_or(TEMPO, 0)?;
-    let emission: Vec<u64> = answers.one_or(EMISSION, Vec::new())?;
+    let tempo: u16 = answers.needed(TEMPO)?.unwrap_or(0);
+    let emission: Vec<u64> = answers.needed(EMISSION)?.unwrap_or_default();
     let stakes = stakes(seen, &by_account, accounts.len())?;
     let registered = by_uid.each::<u64>(BLOCK_AT_REGISTRATION)?;
     let incentive: Vec<u16> = answers.one_or(INCENTIVE, Vec::new())?;
@@ -116,15 +117,16 @@ pub(super) async fn snapshot(seen: &Seen, netuid: u16) -> Attempt<Option<Snapsho
         emission: at(&emission, uid),
     });
     let neurons: Vec<Neuron> = neurons.collect();
-    let commitments = by_account.each::<Registration>(COMMITMENT_OF)?.into_iter().zip(&neurons);
+    let commitments = commitments::each(&by_account)?.into_iter().zip(&neurons);
     let commitments = commitments.filter_map(|(found, neuron)| Some((neuron.hotkey.clone(), found?.into()))).collect();
     let paid = emission.iter().fold(0_u64, |sum, &pay| sum.saturating_add(pay));
     let per_block: u64 = answers.one_or(EMISSION_VALUES, 0)?;
     Ok(Some(Snapshot {
         block: view.number,
         tempo: tempo.into(),
-        immunity_period: answers.one_or::<u64>(IMMUNITY_PERIOD, 0)?,
-        activity_cutoff: answers.one_or::<u64>(ACTIVITY_CUTOFF, 0)?,
+        next_epoch: Epochs::read(answers, netuid)?.noted_next(),
+        immunity_period: answers.needed(IMMUNITY_PERIOD)?.unwrap_or(0),
+        activity_cutoff: activity_cutoff(answers, tempo)?,
         neurons,
         commitments,
         weights: rows(&by_uid, WEIGHTS)?,
@@ -139,11 +141,20 @@ pub(super) async fn snapshot(seen: &Seen, netuid: u16) -> Attempt<Option<Snapsho
     }))
 }
 
+/// Blocks after which a validator that sets no weights does not count: today a part of the tempo.
+fn activity_cutoff(answers: &Answers, tempo: u16) -> Result<u64> {
+    match answers.one::<u64>(ACTIVITY_CUTOFF_FACTOR)? {
+        Some(thousandths) => Ok((thousandths.saturating_mul(tempo.into()) / 1000).max(1)),
+        None => Ok(answers.needed(ACTIVITY_CUTOFF)?.unwrap_or(0)),
+    }
+}
+
 /// How many places there are to ask for.
 fn num_uids(seen: &Seen) -> Result<u16> {
     // The chain never lets a subnet have more.
     const MOST: u16 = 4096;
-    let num_uids: u16 = seen.answers.one_or(SUBNETWORK_N, 0)?;
+    let num_uids: u16 = seen.answers.needed(SUBNETWORK_N)?.unwrap_or(0);
+    seen.view.runtime.require(KEYS)?;
     if num_uids > MOST {
         return Err(seen.view.runtime.strange(&format!("the subnet is said to have {num_uids} places")));
     }
@@ -177,12 +188,15 @@ fn places(by_uid: &Answers) -> Result<Vec<(u16, AccountId32)>> {
 }
 
 /// The stake of each account. Of the later versions it is the subnet's own token, and the TAO that is staked to the hotkey,
-/// at the weight that the chain gives to it.
+/// at the weight that the chain gives to it. What those versions let a hotkey lend to others, its child keys, counts for
+/// the lender here and not for them, and their threshold below which stake does not count is not seen: the chain keeps
+/// the stake after both as shares only.
 fn stakes(seen: &Seen, by_account: &Answers, num_accounts: usize) -> Result<Vec<u64>> {
     if seen.view.runtime.has(TOTAL_HOTKEY_STAKE) {
         let stakes = by_account.each::<u64>(TOTAL_HOTKEY_STAKE)?;
         return Ok(stakes.into_iter().map(Option::unwrap_or_default).collect());
     }
+    seen.view.runtime.require(TOTAL_HOTKEY_ALPHA)?;
     let tao_weight: u64 = seen.answers.one_or(TAO_WEIGHT, 0)?;
     let alpha = by_account.each::<u64>(TOTAL_HOTKEY_ALPHA)?;
     let (own, root) = alpha.split_at_checked(num_accounts).unwrap_or_default();
@@ -218,7 +232,7 @@ pub(super) fn status_asks(netuid: u16) -> Vec<Ask> {
 /// What holds for everybody; `None` if there is no subnet of that number.
 pub(super) fn status(seen: &Seen, netuid: u16, genesis: String) -> Result<Option<Status>> {
     let Seen { view, answers, .. } = seen;
-    if !answers.one_or(NETWORKS_ADDED, false)? {
+    if !answers.needed(NETWORKS_ADDED)?.unwrap_or(false) {
         return Ok(None);
     }
     let pool = (answers.one::<u64>(SUBNET_TAO)?, answers.one::<u64>(SUBNET_ALPHA_IN)?);
@@ -227,9 +241,9 @@ pub(super) fn status(seen: &Seen, netuid: u16, genesis: String) -> Result<Option
         block: view.number,
         runtime: Some(Runtime { name: super::trouble::quoted(&version.name), version: version.spec, genesis }),
         netuid,
-        tempo: answers.one_or(TEMPO, 0)?,
-        immunity_period: answers.one_or(IMMUNITY_PERIOD, 0)?,
-        num_uids: answers.one_or(SUBNETWORK_N, 0)?,
+        tempo: answers.needed(TEMPO)?.unwrap_or(0),
+        immunity_period: answers.needed(IMMUNITY_PERIOD)?.unwrap_or(0),
+        num_uids: answers.needed(SUBNETWORK_N)?.unwrap_or(0),
         max_uids: answers.one_or(MAX_ALLOWED_UIDS, 0)?,
         registration_cost: answers.one(BURN)?,
         currency: match pool {

@@ -1,5 +1,7 @@
 //! What can go wrong between here and a node, and whether another try may help.
 
+use std::fmt;
+
 use crate::error::input;
 
 /// Why a request has no answer.
@@ -31,6 +33,8 @@ impl Fault {
 pub(super) enum Trouble {
     /// Another try, perhaps with another node, may do.
     Node(String),
+    /// The node lacks a method: another may have it.
+    Lacking(String),
     /// It will not get better by itself.
     Final(anyhow::Error),
 }
@@ -45,9 +49,28 @@ impl From<Fault> for Trouble {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Refused { code: METHOD_NOT_FOUND, text } => {
-                Self::Final(input(format!("the node lacks a method that nodes of Bittensor's chain have: {text}")))
+                Self::Lacking(format!("the node lacks a method that nodes of Bittensor's chain have: {text}"))
             }
             fault => Self::Node(fault.text()),
+        }
+    }
+}
+
+impl Trouble {
+    /// The same, where there is no other node to be tried: what the only one lacks it will not get.
+    pub(super) fn of_only_node(self) -> Self {
+        match self {
+            Self::Lacking(text) => Self::Final(input(text)),
+            trouble => trouble,
+        }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(text) | Self::Lacking(text) => formatter.write_str(text),
+            Self::Final(error) => write!(formatter, "{error:#}"),
         }
     }
 }

@@ -29,7 +29,8 @@ impl Ask {
 
 /// The answers, in the order in which was asked.
 pub(super) struct Answers {
-    runtime: Arc<Runtime>,
+    /// The program that they are of.
+    pub(super) runtime: Arc<Runtime>,
     values: Vec<(Entry, Option<Vec<u8>>)>,
 }
 
@@ -40,6 +41,12 @@ impl Answers {
         self.runtime.decode(entry, value)
     }
 
+    /// The same of an entry that cannot be done without: an error if the version has none such.
+    pub(super) fn needed<T: DecodeAsType>(&self, entry: Entry) -> Result<Option<T>> {
+        self.runtime.require(entry)?;
+        self.one(entry)
+    }
+
     /// The same; what stands for nothing where there is none.
     pub(super) fn one_or<T: DecodeAsType>(&self, entry: Entry, nothing: T) -> Result<T> {
         Ok(self.one(entry)?.unwrap_or(nothing))
@@ -47,8 +54,12 @@ impl Answers {
 
     /// The values of an entry that was asked for several times.
     pub(super) fn each<T: DecodeAsType>(&self, entry: Entry) -> Result<Vec<Option<T>>> {
-        let values = self.values.iter().filter(|(asked, _)| *asked == entry);
-        values.map(|(_, value)| self.runtime.decode(entry, value.as_deref())).collect()
+        self.bytes(entry).map(|value| self.runtime.decode(entry, value)).collect()
+    }
+
+    /// The same, as they are stored.
+    pub(super) fn bytes(&self, entry: Entry) -> impl Iterator<Item = Option<&[u8]>> {
+        self.values.iter().filter(move |(asked, _)| *asked == entry).map(|(_, value)| value.as_deref())
     }
 }
 
@@ -126,7 +137,8 @@ impl View {
 
     /// All keys that begin so, and their values.
     pub(super) async fn scan(&self, prefix: &[u8]) -> Attempt<Vec<(Vec<u8>, Vec<u8>)>> {
-        const MAX_PAGES: usize = 1000;
+        // More than 16,000 keys, some hundred times the places of a subnet.
+        const MAX_PAGES: usize = 32;
         let mut found = Vec::new();
         let mut after: Option<Vec<u8>> = None;
         for _ in 0..MAX_PAGES {

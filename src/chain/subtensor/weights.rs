@@ -1,25 +1,22 @@
 //! Setting a validator's weights.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 
 use anyhow::Result;
 use subxt::ext::scale_value::Value;
 use subxt::tx::{DynamicPayload, dynamic};
 
 use super::Subtensor;
-use super::order::{Fate, Order};
+use super::order::{Call, Fate, Order};
 use super::runtime::Part;
 use super::subnet::{
-    LAST_UPDATE, NETWORKS_ADDED, SUBNETWORK_N, UIDS, VALIDATOR_PERMIT, WEIGHTS, registration_asks, weights_asks,
-    weights_limits,
+    LAST_UPDATE, NETWORKS_ADDED, SUBNETWORK_N, UIDS, VALIDATOR_PERMIT, registration_asks, weights_asks, weights_limits,
 };
 use super::view::{Ask, Seen};
 use crate::chain::{Chain, FULL_SHARE, account};
 use crate::error::{Failure, input};
 use crate::figures::{count, duration};
-
-/// An order is given anew so often when the chain changes its program.
-const MAX_ORDERS: usize = 3;
 
 impl Subtensor {
     /// Sets weights, and returns their block.
@@ -30,41 +27,30 @@ impl Subtensor {
         let mut asks = registration_asks(self.netuid, account);
         asks.extend(weights_asks(self.netuid));
         asks.extend([VALIDATOR_PERMIT, LAST_UPDATE].map(|entry| Ask::new(entry, [Part::Number(self.netuid)])));
-        for _ in 0..MAX_ORDERS {
-            let seen = self.wait(self.node.see(&asks, Some(account)))?;
-            let uid = self.check_weights(hotkey, weights, version_key, &seen)?;
-            let order = Order {
-                what: "weights",
-                call: weights_call(self.netuid, weights, version_key),
-                account,
-                signer: &signer,
-                kept_under: (WEIGHTS, vec![Part::Number(self.netuid), Part::Number(uid)]),
-            };
-            let included = match self.wait(order.send(&self.node, &seen))? {
-                Fate::Included(included) => included,
-                Fate::Upgraded => continue,
-                Fate::Not(why) => {
-                    return Err(Failure::Unreachable(format!(
-                        "the weights of the hotkey `{hotkey}` were not included: {why}; those before stand, set them again"
-                    ))
-                    .into());
-                }
-            };
-            return match &included.failure {
+        let order = Order { what: "weights", asks, account, signer: &signer };
+        let fate = self.give(&order, |seen| {
+            self.check_weights(hotkey, weights, version_key, seen)?;
+            let call = weights_call(self.netuid, weights, version_key);
+            Ok(ControlFlow::Continue(Call { call, kept_under: None }))
+        })?;
+        match fate {
+            Fate::Stands(block) => Ok(block),
+            Fate::Included(included) => match &included.failure {
                 None => Ok(included.block),
                 Some(failure) => Err(self.weights_failure(hotkey, included.block, failure)),
-            };
+            },
+            Fate::Not(why) => Err(Failure::Unreachable(format!(
+                "the weights of the hotkey `{hotkey}` were not included: {why}; those before stand, set them again"
+            ))
+            .into()),
         }
-        Err(Failure::Unreachable(
-            "the chain changed its program again and again: no weights were set; set them again".to_owned(),
-        )
-        .into())
     }
 
-    /// Refuses what the chain would refuse, and gives the validator's uid.
-    fn check_weights(&self, hotkey: &str, weights: &[(u16, u16)], version_key: u64, seen: &Seen) -> Result<u16> {
+    /// Refuses what the chain would refuse.
+    fn check_weights(&self, hotkey: &str, weights: &[(u16, u16)], version_key: u64, seen: &Seen) -> Result<()> {
         let Seen { view, answers, .. } = seen;
-        let uid = answers.one::<u16>(UIDS)?.filter(|_| answers.one_or(NETWORKS_ADDED, false).unwrap_or(false));
+        let is_there = answers.needed(NETWORKS_ADDED)?.unwrap_or(false);
+        let uid = answers.needed::<u16>(UIDS)?.filter(|_| is_there);
         let Some(uid) = uid else { return Err(self.unregistered(hotkey)) };
         let at = |list: Vec<bool>| list.get(usize::from(uid)).copied().unwrap_or_default();
         let limits = weights_limits(answers)?;
@@ -98,7 +84,7 @@ impl Subtensor {
         check_uids(weights, answers.one_or(SUBNETWORK_N, 0)?).map_err(input)?;
         // Whoever wants may give weight to himself, where it does not count.
         if matches!(weights, [(to, _)] if *to == uid) {
-            return Ok(uid);
+            return Ok(());
         }
         if !at(answers.one_or(VALIDATOR_PERMIT, Vec::new())?) {
             return Err(input(format!(
@@ -106,8 +92,7 @@ impl Subtensor {
             )));
         }
         check_shares(weights, limits.min_allowed, limits.max_share, answers.one_or(SUBNETWORK_N, 0)?)
-            .map_err(|sentence| input(format!("{sentence} on {subnet}")))?;
-        Ok(uid)
+            .map_err(|sentence| input(format!("{sentence} on {subnet}")))
     }
 
     /// Why the chain did not take weights, by the name that it gave.

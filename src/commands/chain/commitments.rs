@@ -59,9 +59,10 @@ pub(super) fn json(hotkey: &str, commitment: &Commitment) -> Value {
     }
 }
 
-/// A commitment as people read it: its text on one line, or its bytes.
+/// A commitment as people read it: its text on one line, or its bytes. Others than plain bytes have none.
 pub(super) fn shown(commitment: &Commitment) -> String {
     match std::str::from_utf8(&commitment.bytes) {
+        Ok("") => "(no text)".to_owned(),
         Ok(text) => one_line(text),
         Err(_) => hex::write(&commitment.bytes),
     }
@@ -77,6 +78,7 @@ mod tests {
         let bytes = commitment(&[0, 0xff, 0x0a]);
         assert_eq!(shown(&bytes), "0x00ff0a");
         assert_eq!(json("h", &bytes), json!({"hotkey": "h", "block": 7, "text": null, "hex": "0x00ff0a"}));
+        assert_eq!(shown(&commitment(b"")), "(no text)");
         let text = commitment("\u{e4}\nb".as_bytes());
         assert_eq!(shown(&text), "\u{e4}\u{fffd}b");
         assert_eq!(json("h", &text), json!({"hotkey": "h", "block": 7, "text": "\u{e4}\nb"}));

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use super::proxy::{Proxy, To, Verdict};
 use super::world::{MINER, World, hotkey};
 use crate::chain::Chain;
@@ -201,6 +203,141 @@ fn another_program_is_noticed_before_and_after_signing() {
     });
     let block = client.commit(&hotkey(MINER), b"local:model:c:h").unwrap();
     assert_eq!(scene.committed(), [block]);
+}
+
+/// The answer to a request that a node refuses.
+fn refusal(request: &str, code: i64, text: &str) -> Verdict {
+    let id = serde_json::from_str::<Value>(request).unwrap()["id"].clone();
+    Verdict::Answer(json!({"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": text}}).to_string())
+}
+
+#[test]
+fn a_program_that_is_not_final_yet_is_waited_for() {
+    let scene = Scene::new(Spec::V143);
+    let client = scene.world.client(&[scene.proxy.url()], &[MINER]).unwrap();
+    client.block().unwrap();
+    let (Scene { world, devnet, proxy }, mut is_first) = (scene, true);
+    let devnet = std::sync::Arc::new(devnet);
+    let upgraded = std::sync::Arc::clone(&devnet);
+    proxy.rule(move |to, text| {
+        if to == To::Node && text.contains(SUBMIT) && std::mem::take(&mut is_first) {
+            upgraded.upgrade(Spec::V185);
+            return refusal(text, 1010, "Transaction has a bad signature");
+        }
+        Verdict::Pass
+    });
+    let block = client.commit(&hotkey(MINER), b"local:model:c:h").unwrap();
+    let [kept] = world.ledger.commitments_of(&hotkey(MINER)).unwrap().try_into().unwrap();
+    assert_eq!(kept.block, block);
+
+    let scene = Scene::new(Spec::V143);
+    let refuse = |to, text: &str| match to == To::Node && text.contains(SUBMIT) {
+        true => refusal(text, 1010, "Transaction has a bad signature"),
+        false => Verdict::Pass,
+    };
+    let error = scene.commit(refuse).unwrap_err();
+    assert_eq!(exit_code(&error), 4);
+    assert!(format!("{error:#}").contains("did not take the commitment: Transaction has a bad signature"), "{error:#}");
+    assert!(scene.committed().is_empty());
+}
+
+#[test]
+fn a_pool_that_takes_nothing_for_now_is_asked_again_over_the_same_connection() {
+    let scene = Scene::new(Spec::V143);
+    scene.world.ledger.commit_at(&hotkey(MINER), b"the old one", 1_000).unwrap();
+    let client = scene.world.client(&[scene.proxy.url()], &[MINER]).unwrap();
+    let number = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = std::sync::Arc::clone(&number);
+    scene.proxy.rule(move |to, text| match to == To::Node && text.contains(SUBMIT) {
+        true => {
+            counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            refusal(text, 1014, "Priority is too low")
+        }
+        false => Verdict::Pass,
+    });
+    let error = client.commit(&hotkey(MINER), b"local:model:c:h").unwrap_err();
+    assert_eq!(exit_code(&error), 3);
+    let text = format!("{error:#}");
+    assert!(text.contains("Priority is too low"), "{text}");
+    assert!(text.contains("what stands on the chain is `the old one` of block 1,000, commit again"), "{text}");
+    assert_eq!(scene.proxy.num_connections(), 1);
+    let number = number.load(std::sync::atomic::Ordering::SeqCst);
+    assert!((3..=34).contains(&number), "once a block at most, and not {number} times");
+}
+
+#[test]
+fn a_node_that_is_behind_is_not_believed() {
+    let scene = Scene::new(Spec::V143);
+    let client = scene.world.client(&[scene.proxy.url()], &[MINER]).unwrap();
+    let (mut asked, mut heads) = (None, Vec::new());
+    scene.proxy.rule(move |to, text| {
+        let message: Value = serde_json::from_str(text).unwrap_or_default();
+        if to == To::Node && message["method"] == "chain_getFinalizedHead" {
+            asked = Some(message["id"].clone());
+        }
+        if to == To::Node || asked.as_ref() != Some(&message["id"]) {
+            return Verdict::Pass;
+        }
+        asked = None;
+        heads.push(message["result"].clone());
+        // The third time it is the first again.
+        match heads.len() {
+            3 => Verdict::Instead(json!({"jsonrpc": "2.0", "id": message["id"], "result": heads[0]}).to_string()),
+            _ => Verdict::Pass,
+        }
+    });
+    let mut before = 0;
+    for _ in 0..4 {
+        scene.world.pass_blocks(2);
+        let block = client.block().unwrap();
+        assert!(block > before, "{block} after {before}");
+        before = block;
+    }
+    assert_eq!(scene.proxy.num_connections(), 2);
+}
+
+#[test]
+fn what_one_node_lacks_another_may_have() {
+    let lacks = |to, text: &str| match to == To::Node && text.contains("chain_getFinalizedHead") {
+        true => refusal(text, -32601, "Method not found"),
+        false => Verdict::Pass,
+    };
+    let scene = Scene::new(Spec::V143);
+    scene.proxy.rule(lacks);
+    let second = Proxy::before(scene.devnet.address(), Duration::ZERO);
+    scene.world.client(&[scene.proxy.url(), second.url()], &[]).unwrap().block().unwrap();
+    let error = scene.world.client(&[scene.proxy.url()], &[]).err().unwrap();
+    assert_eq!(exit_code(&error), 2);
+    assert!(format!("{error:#}").contains("lacks a method"), "{error:#}");
+}
+
+#[test]
+fn a_node_that_has_forgotten_what_was_is_enough() {
+    for (num_refused, seconds) in [(1, 0.05), (2, 0.05)] {
+        let scene = Scene::new(Spec::V143);
+        let (mut asked, mut head, mut left) = (None, None, num_refused);
+        scene.proxy.rule(move |to, text| {
+            let message: Value = serde_json::from_str(text).unwrap_or_default();
+            match (to, message["method"].as_str()) {
+                (To::Node, Some("chain_getFinalizedHead")) => asked = Some(message["id"].clone()),
+                (To::Client, None) if asked.is_some() && asked.as_ref() == Some(&message["id"]) => {
+                    head.get_or_insert(message["result"].clone());
+                }
+                (To::Node, Some("state_queryStorageAt"))
+                    if head.as_ref() != Some(&message["params"][1]) && left > 0 =>
+                {
+                    left -= 1;
+                    return refusal(text, -32000, "State already discarded");
+                }
+                _ => (),
+            }
+            Verdict::Pass
+        });
+        let client = scene.world.client(&[scene.proxy.url()], &[]).unwrap();
+        let measured = client.seconds_per_block();
+        assert!((measured - seconds).abs() < 0.001, "{measured}");
+        assert_eq!(scene.proxy.num_connections(), 1);
+    }
 }
 
 #[test]

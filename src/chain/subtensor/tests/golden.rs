@@ -98,7 +98,7 @@ fn every_error_has_the_name_that_the_real_chain_gives_it() {
 
 /// The runtime's storage as it was read after an epoch; of the places only the last was looked at there, the others as
 /// they were at the session's beginning.
-fn recorded(name: &str, metadata: &str) -> (Recorded, BTreeMap<String, Value>) {
+pub(super) fn recorded(name: &str, metadata: &str) -> (Recorded, BTreeMap<String, Value>) {
     let mut node = Recorded::new(name, metadata);
     let file = read(&format!("{name}_storage"));
     let entries = file["storage"].as_array().unwrap().iter().filter(|entry| entry.get("key").is_some());
@@ -209,7 +209,7 @@ fn what_became_of_an_extrinsic_is_read_from_its_block() {
                 account: account::parse("5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY").unwrap(),
                 nonce: 0,
                 events_key: unhex("0x26aa394eea5630e07c48ae0c9558cef780d41e5e16056765bc8461851072c9d7"),
-                kept_under: vec![],
+                kept_under: None,
             };
             let hash = H256(unhex(block).try_into().unwrap());
             let end =

@@ -1,6 +1,7 @@
 //! A node that lies, or talks nonsense: an error each time, never a panic, never memory that was only claimed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -9,6 +10,8 @@ use subxt::ext::frame_decode::storage::encode_storage_key_prefix;
 use super::over;
 use super::recorded::Recorded;
 use crate::chain::Chain;
+use crate::chain::account;
+use crate::chain::subtensor::delivery::{Extrinsic, deliver};
 use crate::chain::subtensor::runtime::Entry;
 use crate::chain::wallet::Keyring;
 
@@ -125,4 +128,32 @@ fn metadata_that_is_none_or_another_chains_is_an_error() {
         });
         assert!(ends.iter().all(Result::is_err), "{metadata}");
     }
+}
+
+#[test]
+fn a_node_that_tells_no_end_is_left() {
+    let mut node = Recorded::new("a", "a_v14");
+    node.news = Some(r#""ready""#);
+    let node = Arc::new(node);
+    let chain = over(node.client(), 9, Keyring::default());
+    *node.instead.lock().unwrap() = Some(Box::new(|method, params| {
+        (method == "state_call" && params[0] == "AccountNonceApi_account_nonce").then(|| json!("0x00000000"))
+    }));
+    let extrinsic = Extrinsic {
+        what: "commitment",
+        bytes: vec![7],
+        born: 1,
+        account: account::parse("5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY").unwrap(),
+        nonce: 0,
+        events_key: vec![1],
+        kept_under: None,
+    };
+    let error = format!("{:#}", chain.runtime.block_on(deliver(&chain.node, &extrinsic)).err().unwrap());
+    assert!(error.contains("what became of it is not known: it may still be included, up to block 32;"), "{error}");
+
+    let mut chain = over(node.client(), 9, Keyring::default());
+    chain.node.patience.request = Duration::from_millis(10);
+    let asked = chain.runtime.block_on(chain.node.with(Duration::ZERO, async |_| std::future::pending().await));
+    let error: anyhow::Error = asked.map(|(): ()| ()).unwrap_err();
+    assert!(error.to_string().contains("a node that answers without end"), "{error}");
 }

@@ -9,6 +9,7 @@ mod hostile;
 mod proxy;
 mod publish;
 mod recorded;
+mod today;
 mod world;
 
 use std::path::PathBuf;

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use subxt::ext::futures::stream::unfold;
 use subxt::rpcs::client::{RawRpcFuture, RawRpcSubscription, RawValue, RpcClientT};
 use subxt::rpcs::{Error, RpcClient, UserError};
 
@@ -17,14 +19,18 @@ pub(super) struct Recorded {
     answers: HashMap<(String, String), Result<Value, Value>>,
     /// Values by block and key.
     storage: HashMap<String, BTreeMap<String, Option<String>>>,
-    /// The runtime's metadata, in hexadecimal as a call gives it, by the call.
-    metadata: HashMap<&'static str, String>,
+    /// The runtime's metadata.
+    metadata: Vec<u8>,
+    /// The call that gives it, and what it gives before.
+    metadata_call: (&'static str, &'static [u8]),
     /// The submissions and what part of the session each was.
     pub(super) submitted: Vec<(String, String)>,
     /// Blocks and what part of the session asked for them.
     pub(super) blocks: Vec<(String, String)>,
     /// What is answered instead.
     pub(super) instead: Mutex<Option<Instead>>,
+    /// What is told, again and again, of an extrinsic that is handed in; `None`: the connection is cut.
+    pub(super) news: Option<&'static str>,
     /// The requests that were made.
     pub(super) log: Mutex<Vec<String>>,
 }
@@ -39,18 +45,18 @@ impl Recorded {
             head: String::new(),
             answers: HashMap::new(),
             storage: HashMap::new(),
-            metadata: HashMap::new(),
+            metadata: super::metadata(metadata),
+            metadata_call: match metadata.ends_with("v15") {
+                true => ("Metadata_metadata_at_version", &[1]),
+                false => ("Metadata_metadata", &[]),
+            },
             submitted: Vec::new(),
             blocks: Vec::new(),
             instead: Mutex::default(),
+            news: None,
             log: Mutex::default(),
         };
         this.read_session(name);
-        let bytes = super::metadata(metadata);
-        this.metadata = match metadata.ends_with("v15") {
-            true => HashMap::from([("Metadata_metadata_at_version", with_length(&bytes, &[1]))]),
-            false => HashMap::from([("Metadata_metadata", with_length(&bytes, &[]))]),
-        };
         this
     }
 
@@ -103,6 +109,18 @@ impl Recorded {
         self.storage.entry(self.head.clone()).or_default().extend(values);
     }
 
+    /// Lets the program call something by another name.
+    pub(super) fn rename(&mut self, from: &str, to: &str) {
+        use subxt::ext::codec::Encode;
+        let (from, to) = (from.encode(), to.encode());
+        let places: Vec<usize> =
+            (0..self.metadata.len()).filter(|&at| self.metadata[at..].starts_with(&from)).collect();
+        assert!(!places.is_empty());
+        for at in places.into_iter().rev() {
+            self.metadata.splice(at..at + from.len(), to.iter().copied());
+        }
+    }
+
     /// The client of it.
     pub(super) fn client(self: &Arc<Self>) -> RpcClient {
         RpcClient::new(Shared(Arc::clone(self)))
@@ -116,10 +134,12 @@ impl Recorded {
         let text = |index: usize| params[index].as_str().unwrap().to_owned();
         match method {
             "chain_getFinalizedHead" => Ok(json!(self.head)),
-            "state_call" if text(0).starts_with("Metadata_") => match self.metadata.get(text(0).as_str()) {
-                Some(metadata) => Ok(json!(metadata)),
-                None => Err(json!({"code": -32603, "message": "Function to start was not found."})),
-            },
+            "state_call" if text(0) == self.metadata_call.0 => {
+                Ok(json!(with_length(&self.metadata, self.metadata_call.1)))
+            }
+            "state_call" if text(0).starts_with("Metadata_") => {
+                Err(json!({"code": -32603, "message": "Function to start was not found."}))
+            }
             "state_queryStorageAt" => {
                 let stored = self.storage.get(&text(1));
                 let value = |key: &Value| stored.and_then(|stored| stored.get(key.as_str().unwrap())).cloned();
@@ -168,6 +188,14 @@ impl RpcClientT for Shared {
         _: &'a str,
     ) -> RawRpcFuture<'a, RawRpcSubscription> {
         self.0.log.lock().unwrap().push(method.to_owned());
-        Box::pin(async move { Err(Error::Client("the connection was cut".into())) })
+        let news = self.0.news;
+        Box::pin(async move {
+            let Some(news) = news else { return Err(Error::Client("the connection was cut".into())) };
+            let stream = unfold((), move |()| async move {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                Some((Ok(RawValue::from_string(news.to_owned()).unwrap()), ()))
+            });
+            Ok(RawRpcSubscription { stream: Box::pin(stream), id: None })
+        })
     }
 }

@@ -162,7 +162,8 @@ pub fn warning(
         None => "never".to_owned(),
     };
     match standing.rank {
-        None => Some(format!(
+        // Even if a newcomer could get its place now, for all are immune.
+        _ if standing.immunity_left > 0 => Some(format!(
             "the immunity of {hotkey} (uid {uid}) ends at block {}, in about {}, but a model that is committed at block {} is \
              paid {adopted}: a newcomer may get the place before that",
             count(standing.immunity_ends),
@@ -174,7 +175,7 @@ pub fn warning(
              number {rank}, and a model that is committed at block {} is paid {adopted}",
             count(committed_at)
         )),
-        Some(_) => None,
+        _ => None,
     }
 }
 

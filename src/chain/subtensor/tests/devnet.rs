@@ -123,12 +123,7 @@ fn weights_are_set_or_refused_before_they_are_sent() {
 #[test]
 #[expect(clippy::print_stdout, reason = "what was measured is shown on demand")]
 fn a_publish_among_256_neurons_takes_few_waits_and_little_time() {
-    let world = World::with(300, |settings| settings.max_uids = 256);
-    for uid in 2..256_u16 {
-        let hotkey = address(&AccountId32([[uid as u8; 31].as_slice(), &[7]].concat().try_into().unwrap()));
-        world.ledger.register_at(&hotkey, 1_000).unwrap();
-        world.ledger.commit_at(&hotkey, &[b'x'; 106], 1_100).unwrap();
-    }
+    let world = World::full(300);
     let weights: Vec<(u16, u16)> = (0..256).map(|uid| (uid, 1 + uid)).collect();
     world.ledger.put_weights(0, &weights).unwrap();
     for spec in SPECS {

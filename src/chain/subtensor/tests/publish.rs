@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::proxy::Proxy;
 use super::world::{MINER, World, hotkey};
-use crate::chain::account::address;
 use crate::hub::fetch::Cache;
 use crate::hub::folder::FolderHub;
 use crate::metrics::printer::Printer;
@@ -17,16 +16,10 @@ use crate::publish::journal::Hold;
 use crate::publish::{self, Order};
 use crate::rules::{Criteria, Rules};
 use crate::score::cache::LossCache;
-use subxt::utils::AccountId32;
 
 #[test]
 fn a_publish_waits_for_the_node_twenty_times_at_most() {
-    let world = World::with(500, |settings| settings.max_uids = 256);
-    for uid in 2..256_u16 {
-        let hotkey = address(&AccountId32([[uid as u8; 31].as_slice(), &[7]].concat().try_into().unwrap()));
-        world.ledger.register_at(&hotkey, 1_000).unwrap();
-        world.ledger.commit_at(&hotkey, &[b'x'; 106], 1_100).unwrap();
-    }
+    let world = World::full(500);
     let devnet = world.serve(crate::local::rpc::Spec::V143);
     let proxy = Proxy::before(devnet.address(), Duration::from_millis(2));
     let client = world.client(&[proxy.url()], &[MINER]).unwrap();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use subxt::utils::AccountId32;
 use subxt_signer::sr25519::Keypair;
 use tempfile::TempDir;
 
@@ -58,6 +59,19 @@ impl World {
         ledger.set_stake(0, 50_000_000_000_000).unwrap();
         ledger.set_permit(0, true).unwrap();
         Self { dir, ledger: Arc::new(ledger) }
+    }
+
+    /// One with 256 places, all of them taken and, but for the first two, with a commitment.
+    pub(super) fn full(block_ms: u64) -> Self {
+        let world = Self::with(block_ms, |settings| settings.max_uids = 256);
+        for uid in 2..=u8::MAX {
+            let mut account = [uid; 32];
+            account[31] = 7;
+            let hotkey = address(&AccountId32(account));
+            world.ledger.register_at(&hotkey, 1_000).unwrap();
+            world.ledger.commit_at(&hotkey, &[b'x'; 106], 1_100).unwrap();
+        }
+        world
     }
 
     /// Serves it; returns when there are two blocks, by which clients see how fast they are.

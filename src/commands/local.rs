@@ -1,5 +1,6 @@
 //! `assay local`: the embedded network, a hub folder and a ledger on this machine, for practice and for tests.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +16,12 @@ use crate::figures::count;
 use crate::interrupt;
 use crate::local;
 use crate::local::rpc::{Devnet, Spec, account};
+use crate::lock;
 use crate::metrics::printer::Printer;
 use crate::network;
+
+/// As many blocks follow before one is final, so that clients learn to wait for it.
+const FINALITY_LAG: u32 = 1;
 
 /// Runs the command.
 pub fn run(args: &LocalArgs, printer: &Printer) -> Result<()> {
@@ -46,8 +51,9 @@ fn serve(port: u16, dir: &Path, spec: u32, printer: &Printer) -> Result<()> {
     let spec = Spec::of(spec)?;
     let (_, chain) = network::local_sections(dir);
     let ledger = Arc::new(Ledger::open(&chain.ledger)?);
+    let _lock = lock_serving(&chain.ledger, &ledger.describe())?;
     interrupt::install()?;
-    let devnet = Devnet::start(Arc::clone(&ledger), port, spec)?;
+    let devnet = Devnet::start_lagging(Arc::clone(&ledger), port, spec, FINALITY_LAG)?;
     let snapshot = ledger.snapshot()?;
     let mut text = format!(
         "Serving {} at ws://{}, block {}, as version {} of Bittensor's chain, until Ctrl-C. Registered:",
@@ -69,4 +75,12 @@ fn serve(port: u16, dir: &Path, spec: u32, printer: &Printer) -> Result<()> {
         SystemClock.sleep(Duration::from_secs(60));
     }
     Ok(())
+}
+
+/// Keeps a second node from the ledger, whose transactions this one would not know of. The lock is a file of its own:
+/// SQLite loses its locks when anybody else closes the ledger's.
+fn lock_serving(ledger: &Path, name: &str) -> Result<File> {
+    let mut path = ledger.canonicalize()?.into_os_string();
+    path.push(".serve-lock");
+    lock::take(Path::new(&path), |holder| format!("{name} is served by {holder}: stop that, or use its address"))
 }

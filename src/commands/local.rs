@@ -84,3 +84,25 @@ fn lock_serving(ledger: &Path, name: &str) -> Result<File> {
     path.push(".serve-lock");
     lock::take(Path::new(&path), |holder| format!("{name} is served by {holder}: stop that, or use its address"))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_ledger_is_served_by_one_at_a_time_by_whatever_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("ledger.sqlite"), dir.path().join("link"));
+        std::fs::write(&path, "").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let lock = lock_serving(&path, "the ledger L").unwrap();
+        let error = lock_serving(&link, "the ledger L").unwrap_err();
+        assert_eq!(crate::error::exit_code(&error), 2);
+        let holder = format!("the ledger L is served by process {}: stop that", std::process::id());
+        assert!(error.to_string().contains(&holder), "{error}");
+        drop(lock);
+        lock_serving(&link, "the ledger L").unwrap();
+    }
+}

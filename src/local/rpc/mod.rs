@@ -3,9 +3,10 @@
 //! Whoever reads sees the subnet under the keys and in the encoding of the chain's own program, at each of the last
 //! blocks. Whoever signs with the key of a hotkey can commit and set weights; what the ledger refuses is in the block as a
 //! transaction that failed with the chain's own error. Nothing costs anything. Some things are less than on the chain: a
-//! block is final after so many more as the node is told, or at once, there is no state root, and only the calls of miners and validators are taken. A transaction
-//! whose number is above the account's next is refused, where a real pool would keep it until its turn comes. No web page
-//! of elsewhere can ask: only what is sent to this machine by name, and by nothing of another origin, is answered.
+//! block is final at once, or after as many more as the node is told, there is no state root, and only the calls of
+//! miners and validators are taken. A transaction whose number is above the account's next is refused, where a real pool
+//! would keep it until its turn comes. No web page of elsewhere can ask: only what is sent to this machine by name, and by
+//! nothing of another origin, is answered.
 
 mod accounts;
 mod block;

@@ -1,6 +1,6 @@
 //! The socket: a JSON-RPC server on loopback, over WebSocket and HTTP, in a thread of its own.
 //!
-//! What waits for the ledger or for another request runs on threads that may wait; the two others only listen.
+//! What waits for the ledger or for another request does so on threads of its own, so that two are enough to listen.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

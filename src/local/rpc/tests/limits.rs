@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use subxt::config::substrate::SubstrateExtrinsicParamsBuilder;
 use subxt::dynamic;
+use subxt::rpcs::{RpcClient, rpc_params};
 use subxt::tx::TransactionStatus;
 
-use super::super::node::MAX_PER_BLOCK;
+use super::super::node::{KEPT, MAX_PER_BLOCK};
 use super::client::{BLOCK_MS, commit_call, connect, key, send, signed_forever, submit, wait};
 use super::*;
 
@@ -99,5 +100,24 @@ fn a_tip_is_refused_and_so_is_what_a_block_has_no_room_for() {
         assert_eq!(submit(&devnet, &last).await.map(|error| error.0), Some(1016));
         world.pass_blocks(&devnet, 1);
         assert_eq!(submit(&devnet, &last).await, None);
+    });
+}
+
+#[test]
+fn who_listens_is_told_of_the_blocks_that_are_kept_after_a_long_sleep() {
+    let world = World::new(BLOCK_MS);
+    let devnet = world.serve(Spec::V185);
+    wait(async {
+        let rpc = RpcClient::from_url(format!("ws://{}", devnet.address())).await.unwrap();
+        let (begin, end) = ("chain_subscribeNewHeads", "chain_unsubscribeNewHeads");
+        let mut heads = rpc.subscribe::<serde_json::Value>(begin, rpc_params![], end).await.unwrap();
+        let mut next = async || {
+            let header = tokio::time::timeout(Duration::from_secs(10), heads.next()).await.unwrap().unwrap().unwrap();
+            u32::from_str_radix(header["number"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
+        };
+        assert_eq!(next().await, 1_499);
+        world.pass_blocks(&devnet, 4_000_000_000);
+        let first = 1_499 + 4_000_000_000 - (KEPT as u32 - 1);
+        assert_eq!([next().await, next().await], [first, first + 1]);
     });
 }

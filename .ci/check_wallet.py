@@ -34,11 +34,15 @@ class Checker:
     def wallet(self, hotkey):
         return Wallet(name="mine", hotkey=hotkey, path=str(self.wallets))
 
+    @staticmethod
+    def environment():
+        """The environment without passwords."""
+        return {name: value for name, value in os.environ.items() if not name.upper().startswith("BT_")}
+
     def run(self, verb, hotkey, *args, **variables):
         command = [self.assay, "wallet", verb, "--wallet-dir", self.wallets, "--wallet", "mine", "--hotkey", hotkey, *args]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("BT_")}
         outcome = subprocess.run(
-            command, env=environment | variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            command, env=self.environment() | variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
         if outcome.returncode:
             sys.exit(f"{command} with {sorted(variables)}: exit code {outcome.returncode}\n{outcome.stderr}")
@@ -49,7 +53,7 @@ class Checker:
         child, terminal = pty.fork()
         if child == 0:
             place = ["--wallet-dir", self.wallets, "--wallet", "mine", "--hotkey", hotkey]
-            os.execv(self.assay, [self.assay, "wallet", verb, *place])
+            os.execve(self.assay, [self.assay, "wallet", verb, *place], self.environment())
         shown, answers = b"", list(typed)
         while select.select([terminal], [], [], 60)[0]:
             try:
@@ -58,7 +62,10 @@ class Checker:
                 break
             shown += part
             if answers and shown.rstrip().endswith(b":"):
+                deadline = time.monotonic() + 60
                 while termios.tcgetattr(terminal)[3] & termios.ECHO:  # not before the terminal hides what is typed
+                    if time.monotonic() > deadline:
+                        sys.exit(f"{verb} {hotkey}: the terminal would show the password")
                     time.sleep(0.01)
                 os.write(terminal, answers.pop(0).encode() + b"\n")
         return shown.decode(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

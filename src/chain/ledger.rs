@@ -10,6 +10,7 @@
 mod epoch_tests;
 mod epochs;
 mod file;
+mod nonces;
 mod refusal;
 mod settings;
 mod setup;

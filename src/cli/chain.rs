@@ -45,7 +45,7 @@ pub struct SignerArgs {
     /// The hotkey by its name, on the embedded chain or in the recipe's wallet; default the recipe's only one.
     #[arg(long, value_name = "NAME")]
     pub hotkey: Option<String>,
-    /// Take a key file that others may read.
+    /// Take a key file that others may read or change.
     #[arg(long)]
     pub allow_readable_key: bool,
 }

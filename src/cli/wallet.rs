@@ -52,7 +52,7 @@ pub enum WalletCommand {
         /// Which.
         #[command(flatten)]
         place: WalletPlaceArgs,
-        /// Take a file that others may read.
+        /// Take a file that others may read or change.
         #[arg(long)]
         allow_readable_key: bool,
         /// JSON on stdout: what was signed, and the signature.

@@ -1,5 +1,6 @@
 //! `assay local`: the embedded network, a hub folder and a ledger on this machine, for practice and for tests.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +17,12 @@ use crate::figures::count;
 use crate::interrupt;
 use crate::local;
 use crate::local::rpc::{self, Devnet, Spec};
+use crate::lock;
 use crate::metrics::printer::Printer;
 use crate::network;
+
+/// As many blocks follow before one is final, so that clients learn to wait for it.
+const FINALITY_LAG: u32 = 1;
 
 /// Runs the command.
 pub fn run(args: &LocalArgs, printer: &Printer) -> Result<()> {
@@ -51,8 +56,9 @@ fn serve(port: u16, dir: &Path, spec: u32, printer: &Printer) -> Result<()> {
     let spec = Spec::of(spec)?;
     let (_, chain) = network::local_sections(dir);
     let ledger = Arc::new(Ledger::open(&chain.ledger)?);
+    let _lock = lock_serving(&chain.ledger, &ledger.describe())?;
     interrupt::install()?;
-    let devnet = Devnet::start(Arc::clone(&ledger), port, spec)?;
+    let devnet = Devnet::start_lagging(Arc::clone(&ledger), port, spec, FINALITY_LAG)?;
     let snapshot = ledger.snapshot()?;
     let mut text = format!(
         "Serving {} at ws://{}, block {}, as version {} of Bittensor's chain, until Ctrl-C. Registered:",
@@ -74,4 +80,34 @@ fn serve(port: u16, dir: &Path, spec: u32, printer: &Printer) -> Result<()> {
         SystemClock.sleep(Duration::from_secs(60));
     }
     Ok(())
+}
+
+/// Keeps a second node from the ledger, whose transactions this one would not know of. The lock is a file of its own:
+/// SQLite loses its locks when anybody else closes the ledger's.
+fn lock_serving(ledger: &Path, name: &str) -> Result<File> {
+    let mut path = ledger.canonicalize()?.into_os_string();
+    path.push(".serve-lock");
+    lock::take(Path::new(&path), |holder| format!("{name} is served by {holder}: stop that, or use its address"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_ledger_is_served_by_one_at_a_time_by_whatever_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("ledger.sqlite"), dir.path().join("link"));
+        std::fs::write(&path, "").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let lock = lock_serving(&path, "the ledger L").unwrap();
+        let error = lock_serving(&link, "the ledger L").unwrap_err();
+        assert_eq!(crate::error::exit_code(&error), 2);
+        let holder = format!("the ledger L is served by process {}: stop that", std::process::id());
+        assert!(error.to_string().contains(&holder), "{error}");
+        drop(lock);
+        lock_serving(&link, "the ledger L").unwrap();
+    }
 }

@@ -11,6 +11,7 @@ use crate::chain::wallet::keyfile::{Format, KeyFile};
 use crate::chain::wallet::{self, Access, Keyring, create};
 use crate::cli::wallet::{WalletArgs, WalletCommand, WalletPlaceArgs};
 use crate::error::input;
+use crate::hex;
 use crate::metrics::printer::Printer;
 
 /// What is signed to see whether a key can; no chain would take it for anything.
@@ -70,9 +71,14 @@ fn show(place: &WalletPlaceArgs, json: bool, printer: &Printer) -> Result<()> {
         Format::Ansible => "encrypted, as Bittensor's tools of 2024 did (Ansible's vault)",
         Format::Fernet => "encrypted, as Bittensor's first tools did (Fernet)",
     };
-    let mode = match is_readable {
-        true => format!("{:03o}: others may read it; `chmod 600 {}` ends that", file.mode(), path.display()),
-        false => format!("{:03o}", file.mode()),
+    let exposed = match (is_readable, file.is_writable_by_others()) {
+        (true, _) => "others may read it",
+        (false, true) => "others may change it",
+        (false, false) => "",
+    };
+    let mode = match exposed {
+        "" => format!("{:03o}", file.mode()),
+        _ => format!("{:03o}: {exposed}; `chmod 600 {}` ends that", file.mode(), path.display()),
     };
     printer.result(&format!("address  {address}\nfile     {}\nformat   {format}\nmode     {mode}", path.display()))
 }
@@ -87,8 +93,8 @@ fn verify_hotkey(place: &WalletPlaceArgs, allow_readable_key: bool, json: bool, 
         bail!("a signature by the key of {} is not valid for its address {address}", path.display());
     }
     if json {
-        let digits: String = signature.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        let verified = json!({"address": address, "file": path, "text": TEST_TEXT, "signature": format!("0x{digits}")});
+        let signature = hex::write(signature.0);
+        let verified = json!({"address": address, "file": path, "text": TEST_TEXT, "signature": signature});
         return printer.result(&verified.to_string());
     }
     printer.result(&format!("{address}: {} opens, and what it signs is valid for this address.", path.display()))

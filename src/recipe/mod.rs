@@ -519,7 +519,7 @@ pub struct Chain {
     pub wallet: String,
     /// Real networks only: where the wallets lie; default ~/.bittensor/wallets.
     pub wallet_dir: Option<PathBuf>,
-    /// Real networks only: take key files that others may read.
+    /// Real networks only: take key files that others may read or change.
     pub allow_readable_keys: bool,
 }
 

@@ -25,7 +25,17 @@ use crate::figures;
 const APPLICATION_ID: i32 = 0x6173_7379;
 
 /// Counts up with every change of the tables.
-const SCHEMA_VERSION: i32 = 2;
+const SCHEMA_VERSION: i32 = 3;
+
+/// The one before, which lacks a table.
+const WITHOUT_NONCES: i32 = 2;
+
+const NONCES: &str = "
+    CREATE TABLE nonces (
+        account BLOB PRIMARY KEY,
+        nonce INTEGER NOT NULL
+    ) STRICT;
+";
 
 const SCHEMA: &str = "
     CREATE TABLE settings (
@@ -96,22 +106,42 @@ impl LedgerFile {
         }
         let connection = connect(&canonical, patience).map_err(|error| explain(path, patience, error.into()))?;
         let file = Self { path: path.to_owned(), connection: Mutex::new(connection), patience };
-        file.transact(TransactionBehavior::Deferred, |transaction| {
+        let version = file.check_version()?;
+        if version == WITHOUT_NONCES {
+            file.add_nonces()?;
+        }
+        Ok((file, canonical))
+    }
+
+    /// The version of a ledger that can be read.
+    fn check_version(&self) -> Result<i32> {
+        self.transact(TransactionBehavior::Deferred, |transaction| {
             let pragma = |name| transaction.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
             if pragma("application_id")? != APPLICATION_ID {
-                return Err(input(format!("{} is an SQLite file, but no ledger of assay's", path.display())));
+                return Err(input(format!("{} is an SQLite file, but no ledger of assay's", self.path.display())));
             }
             let version = pragma("user_version")?;
-            if version != SCHEMA_VERSION {
+            if ![WITHOUT_NONCES, SCHEMA_VERSION].contains(&version) {
                 return Err(input(format!(
                     "{} is of version {version} of the ledger's format, and this assay reads version {SCHEMA_VERSION}: use \
                      the assay that made it, or move it away and make a new one with `assay local init`",
-                    file.describe()
+                    self.describe()
                 )));
             }
+            Ok(version)
+        })
+    }
+
+    /// Brings a ledger of the version before to this one, unless another process just did.
+    fn add_nonces(&self) -> Result<()> {
+        self.transact(TransactionBehavior::Immediate, |transaction| {
+            let version: i32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            if version == WITHOUT_NONCES {
+                transaction.execute_batch(NONCES)?;
+                transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            }
             Ok(())
-        })?;
-        Ok((file, canonical))
+        })
     }
 
     /// Makes a file with empty tables under a temporary name beside `path`.
@@ -140,6 +170,7 @@ impl LedgerFile {
         let file = Self { path: path.to_owned(), connection: Mutex::new(connection), patience };
         file.transact(TransactionBehavior::Immediate, |transaction| {
             transaction.execute_batch(SCHEMA)?;
+            transaction.execute_batch(NONCES)?;
             transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
             transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             Ok(())

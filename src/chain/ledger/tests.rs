@@ -311,7 +311,7 @@ fn what_is_no_ledger_is_refused_and_left_alone() {
         Connection::open(&path).unwrap().execute_batch(sql).unwrap();
         assert_says(Ledger::open(&path).and_then(|ledger| ledger.snapshot()), 2, sentence);
     };
-    damage("PRAGMA user_version = 1", "is of version 1 of the ledger's format, and this assay reads version 2");
+    damage("PRAGMA user_version = 1", "is of version 1 of the ledger's format, and this assay reads version 3");
     damage("DROP TABLE bonds", "is damaged (no such table: bonds");
     damage("PRAGMA application_id = 7", "but no ledger of assay's");
     damage("DROP TABLE neurons", "is damaged (no such table: neurons");

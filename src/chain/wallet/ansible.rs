@@ -11,7 +11,7 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use super::hex;
-use super::keyfile::Unopened;
+use super::password::Unopened;
 
 /// What such a file begins with.
 pub(super) const PREFIX: &[u8] = b"$ANSIBLE_VAULT";

@@ -4,9 +4,9 @@
 
 use std::fmt::Write;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::hex;
 use super::key::{Keypair, PRIVATE_LEN, Phrase, SEED_LEN, Seed, Signer};
@@ -23,20 +23,20 @@ const ROOM: usize = 1_024;
 #[serde(rename_all = "camelCase")]
 pub(super) struct Content {
     crypto_type: Option<Value>,
-    secret_seed: Option<String>,
-    private_key: Option<String>,
-    secret_phrase: Option<String>,
+    #[serde(default, deserialize_with = "secret")]
+    secret_seed: Option<Zeroizing<String>>,
+    #[serde(default, deserialize_with = "secret")]
+    private_key: Option<Zeroizing<String>>,
+    #[serde(default, deserialize_with = "secret")]
+    secret_phrase: Option<Zeroizing<String>>,
     account_id: Option<String>,
     public_key: Option<String>,
     ss58_address: Option<Hotkey>,
 }
 
-impl Drop for Content {
-    fn drop(&mut self) {
-        self.secret_seed.zeroize();
-        self.private_key.zeroize();
-        self.secret_phrase.zeroize();
-    }
+/// A text that is overwritten when it is dropped, as it is where what comes after it cannot be read.
+fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Zeroizing<String>>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.map(Zeroizing::new))
 }
 
 impl Content {

@@ -51,12 +51,19 @@ pub(super) fn hotkey_with(path: &Path, password: Option<&str>, cost: nacl::Cost)
         .map_err(|error| input(format!("the folder {} cannot be made: {error}", folder.display())))?;
     // The key last: a crash between the two leaves an address that nobody was told, not a key of unknown address.
     write_new(&public_path(path), content::of_public(&keypair).as_bytes())?;
-    if let Err(error) = write_new(path, &sealed) {
+    if let Err(error) = sync(folder).and_then(|()| write_new(path, &sealed)) {
         // Of a key that never was.
         let _ = std::fs::remove_file(public_path(path));
         return Err(error);
     }
-    Ok(Created { address: keypair.address(), path: path.to_owned() })
+    let address = keypair.address();
+    sync(folder).with_context(|| {
+        format!(
+            "{} is written, the key of {address}, but not surely on the disk: see that it is there before the hotkey is used",
+            path.display()
+        )
+    })?;
+    Ok(Created { address, path: path.to_owned() })
 }
 
 /// Refuses a name that is taken, by a hotkey or by the address of one whose key may be elsewhere.
@@ -81,9 +88,15 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
         .tempfile_in(folder)
         .with_context(context)?;
     file.write_all(bytes).and_then(|()| file.as_file().sync_all()).with_context(context)?;
-    file.persist_noclobber(path).map_err(|error| match error.error.kind() {
-        ErrorKind::AlreadyExists => there_already(path),
-        _ => anyhow::Error::from(error.error).context(context()),
-    })?;
-    File::open(folder).and_then(|folder| folder.sync_all()).with_context(context)
+    match file.persist_noclobber(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.error.kind() == ErrorKind::AlreadyExists => Err(there_already(path)),
+        Err(error) => Err(anyhow::Error::from(error.error).context(context())),
+    }
+}
+
+/// Sees to it that a folder has its new files after a crash as well.
+fn sync(folder: &Path) -> Result<()> {
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.with_context(|| format!("the folder {} cannot be synced to the disk", folder.display()))
 }

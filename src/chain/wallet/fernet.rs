@@ -12,7 +12,7 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use super::keyfile::Unopened;
+use super::password::Unopened;
 
 /// What such a file begins with: the version, and a time before the year 2106, in base64.
 pub(super) const PREFIX: &[u8] = b"gAAAAA";

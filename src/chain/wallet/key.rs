@@ -60,19 +60,19 @@ impl Debug for Signer {
 }
 
 /// A key. Not `subxt_signer`'s own, which takes no private key without its seed and shows all in its debug output.
-/// It is overwritten when it is dropped.
-pub struct Keypair(schnorrkel::Keypair);
+/// It is overwritten when it is dropped; boxed, so that moves leave no copies of it.
+pub struct Keypair(Box<schnorrkel::Keypair>);
 
 impl Keypair {
     /// That of a seed.
     pub(super) fn from_seed(seed: &[u8; SEED_LEN]) -> Self {
         let seed = MiniSecretKey::from_bytes(seed).expect("a seed is any 32 bytes");
-        Self(seed.expand_to_keypair(ExpansionMode::Ed25519))
+        Self(Box::new(seed.expand_to_keypair(ExpansionMode::Ed25519)))
     }
 
     /// That of a private key; `None` if the bytes are none.
     pub(super) fn from_private(bytes: &[u8; PRIVATE_LEN]) -> Option<Self> {
-        SecretKey::from_bytes(bytes).ok().map(|secret| Self(secret.to_keypair()))
+        SecretKey::from_bytes(bytes).ok().map(|secret| Self(Box::new(secret.to_keypair())))
     }
 
     /// Its private key.

@@ -1,8 +1,8 @@
 //! A key file as it lies on the disk: read with care, told apart, and opened.
 
-use std::fs::{self, File};
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::content::Content;
 use super::key::Signer;
-use super::password::{self, Source};
+use super::password::{self, Source, Unopened};
 use super::{Access, ansible, fernet, nacl, public_path};
 use crate::chain::Hotkey;
 use crate::error::input;
@@ -52,17 +52,6 @@ impl Format {
     }
 }
 
-/// Why a password did not open a file.
-#[derive(Debug)]
-pub(super) enum Unopened {
-    /// It is not the file's, or the file is damaged: the checksum does not tell which.
-    WrongPassword,
-    /// It is, and what it guards is damaged.
-    Damaged,
-    /// Something else.
-    Other(anyhow::Error),
-}
-
 /// An encrypted file, taken apart.
 enum Sealed<'a> {
     Nacl(nacl::Sealed<'a>),
@@ -86,13 +75,19 @@ pub struct KeyFile {
     bytes: Zeroizing<Vec<u8>>,
     format: Format,
     mode: u32,
+    /// Whose it is, by number.
+    owner: u32,
 }
 
 impl KeyFile {
     /// Reads it. The user's error if there is none, or what is there can be none.
     pub fn read(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let metadata = fs::metadata(path).map_err(|error| not_readable(path, &error))?;
+        // What is looked at is what is read. A pipe is not waited for.
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32);
+        let file = options.open(path).map_err(|error| not_readable(path, &error))?;
+        let metadata = file.metadata().with_context(|| format!("cannot read {shown}"))?;
         if metadata.is_dir() {
             return Err(input(format!("{shown} is a folder: name a hotkey's file in it")));
         }
@@ -104,16 +99,14 @@ impl KeyFile {
                 "{shown} is no key file: it is larger than 64 KiB, and a key file has some 500 bytes"
             )));
         }
-        let file = File::open(path).map_err(|error| not_readable(path, &error))?;
         // Room for all from the start: growing would leave copies behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_BYTES as usize + 1));
-        let mode = file.metadata().with_context(|| format!("cannot read {shown}"))?.permissions().mode() & 0o777;
         file.take(MAX_BYTES).read_to_end(&mut bytes).with_context(|| format!("cannot read {shown}"))?;
         if bytes.trim_ascii().is_empty() {
             return Err(input(format!("{shown} is empty: put the key file there again from a copy of it")));
         }
         let format = Format::of(&bytes);
-        Ok(Self { path: path.to_owned(), bytes, format, mode })
+        Ok(Self { path: path.to_owned(), bytes, format, mode: metadata.mode() & 0o777, owner: metadata.uid() })
     }
 
     /// How it is kept.
@@ -131,6 +124,11 @@ impl KeyFile {
         self.mode & 0o044 != 0
     }
 
+    /// Whether others than its owner may change it.
+    pub fn is_writable_by_others(&self) -> bool {
+        self.mode & 0o022 != 0
+    }
+
     /// The address that it claims, or that the file beside it does which holds nothing else; neither need be true.
     pub fn claimed_address(&self) -> Option<Hotkey> {
         match self.format {
@@ -143,7 +141,7 @@ impl KeyFile {
     }
 
     /// Whether it may be opened: that it is no coldkey's, that it is whole as far as can be seen, and that nobody else can
-    /// read it.
+    /// read or change it.
     pub fn check(&self, access: &Access) -> Result<()> {
         let shown = self.path.display();
         let parent = self.path.parent().and_then(Path::file_name);
@@ -153,12 +151,8 @@ impl KeyFile {
                  hotkey, in the folder hotkeys beside it"
             )));
         }
-        if self.is_readable_by_others() && !access.allow_readable_by_others {
-            return Err(input(format!(
-                "{shown} can be read by others (its mode is {:03o}): `chmod 600 {shown}` ends that; if it was so on a \
-                 machine that others use, take a new hotkey",
-                self.mode
-            )));
+        if !access.allow_readable_by_others {
+            self.check_owner(rustix::process::geteuid().as_raw())?;
         }
         if self.format != Format::Plain {
             return self.sealed().map(drop);
@@ -167,6 +161,33 @@ impl KeyFile {
             return Err(input(format!(
                 "{shown} is no key file: it is neither JSON nor encrypted in a way of Bittensor's tools; of a bare phrase or \
                  seed `btcli wallet regen-hotkey` makes one"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Refuses a file that somebody else than a user has to do with.
+    fn check_owner(&self, user: u32) -> Result<()> {
+        const ROOT: u32 = 0;
+        let shown = self.path.display();
+        if self.is_readable_by_others() {
+            return Err(input(format!(
+                "{shown} can be read by others (its mode is {:03o}): `chmod 600 {shown}` ends that; if it was so on a \
+                 machine that others use, take a new hotkey",
+                self.mode
+            )));
+        }
+        if self.is_writable_by_others() {
+            return Err(input(format!(
+                "{shown} can be changed by others (its mode is {:03o}), who may have put another key there: look at its \
+                 address, and `chmod 600 {shown}` ends that",
+                self.mode
+            )));
+        }
+        if ![user, ROOT].contains(&self.owner) {
+            return Err(input(format!(
+                "{shown} belongs to another user (number {}), who can read and change it: copy it to a file of your own",
+                self.owner
             )));
         }
         Ok(())
@@ -228,7 +249,7 @@ impl KeyFile {
                     password::variable_name(&self.path)
                 )));
             };
-            match sealed.open(&password) {
+            match self.try_typed(&sealed, &password) {
                 Err(Unopened::WrongPassword) => question = format!("That is not it. Password of {shown}: "),
                 outcome => return self.explain(outcome),
             }
@@ -236,6 +257,15 @@ impl KeyFile {
         Err(input(format!(
             "{shown} was not opened by any of {MAX_TRIES} passwords: they are others', or the file is damaged"
         )))
+    }
+
+    /// Tries what was typed without spaces around it, as Bittensor's tools of today do; those before took it as it was.
+    fn try_typed(&self, sealed: &Sealed<'_>, typed: &str) -> Result<Zeroizing<Vec<u8>>, Unopened> {
+        let trimmed = typed.trim();
+        match sealed.open(trimmed) {
+            Err(Unopened::WrongPassword) if trimmed != typed && self.format != Format::Nacl => sealed.open(typed),
+            outcome => outcome,
+        }
     }
 
     fn explain(&self, outcome: Result<Zeroizing<Vec<u8>>, Unopened>) -> Result<Zeroizing<Vec<u8>>> {
@@ -258,5 +288,29 @@ fn not_readable(path: &Path, error: &std::io::Error) -> anyhow::Error {
             input(format!("{shown} may not be read by this user: run assay as the file's owner"))
         }
         _ => input(format!("{shown} cannot be read: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_anothers_is_refused_but_roots() {
+        let file = |mode, owner| {
+            let (path, bytes) = (PathBuf::from("f"), Zeroizing::new(Vec::new()));
+            KeyFile { path, bytes, format: Format::Plain, mode, owner }
+        };
+        let refused = |mode, owner| file(mode, owner).check_owner(1_000).unwrap_err().to_string();
+        for owner in [0, 1_000] {
+            file(0o600, owner).check_owner(1_000).unwrap();
+            file(0o400, owner).check_owner(1_000).unwrap();
+        }
+        assert!(refused(0o600, 1_001).contains("belongs to another user (number 1001)"));
+        for mode in [0o620, 0o602] {
+            assert!(refused(mode, 1_000).contains(&format!("can be changed by others (its mode is {mode:o})")));
+        }
     }
 }

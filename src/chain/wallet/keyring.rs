@@ -59,13 +59,19 @@ impl Keyring {
             let file = KeyFile::read(&hotkeys_dir(wallet).join(name)).ok()?;
             (file.claimed_address()? == name_or_address).then_some(())
         };
-        match names(wallet).into_iter().find(|name| claims(name).is_some()) {
-            Some(name) => self.add_file(&hotkeys_dir(wallet).join(name)),
-            None => {
-                self.entries.entry(name_or_address.to_owned()).or_default();
-                Ok(name_or_address.to_owned())
+        let mut refused = None;
+        for name in names(wallet).into_iter().filter(|name| claims(name).is_some()) {
+            match self.add_file(&hotkeys_dir(wallet).join(name)) {
+                Ok(hotkey) => return Ok(hotkey),
+                // Another may be as good as this one claims to be.
+                Err(error) => refused = refused.or(Some(error)),
             }
         }
+        if let Some(error) = refused {
+            return Err(error);
+        }
+        self.entries.entry(name_or_address.to_owned()).or_default();
+        Ok(name_or_address.to_owned())
     }
 
     /// Adds the hotkey of a key file.

@@ -27,6 +27,10 @@ impl Source for Terminal {
         None
     }
 
+    fn variables(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     fn ask(&self, _question: &str) -> Result<Option<Zeroizing<String>>> {
         self.0.fetch_add(1, Ordering::SeqCst);
         Ok(Some(Zeroizing::new("testpass123".to_owned())))
@@ -86,6 +90,18 @@ fn a_plain_file_is_opened_at_once_by_its_name_or_address() {
         assert_eq!(setup.keyring.hotkeys().collect::<Vec<_>>(), [&address]);
         assert_eq!(setup.num_asked(), 0);
     }
+}
+
+#[test]
+fn by_its_address_a_key_is_found_behind_a_file_that_only_claims_to_be_it() {
+    let mut setup = Setup::new();
+    let address = expected_text("ss58");
+    let claim = format!(r#"{{"ss58Address":"{address}"}}"#);
+    write(&setup.wallet().join("hotkeys/a"), claim.as_bytes());
+    refused(&setup.add(&address).unwrap_err(), "hotkeys/a holds only an address and no secret");
+    setup.write("b", "hotkey_plain_2026.json");
+    assert_eq!(setup.add(&address).unwrap(), address);
+    assert_eq!(setup.keyring.signer(&address).unwrap().address(), address);
 }
 
 #[test]

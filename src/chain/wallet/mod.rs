@@ -34,7 +34,7 @@ use crate::error::input;
 /// How key files are opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
-    /// Take a key file that others may read.
+    /// Take a key file that others may read or change, or that is another user's.
     pub allow_readable_by_others: bool,
 }
 

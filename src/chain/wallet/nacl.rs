@@ -7,7 +7,7 @@ use crypto_secretbox::{Key, KeyInit, Nonce, XSalsa20Poly1305};
 use zeroize::Zeroizing;
 
 use super::key::fill_with_chance;
-use super::keyfile::Unopened;
+use super::password::Unopened;
 use crate::figures::bytes;
 use crate::memory;
 
@@ -71,7 +71,7 @@ fn secret_box(key: &[u8; 32]) -> XSalsa20Poly1305 {
 fn derive_key(password: &str, cost: Cost) -> Result<Zeroizing<[u8; 32]>> {
     check_memory(cost, memory::free())?;
     let params = Params::new(cost.memory_kib, cost.passes, 1, Some(32)).map_err(|error| anyhow!("Argon2: {error}"))?;
-    let mut blocks = Vec::new();
+    let mut blocks = Zeroizing::new(Vec::new());
     blocks.try_reserve_exact(params.block_count()).with_context(|| not_enough(cost))?;
     blocks.resize(params.block_count(), Block::default());
     let mut key = Zeroizing::new([0; 32]);

@@ -2,12 +2,13 @@
 //!
 //! Bittensor's tools of today look at `BT_PW_` and the file's path in capitals, whose value they do not write as it is but
 //! mixed with the variable's name, in base64. Those of 2024 took the password as it is from `BT_COLD_PW_` and the name of
-//! the folder that the file is in, in capitals: of a coldkey that is the wallet's name, of every hotkey `HOTKEYS`. Assay
-//! takes all of these, and the wallet's name for its hotkeys too.
+//! the folder that the file is in, with underscores for hyphens and whatever the case: of a coldkey that is the wallet's
+//! name, of every hotkey `HOTKEYS`. Assay takes all of these, and the wallet's name for its hotkeys too.
 
 use std::env;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
+use std::iter;
 use std::path::{self, Path};
 
 use anyhow::Result;
@@ -25,7 +26,10 @@ pub(super) trait Source: Send + Sync {
     /// The value of a variable of the environment.
     fn variable(&self, name: &str) -> Option<OsString>;
 
-    /// What the user answers to a question without seeing it; `None` if there is nobody to ask.
+    /// The names of all variables that are texts.
+    fn variables(&self) -> Vec<String>;
+
+    /// What the user types as an answer to a question without seeing it; `None` if there is nobody to ask.
     fn ask(&self, question: &str) -> Result<Option<Zeroizing<String>>>;
 }
 
@@ -37,6 +41,10 @@ impl Source for Surroundings {
         env::var_os(name)
     }
 
+    fn variables(&self) -> Vec<String> {
+        env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect()
+    }
+
     fn ask(&self, question: &str) -> Result<Option<Zeroizing<String>>> {
         if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
             return Ok(None);
@@ -45,8 +53,7 @@ impl Source for Surroundings {
             io::ErrorKind::Interrupted => Failure::Interrupted("stopped before a password was given".to_owned()).into(),
             _ => anyhow::Error::from(error).context("the password could not be asked for"),
         })?;
-        // As Bittensor's tools do.
-        Ok(Some(Zeroizing::new(Zeroizing::new(password).trim().to_owned())))
+        Ok(Some(Zeroizing::new(password)))
     }
 }
 
@@ -64,8 +71,11 @@ pub(super) fn of_variable(file: &Path, source: &dyn Source) -> Result<Option<(St
         }
     }
     for name in plain_names(file) {
-        if let Some(password) = text_of(&name, source)? {
-            return Ok(Some((name, password)));
+        let spellings = source.variables().into_iter().filter(|other| *other != name && other.to_uppercase() == name);
+        for spelling in iter::once(name.clone()).chain(spellings) {
+            if let Some(password) = text_of(&spelling, source)? {
+                return Ok(Some((spelling, password)));
+            }
         }
     }
     Ok(None)
@@ -92,6 +102,8 @@ pub(super) fn for_new(file: &Path, source: &dyn Source) -> Result<Zeroizing<Stri
                 variable_name(file)
             )));
         };
+        // As Bittensor's tools do.
+        let [password, again] = [password, again].map(|typed| Zeroizing::new(typed.trim().to_owned()));
         let fault = match check_new(&password) {
             Ok(()) if password == again => return Ok(password),
             Ok(()) => "is not the same both times",
@@ -152,6 +164,17 @@ fn unmix(value: &str, name: &str) -> Option<Zeroizing<String>> {
     Some(Zeroizing::new(text.to_owned()))
 }
 
+/// Why a password did not open a file.
+#[derive(Debug)]
+pub(super) enum Unopened {
+    /// It is not the file's, or the file is damaged: the checksum does not tell which.
+    WrongPassword,
+    /// It is, and what it guards is damaged.
+    Damaged,
+    /// Something else.
+    Other(anyhow::Error),
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
@@ -188,6 +211,10 @@ pub(super) mod tests {
             self.variables.get(name).map(OsString::from)
         }
 
+        fn variables(&self) -> Vec<String> {
+            self.variables.keys().cloned().collect()
+        }
+
         fn ask(&self, question: &str) -> Result<Option<Zeroizing<String>>> {
             self.questions.lock().unwrap().push(question.to_owned());
             Ok(self.answers.lock().unwrap().pop().map(|answer| Zeroizing::new(answer.to_owned())))
@@ -206,9 +233,12 @@ pub(super) mod tests {
         assert_eq!(found("/tmp/btw/h/e1", &[of_today]).unwrap(), (of_today.0.into(), "testpass123".into()));
         let file = "/w/my-miner/hotkeys/h.1";
         assert_eq!(mixed_names(Path::new(file))[0], "BT_PW__W_MY-MINER_HOTKEYS_H_1");
-        for name in ["BT_COLD_PW_MY_MINER", "BT_COLD_PW_MY-MINER", "BT_COLD_PW_HOTKEYS"] {
+        let of_2024 = ["BT_COLD_PW_MY_MINER", "BT_COLD_PW_MY-MINER", "BT_COLD_PW_HOTKEYS", "bt_cold_pw_my_miner"];
+        for name in of_2024.into_iter().chain(["BT_COLD_PW_My-Miner"]) {
             assert_eq!(found(file, &[(name, "as it is")]).unwrap(), (name.into(), "as it is".into()));
         }
+        let both = [("BT_COLD_PW_MY_MINER", "as it is"), ("BT_COLD_PW_My_Miner", "another")];
+        assert_eq!(found(file, &both).unwrap().1, "as it is");
         assert_eq!(found(file, &[("BT_COLD_PW_MINER", "x"), ("BT_COLD_PW_MY_MINER", "")]), None);
         assert_eq!(found("/w/my-miner/coldkey", &[("BT_COLD_PW_MY_MINER", "x")]).unwrap().1, "x");
         assert_eq!(variable_name(Path::new(file)), "BT_COLD_PW_MY_MINER");
@@ -227,7 +257,7 @@ pub(super) mod tests {
     #[test]
     fn a_new_password_is_typed_twice_and_must_be_one_that_can_be_typed_again() {
         let file = Path::new("/w/default/hotkeys/h");
-        let typed = ["short", "short", "long enough", "long enouhg", "long enough", "long enough"];
+        let typed = ["short", "short", "long enough", "long enouhg", "long enough ", "long enough"];
         let source = Scripted::answering(&typed);
         assert_eq!(*for_new(file, &source).unwrap(), "long enough");
         let questions = source.questions.lock().unwrap().join("|");

@@ -8,7 +8,8 @@ use subxt::utils::AccountId32;
 use subxt_signer::SecretUri;
 use subxt_signer::sr25519::Keypair;
 
-use crate::chain::{Hotkey, account};
+use crate::chain::{Hotkey, Neuron, account};
+use crate::error::input;
 
 /// The 32 bytes of an account.
 pub(super) type Account = [u8; 32];
@@ -38,6 +39,20 @@ impl Accounts {
         let account = account(hotkey)?.0;
         self.0.insert(hotkey.to_owned(), account);
         Ok(account)
+    }
+
+    /// Refuses a subnet on which two hotkeys are one account: an address, and the name whose development key it is of.
+    pub(super) fn check_distinct(&mut self, neurons: &[Neuron], ledger: &str) -> Result<()> {
+        let mut held = HashMap::new();
+        for neuron in neurons {
+            let Some(other) = held.insert(self.of(&neuron.hotkey)?, neuron) else { continue };
+            return Err(input(format!(
+                "the hotkeys `{}` (uid {}) and `{}` (uid {}) of {ledger} are one account, which has one place on the chain: \
+                 serve a ledger on which only one of the two is registered",
+                other.hotkey, other.uid, neuron.hotkey, neuron.uid
+            )));
+        }
+        Ok(())
     }
 }
 

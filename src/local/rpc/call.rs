@@ -6,6 +6,7 @@ use subxt::ext::codec::{Compact, Decode, Encode};
 use super::block::Class;
 use super::program::Program;
 use super::refused::Invalid;
+use crate::chain::Chain as _;
 use crate::chain::ledger::{Ledger, Refusal};
 use crate::hub::model_id::MAX_COMMITMENT_BYTES;
 use crate::rules::NETUID;
@@ -90,6 +91,9 @@ impl Call {
                     let names = ["NetworkDoesNotExist", "SubNetworkDoesNotExist"];
                     return Ok(Outcome::Failed(program.error("SubtensorModule", &names)?));
                 }
+                if is_new(ledger, hotkey)? {
+                    return Ok(Outcome::Failed(program.error("SubtensorModule", &["SettingWeightsTooFast"])?));
+                }
                 let weights: Vec<(u16, u16)> =
                     std::iter::zip(uids, weights).map(|(uid, weight)| (*uid, *weight)).collect();
                 ledger.try_set_weights(hotkey, &weights)?
@@ -139,4 +143,13 @@ impl Call {
             Self::Weights { .. } => Class::Normal,
         }
     }
+}
+
+/// Whether the rate limit of weights keeps a hotkey from setting any because of its registration, which counts as if it had
+/// set some then. The ledger itself lets its newcomers set weights at once.
+fn is_new(ledger: &Ledger, hotkey: &str) -> Result<bool> {
+    let snapshot = ledger.snapshot()?;
+    let registered_at = snapshot.neuron(hotkey).map_or(0, |neuron| neuron.registered_at);
+    let next = registered_at.saturating_add(ledger.settings().weights_rate_limit);
+    Ok(registered_at > 0 && snapshot.block < next)
 }

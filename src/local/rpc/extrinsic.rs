@@ -14,7 +14,7 @@ use super::program::TRANSACTION_VERSION;
 use super::refused::{Invalid, bad_format};
 
 /// The longest one that is taken; those that this node takes have at most some 1,200 bytes.
-pub(super) const MAX_BYTES: usize = 64 * 1024;
+pub(super) const MAX_BYTES: usize = 4 * 1024;
 
 /// A signed transaction.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub(super) struct Extrinsic {
     pub(super) nonce: u32,
     /// How long it lives.
     pub(super) era: Era,
+    /// What the signer would pay on top.
+    pub(super) tip: u128,
     /// The call, without the length.
     pub(super) call: Vec<u8>,
     /// `None` of another kind than sr25519.
@@ -110,9 +112,9 @@ impl Extrinsic {
         let signed = input;
         let era = Era::read(&mut input)?;
         let nonce = Compact::<u32>::decode(&mut input).ok()?.0;
-        Compact::<u64>::decode(&mut input).ok()?;
+        let tip = Compact::<u128>::decode(&mut input).ok()?.0;
         let extra = signed[..signed.len() - input.len()].to_vec();
-        Some(Self { account, nonce, era, call: input.to_vec(), signature, extra })
+        Some(Self { account, nonce, era, tip, call: input.to_vec(), signature, extra })
     }
 
     /// Whether who it names has signed it, for this place.

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::accounts::Account;
 use super::block::Block;
-use super::node::{Chain, Node};
+use super::chain::Chain;
+use super::node::Node;
 use super::program::{NAME, TRANSACTION_VERSION};
 use super::refused::{self, bad_parameters, internal};
 use super::{calls, subscriptions};
@@ -39,7 +40,7 @@ pub(super) const METHODS: &[(&str, Method)] = &[
         Ok(block(node, at)?.map_or(Value::Null, |block| block.json()))
     }),
     ("chain_getBlockHash", block_hash),
-    ("chain_getFinalizedHead", |node, _| Ok(hex::write(chain(node)?.head().hash).into())),
+    ("chain_getFinalizedHead", |node, _| Ok(hex::write(chain(node)?.finalized(node.finality_lag()).hash).into())),
     ("chain_getHead", |node, _| Ok(hex::write(chain(node)?.head().hash).into())),
     ("chain_getHeader", |node, params| {
         let at: Option<String> = params.sequence().optional_next()?;

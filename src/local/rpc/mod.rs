@@ -3,15 +3,20 @@
 //! Whoever reads sees the subnet under the keys and in the encoding of the chain's own program, at each of the last
 //! blocks. Whoever signs with the key of a hotkey can commit and set weights; what the ledger refuses is in the block as a
 //! transaction that failed with the chain's own error. Nothing costs anything. Some things are less than on the chain: a
-//! block is final at once, there is no state root, and only the calls of miners and validators are taken.
+//! block is final at once, or after as many more as the node is told, there is no state root, and only the calls of
+//! miners and validators are taken. A transaction whose number is above the account's next is refused, where a real pool
+//! would keep it until its turn comes. No web page of elsewhere can ask: only what is sent to this machine by name, and by
+//! nothing of another origin, is answered.
 
 mod accounts;
 mod block;
 mod call;
 mod calls;
+mod chain;
 mod extrinsic;
 mod methods;
 mod node;
+mod origin;
 mod program;
 mod refused;
 mod server;
@@ -70,12 +75,17 @@ pub struct Devnet {
 }
 
 impl Devnet {
-    /// Serves a ledger on a port of loopback; 0: any that is free.
+    /// Serves a ledger on a port of loopback; 0: any that is free. Every block is final at once.
     pub fn start(ledger: Arc<Ledger>, port: u16, spec: Spec) -> Result<Self> {
+        Self::start_lagging(ledger, port, spec, 0)
+    }
+
+    /// As [`start`](Self::start); the newest final block is so many before the newest.
+    pub fn start_lagging(ledger: Arc<Ledger>, port: u16, spec: Spec, finality_lag: u32) -> Result<Self> {
         let limit = ledger.settings().commit_rate_limit;
         let program = |spec| Program::new(spec, limit).map(|program| (spec, Arc::new(program)));
         let programs = [program(Spec::V143)?, program(Spec::V185)?];
-        let node = Arc::new(Node::new(ledger, of_spec(&programs, spec))?);
+        let node = Arc::new(Node::new(ledger, of_spec(&programs, spec), finality_lag)?);
         let server = Server::start(Arc::clone(&node), port)?;
         Ok(Self { node, programs, server })
     }

@@ -1,14 +1,16 @@
 //! The chain that the ledger is served as: blocks that pass with the ledger's, and transactions that go into them.
 //!
 //! The ledger's present block is the one that is being built. A transaction is done on the ledger when it comes in; the
-//! block that holds it, with its events, is there when the ledger has gone on to the next one, and is final at once.
+//! block that holds it, with its events, is there when the ledger has gone on to the next one.
 //!
-//! The number of an account's transactions is how often it had committed on the ledger when the node first saw it, and
-//! goes up with each transaction from there. So what was done before a restart is outdated afterwards, as it must be.
+//! The ledger keeps how many transactions each account has sent, failed ones too, so that what was done before a restart
+//! is outdated afterwards. It counts one before it is done: a crash between the two loses it, and none is done twice. An
+//! account of which the ledger knows none begins with as many as it has committed: those may have come through a node that
+//! kept no count.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
-use std::collections::btree_map::{BTreeMap, Entry};
+use std::collections::btree_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,6 +24,7 @@ use tokio::sync::{oneshot, watch};
 use super::accounts::{Account, Accounts, development_account};
 use super::block::{self, Block, Class, Hash};
 use super::call::{Call, Outcome};
+use super::chain::{Building, Chain, InBlock};
 use super::extrinsic::{Era, Extrinsic, MAX_BYTES, Place};
 use super::program::Program;
 use super::refused::{self, Invalid};
@@ -33,7 +36,7 @@ use crate::chain::ledger::Ledger;
 pub(super) const KEPT: usize = 256;
 
 /// As many transactions go into a block.
-const MAX_PER_BLOCK: usize = 1_024;
+pub(super) const MAX_PER_BLOCK: usize = 64;
 
 /// The chain.
 pub(super) struct Node {
@@ -43,39 +46,17 @@ pub(super) struct Node {
     /// The number of the newest block.
     heads: watch::Sender<u32>,
     num_requests: AtomicU64,
+    /// How many blocks before the newest one the newest final one is.
+    finality_lag: u32,
     chain: Mutex<Chain>,
-}
-
-/// What changes.
-pub(super) struct Chain {
-    accounts: Accounts,
-    /// Runs from the block after the one that is being built.
-    program: Arc<Program>,
-    /// Never empty; the last is the head.
-    blocks: VecDeque<Arc<Block>>,
-    /// What the head's storage is made of.
-    facts: Arc<Facts>,
-    /// How many transactions each account has sent, those that wait among them.
-    nonces: BTreeMap<Account, u32>,
-    building: Building,
-}
-
-/// The block that is being built.
-struct Building {
-    number: u32,
-    program: Arc<Program>,
-    extrinsics: Vec<Vec<u8>>,
-    events: Vec<Vec<u8>>,
-    /// Who wants to know the block's hash.
-    waiting: Vec<oneshot::Sender<Hash>>,
 }
 
 /// A transaction that was taken.
 pub(super) struct Submitted {
     /// Its hash.
     pub(super) hash: Hash,
-    /// Gets the hash of its block.
-    pub(super) block: oneshot::Receiver<Hash>,
+    /// Gets its block, once there is one.
+    pub(super) block: oneshot::Receiver<InBlock>,
 }
 
 /// A transaction that holds so far.
@@ -87,15 +68,17 @@ struct Checked {
 impl Node {
     /// A chain whose head is the block before the ledger's present one. The blocks before it, which clients may look at as
     /// its parents, hold what the ledger holds now.
-    pub(super) fn new(ledger: Arc<Ledger>, program: Arc<Program>) -> Result<Self> {
+    pub(super) fn new(ledger: Arc<Ledger>, program: Arc<Program>, finality_lag: u32) -> Result<Self> {
         let present = number(ledger.block()?.max(1));
         let first = present.saturating_sub(KEPT as u32);
+        let mut accounts = Accounts::default();
+        accounts.check_distinct(&ledger.snapshot()?.neurons, &ledger.describe())?;
         let chain = Chain {
-            accounts: Accounts::default(),
+            accounts,
             program: Arc::clone(&program),
             blocks: VecDeque::new(),
             facts: Arc::default(),
-            nonces: BTreeMap::new(),
+            nonces: ledger.transaction_counts()?,
             building: Building::new(first, program),
         };
         let node = Self {
@@ -104,6 +87,7 @@ impl Node {
             coldkey: development_account("Coldkey")?.0,
             heads: watch::channel(first).0,
             num_requests: AtomicU64::new(0),
+            finality_lag,
             chain: Mutex::new(chain),
         };
         node.seal_until(&mut node.lock(), present, None)?;
@@ -113,6 +97,11 @@ impl Node {
     /// Tells the number of the newest block, whenever it changes.
     pub(super) fn heads(&self) -> watch::Receiver<u32> {
         self.heads.subscribe()
+    }
+
+    /// How many blocks before the newest one the newest final one is.
+    pub(super) fn finality_lag(&self) -> u32 {
+        self.finality_lag
     }
 
     /// The header of a block that is kept.
@@ -196,7 +185,7 @@ impl Node {
             block.hash = block.hash_of_header();
         }
         for waiting in waiting {
-            waiting.send(block.hash).ok(); // who waited may have gone
+            waiting.send((number, block.hash)).ok(); // who waited may have gone
         }
         chain.facts = Arc::clone(facts);
         chain.blocks.push_back(Arc::new(block));
@@ -277,6 +266,9 @@ impl Node {
         let birth = birth.ok_or(Invalid::AncientBirthBlock)?;
         extrinsic.check_signature(&Place { spec: program.version(), genesis: self.genesis, birth })?;
         let call = Call::read(program, &extrinsic.call)?;
+        if extrinsic.tip > 0 {
+            return Err(Invalid::Payment.into());
+        }
         match extrinsic.nonce.cmp(&chain.next_nonce(&extrinsic.account)) {
             Ordering::Equal => Ok(Checked { extrinsic, call }),
             Ordering::Greater => Err(Invalid::Future.into()),
@@ -288,7 +280,7 @@ impl Node {
         }
     }
 
-    fn include(&self, chain: &mut Chain, bytes: &[u8], checked: &Checked) -> Result<oneshot::Receiver<Hash>> {
+    fn include(&self, chain: &mut Chain, bytes: &[u8], checked: &Checked) -> Result<oneshot::Receiver<InBlock>> {
         let Checked { extrinsic, call } = checked;
         let account = extrinsic.account;
         // Time passes: the ledger may do it at a later block than the one that is being built.
@@ -301,11 +293,13 @@ impl Node {
         };
         let program = Arc::clone(&chain.building.program);
         let class = call.class();
+        let count = extrinsic.nonce.saturating_add(1);
+        self.ledger.count_transactions(&account, count)?;
+        chain.nonces.insert(account, count);
         let outcome = call.run(&program, &self.ledger, &hotkey)?;
         if let Outcome::Done(block) = outcome {
             self.seal_until(chain, number(block), Some(before))?;
         }
-        *chain.nonces.entry(account).or_default() = extrinsic.nonce.saturating_add(1);
         let mut events = match outcome {
             Outcome::Done(_) => vec![call.event(&program, &account, uid)?],
             Outcome::Failed(_) => Vec::new(),
@@ -330,39 +324,6 @@ impl Node {
             0 => Some(self.genesis),
             _ => Some(chain.by_number(number)?.hash),
         }
-    }
-}
-
-impl Chain {
-    /// The newest block, which is final.
-    pub(super) fn head(&self) -> &Arc<Block> {
-        self.blocks.back().expect("one is made before anything is served, and the last one stays")
-    }
-
-    /// The block with a hash.
-    pub(super) fn by_hash(&self, hash: &[u8]) -> Option<&Arc<Block>> {
-        self.blocks.iter().rev().find(|block| block.hash == hash)
-    }
-
-    /// The block with a number.
-    pub(super) fn by_number(&self, number: u64) -> Option<&Arc<Block>> {
-        self.blocks.iter().rev().find(|block| u64::from(block.number) == number)
-    }
-
-    /// The transactions that wait for their block.
-    pub(super) fn waiting(&self) -> impl Iterator<Item = &[u8]> {
-        self.building.extrinsics.iter().map(Vec::as_slice)
-    }
-
-    /// The number that an account's next transaction must have.
-    pub(super) fn next_nonce(&self, account: &Account) -> u32 {
-        self.nonces.get(account).copied().unwrap_or(0)
-    }
-}
-
-impl Building {
-    fn new(number: u32, program: Arc<Program>) -> Self {
-        Self { number, program, extrinsics: Vec::new(), events: Vec::new(), waiting: Vec::new() }
     }
 }
 

@@ -56,6 +56,11 @@ const APIS_185: &[(u64, u32)] = &[
     (0xc688_6e2f_8e59_8b0a, 1),
 ];
 
+/// Interfaces of which functions can be called here: Core, Metadata, TaggedTransactionQueue, AccountNonceApi,
+/// TransactionPaymentApi.
+const SERVED: [u64; 5] =
+    [0xdf6a_cb68_9907_609b, 0x37e3_97fc_7c91_f5e4, 0xd2bc_9897_eed0_8f15, 0xbc9d_8990_4f5b_923f, 0x37c8_bb13_50a9_a2a8];
+
 /// A program of the chain.
 pub(super) struct Program {
     spec: Spec,
@@ -84,10 +89,12 @@ impl Program {
         self.spec.version()
     }
 
-    /// What it says of itself, as SCALE.
+    /// What it says of itself, as SCALE; of version 185's interfaces only those that can be called here, as clients that
+    /// choose by them would call the others too.
     pub(super) fn version_scale(&self) -> Vec<u8> {
+        let is_told = |(name, _): &&(u64, u32)| self.spec == Spec::V143 || SERVED.contains(name);
         let apis: Vec<([u8; 8], u32)> =
-            self.apis().iter().map(|&(name, version)| (name.to_be_bytes(), version)).collect();
+            self.apis().iter().filter(is_told).map(|&(name, version)| (name.to_be_bytes(), version)).collect();
         (NAME, NAME, 1_u32, self.version(), 1_u32, apis, TRANSACTION_VERSION, 1_u8).encode()
     }
 

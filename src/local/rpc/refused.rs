@@ -7,6 +7,8 @@ use jsonrpsee::types::ErrorObjectOwned;
 pub(super) enum Invalid {
     /// A call that this node does not know.
     Call,
+    /// It promises a tip, and nobody here has anything to give.
+    Payment,
     /// Its number is above the account's next.
     Future,
     /// Its number is below the account's next.
@@ -22,6 +24,7 @@ impl Invalid {
     pub(super) fn number(self) -> u8 {
         match self {
             Self::Call => 0,
+            Self::Payment => 1,
             Self::Future => 2,
             Self::Stale => 3,
             Self::BadProof => 4,
@@ -31,7 +34,7 @@ impl Invalid {
 
     /// What an answer says, if it is one of these.
     pub(super) fn of(error: &ErrorObjectOwned) -> Option<Self> {
-        let all = [Self::Call, Self::Future, Self::Stale, Self::BadProof, Self::AncientBirthBlock];
+        let all = [Self::Call, Self::Payment, Self::Future, Self::Stale, Self::BadProof, Self::AncientBirthBlock];
         all.into_iter().find(|invalid| ErrorObjectOwned::from(*invalid) == *error)
     }
 
@@ -40,6 +43,7 @@ impl Invalid {
             Self::Call => {
                 "This node takes Commitments.set_commitment with one raw field, and SubtensorModule.set_weights"
             }
+            Self::Payment => "Inability to pay some fees (e.g. account balance too low)",
             Self::Future => "Transaction will be valid in the future",
             Self::Stale => "Transaction is outdated",
             Self::BadProof => "Transaction has a bad signature",

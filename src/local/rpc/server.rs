@@ -1,4 +1,6 @@
 //! The socket: a JSON-RPC server on loopback, over WebSocket and HTTP, in a thread of its own.
+//!
+//! What waits for the ledger or for another request does so on threads of its own, so that two are enough to listen.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -8,12 +10,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Error, Result};
 use jsonrpsee::RpcModule;
+use jsonrpsee::server::middleware::http::HostFilterLayer;
 use jsonrpsee::server::{BatchRequestConfig, RandomStringIdProvider, ServerBuilder, ServerConfig};
 use tokio::sync::oneshot;
+use tower::ServiceBuilder;
 
 use super::methods::METHODS;
 use super::node::Node;
-use super::subscriptions::{self, NAMES};
+use super::origin::{OWN_HOSTS, OriginLayer};
+use super::subscriptions::{self, FINALIZED_HEADS, NAMES};
 use crate::error::input;
 
 /// Keys of a thousand storage entries have some 140 kB.
@@ -27,6 +32,9 @@ const MAX_CONNECTIONS: u32 = 128;
 const MAX_SUBSCRIPTIONS: u32 = 64;
 
 const MAX_BATCH: u32 = 256;
+
+/// The chain answers one request at a time; more threads only wait.
+const MAX_WAITING_THREADS: usize = 16;
 
 /// How long the end waits for answers that are under way.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -55,6 +63,7 @@ impl Server {
         let module = module(&node)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
+            .max_blocking_threads(MAX_WAITING_THREADS)
             .thread_name("devnet")
             .enable_all()
             .build()
@@ -67,9 +76,13 @@ impl Server {
             .set_batch_request_config(BatchRequestConfig::Limit(MAX_BATCH))
             .set_id_provider(RandomStringIdProvider::new(16))
             .build();
+        // A web page has the browser send what it likes: it is told apart by where it says it comes from and goes to.
+        let hosts = HostFilterLayer::new(OWN_HOSTS.map(|host| format!("{host}:*")))?;
+        let filter = ServiceBuilder::new().layer(hosts).layer(OriginLayer);
         let server = {
             let _guard = runtime.enter();
-            ServerBuilder::with_config(config).build_from_tcp(listener).context("the node cannot listen")?
+            let builder = ServerBuilder::with_config(config).set_http_middleware(filter);
+            builder.build_from_tcp(listener).context("the node cannot listen")?
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let serve = move || {
@@ -104,20 +117,21 @@ impl Drop for Server {
 }
 
 /// Ends blocks although nobody asks. A ledger that does not answer now may do so later.
-async fn pass_time(node: &Node) {
+async fn pass_time(node: &Arc<Node>) {
     let mut ticks = tokio::time::interval(node.tick());
     loop {
         ticks.tick().await;
-        drop(node.chain());
+        let node = Arc::clone(node);
+        tokio::task::spawn_blocking(move || drop(node.chain())).await.ok();
     }
 }
 
 fn module(node: &Arc<Node>) -> Result<RpcModule<Node>> {
     let mut module = RpcModule::from_arc(Arc::clone(node));
     for &(name, method) in METHODS {
-        module.register_method(name, move |params, node, _| {
+        module.register_blocking_method(name, move |params, node, _| {
             node.count_request();
-            method(node, &params)
+            method(&node, &params)
         })?;
     }
     let [transaction, heads @ ..] = NAMES;
@@ -127,10 +141,17 @@ fn module(node: &Arc<Node>) -> Result<RpcModule<Node>> {
         subscriptions::watch(params, pending, node)
     })?;
     for names in heads {
-        module.register_subscription(names.subscribe, names.message, names.unsubscribe, |_, pending, node, _| {
-            node.count_request();
-            subscriptions::heads(pending, node)
-        })?;
+        let is_final = names.subscribe == FINALIZED_HEADS;
+        module.register_subscription(
+            names.subscribe,
+            names.message,
+            names.unsubscribe,
+            move |_, pending, node, _| {
+                node.count_request();
+                let lag = if is_final { node.finality_lag() } else { 0 };
+                subscriptions::heads(pending, node, lag)
+            },
+        )?;
     }
     Ok(module)
 }

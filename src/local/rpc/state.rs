@@ -107,7 +107,7 @@ pub(super) fn own(program: &Program, facts: &Facts, moment: &Moment<'_>) -> Entr
         writer.entries.insert(key, events);
     }
     let cutoff = facts.snapshot.activity_cutoff;
-    writer.subnet("Active", vector(facts, |neuron| neuron.last_update.saturating_add(cutoff) >= number));
+    writer.subnet("Active", vector(facts, |neuron| last_update(neuron).saturating_add(cutoff) >= number));
     // An epoch runs where (block + netuid + 1) % (tempo + 1) == tempo.
     if let Some(period) = facts.snapshot.tempo.checked_add(1) {
         let since = number.saturating_add(u64::from(NETUID) + 2) % period;
@@ -177,7 +177,12 @@ fn vectors(writer: &mut Writer<'_>, facts: &Facts) {
     writer.subnet("Emission", vector(facts, |neuron| neuron.emission));
     writer.subnet("PruningScores", vector(facts, score));
     writer.subnet("ValidatorPermit", vector(facts, |neuron| neuron.validator_permit));
-    writer.subnet("LastUpdate", vector(facts, |neuron| neuron.last_update));
+    writer.subnet("LastUpdate", vector(facts, last_update));
+}
+
+/// When a neuron last set weights; of one that never did, when it was registered.
+pub(super) fn last_update(neuron: &Neuron) -> u64 {
+    neuron.last_update.max(neuron.registered_at)
 }
 
 /// Places up to the last that is held. One before it that nobody holds, which the chain does not know, has no key and

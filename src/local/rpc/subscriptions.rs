@@ -7,8 +7,8 @@ use jsonrpsee::types::Params;
 use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 
-use super::node::Node;
-use super::refused::bad_parameters;
+use super::node::{KEPT, Node};
+use super::refused::{bad_parameters, internal};
 use crate::hex;
 
 /// What a subscription is called.
@@ -21,7 +21,10 @@ pub(super) struct Names {
     pub(super) unsubscribe: &'static str,
 }
 
-/// The way of a transaction, and then heads: every block is final at once, so that all kinds of them are the same.
+/// How the heads that are final are subscribed to.
+pub(super) const FINALIZED_HEADS: &str = "chain_subscribeFinalizedHeads";
+
+/// The way of a transaction; then heads that are final, and twice heads of either kind, as there are no forks.
 pub(super) const NAMES: [Names; 4] = [
     Names {
         subscribe: "author_submitAndWatchExtrinsic",
@@ -29,7 +32,7 @@ pub(super) const NAMES: [Names; 4] = [
         unsubscribe: "author_unwatchExtrinsic",
     },
     Names {
-        subscribe: "chain_subscribeFinalizedHeads",
+        subscribe: FINALIZED_HEADS,
         message: "chain_finalizedHead",
         unsubscribe: "chain_unsubscribeFinalizedHeads",
     },
@@ -39,12 +42,15 @@ pub(super) const NAMES: [Names; 4] = [
 
 /// Submits a transaction and tells of its way.
 pub(super) async fn watch(params: Params<'static>, pending: PendingSubscriptionSink, node: Arc<Node>) {
-    let submit = || {
+    let mut heads = node.heads();
+    let chain = Arc::clone(&node);
+    let submit = move || {
         let text: String = params.sequence().next()?;
         let bytes = hex::read(&text).ok_or_else(|| bad_parameters("a transaction is written in hexadecimal"))?;
-        node.submit(&bytes)
+        chain.submit(&bytes)
     };
-    let submitted = match submit() {
+    let submitted = match tokio::task::spawn_blocking(submit).await.unwrap_or_else(|error| Err(internal(&error.into())))
+    {
         Ok(submitted) => submitted,
         Err(error) => return pending.reject(error).await,
     };
@@ -55,9 +61,18 @@ pub(super) async fn watch(params: Params<'static>, pending: PendingSubscriptionS
     tokio::select! {
         () = sink.closed() => {}
         block = submitted.block => {
-            let Ok(hash) = block.map(hex::write) else { return };
+            let Ok((number, hash)) = block else { return };
+            let hash = hex::write(hash);
             if tell(&sink, &json!({ "inBlock": hash })).await {
-                tell(&sink, &json!({ "finalized": hash })).await;
+                let last = number.saturating_add(node.finality_lag());
+                let is_final = async { heads.wait_for(|head| *head >= last).await.is_ok() };
+                let is_final = tokio::select! {
+                    () = sink.closed() => false,
+                    is_final = is_final => is_final,
+                };
+                if is_final {
+                    tell(&sink, &json!({ "finalized": hash })).await;
+                }
             }
         }
     }
@@ -65,17 +80,18 @@ pub(super) async fn watch(params: Params<'static>, pending: PendingSubscriptionS
     sink.closed().await;
 }
 
-/// Tells of every new head, beginning with the present one.
-pub(super) async fn heads(pending: PendingSubscriptionSink, node: Arc<Node>) {
+/// Tells of every head that is so many blocks before the newest, beginning with the present one.
+pub(super) async fn heads(pending: PendingSubscriptionSink, node: Arc<Node>, lag: u32) {
     let mut heads = node.heads();
     let Ok(sink) = pending.accept().await else { return };
-    let mut next = *heads.borrow_and_update();
+    let mut next = heads.borrow_and_update().saturating_sub(lag);
     loop {
-        let head = *heads.borrow_and_update();
-        for number in next..=head {
-            let header = node.header(number);
-            // After a long sleep of this machine the older ones are not kept.
-            if let Some(header) = header
+        let head = heads.borrow_and_update().saturating_sub(lag);
+        // After a long sleep of this machine the older ones are not kept.
+        for number in next.max(head.saturating_sub(KEPT as u32))..=head {
+            let node = Arc::clone(&node);
+            let header = tokio::task::spawn_blocking(move || node.header(number)).await;
+            if let Ok(Some(header)) = header
                 && !tell(&sink, &header).await
             {
                 return;

@@ -20,35 +20,41 @@ use subxt_signer::sr25519::Keypair;
 use super::*;
 use crate::chain::Chain;
 
-/// Blocks short enough to wait for some, and long enough for requests to fall into one.
-const BLOCK_MS: u64 = 60;
+/// So short that a node looks often whether one has passed.
+pub(super) const BLOCK_MS: u64 = 60;
 
 type Client = OnlineClient<SubstrateConfig>;
 
-async fn connect(devnet: &Devnet) -> Client {
+pub(super) async fn connect(devnet: &Devnet) -> Client {
     let rpc = RpcClient::from_url(format!("ws://{}", devnet.address())).await.unwrap();
     let backend: LegacyBackend<SubstrateConfig> = LegacyBackend::builder().storage_page_size(512).build(rpc);
     OnlineClient::from_backend(Arc::new(backend)).await.unwrap()
 }
 
-fn wait<T>(work: impl Future<Output = T>) -> T {
+pub(super) fn wait<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
-fn key(name: &str) -> Keypair {
+pub(super) fn key(name: &str) -> Keypair {
     Keypair::from_uri(&SecretUri::from_str(&format!("//{name}")).unwrap()).unwrap()
 }
 
-fn commit_call(netuid: u16, data: &[u8]) -> DynamicPayload<Vec<Value>> {
+pub(super) fn commit_call(netuid: u16, data: &[u8]) -> DynamicPayload<Vec<Value>> {
     let raw = Value::unnamed_variant(format!("Raw{}", data.len()), [Value::from_bytes(data)]);
     let info = Value::named_composite([("fields", Value::unnamed_composite([raw]))]);
     dynamic::tx("Commitments", "set_commitment", vec![Value::from(netuid), info])
 }
 
 /// Signs with the key of a name and sends; the number of the block, or the name of the error it failed with there.
-async fn send<Call: subxt::tx::Payload>(client: &Client, name: &str, call: &Call) -> Result<u64, String> {
+pub(super) async fn send<Call: subxt::tx::Payload>(
+    world: &World,
+    client: &Client,
+    name: &str,
+    call: &Call,
+) -> Result<u64, String> {
     let mut tx = client.tx().await.unwrap();
     let progress = tx.sign_and_submit_then_watch_default(call, &key(name)).await.unwrap();
+    world.clock.pass(Duration::from_millis(BLOCK_MS)); // the node sees it by itself
     let in_block = progress.wait_for_finalized().await.unwrap();
     let number = in_block.at().await.unwrap().block_number();
     match in_block.wait_for_success().await {
@@ -58,9 +64,10 @@ async fn send<Call: subxt::tx::Payload>(client: &Client, name: &str, call: &Call
     }
 }
 
-async fn events_of<Call: subxt::tx::Payload>(client: &Client, name: &str, call: &Call) -> Vec<String> {
+async fn events_of<Call: subxt::tx::Payload>(world: &World, client: &Client, name: &str, call: &Call) -> Vec<String> {
     let mut tx = client.tx().await.unwrap();
     let progress = tx.sign_and_submit_then_watch_default(call, &key(name)).await.unwrap();
+    world.clock.pass(Duration::from_millis(BLOCK_MS));
     let events = progress.wait_for_finalized_success().await.unwrap();
     let name = |event: subxt::events::Event<'_, _>| {
         let fields = event.decode_fields_unchecked_as::<Composite<()>>().unwrap();
@@ -131,14 +138,14 @@ fn a_commitment_is_in_a_block_and_on_the_ledger_and_the_next_one_is_refused_by_n
         let devnet = world.serve(spec);
         wait(async {
             let client = connect(&devnet).await;
-            let block = send(&client, "Eve", &commit_call(9, b"first")).await.unwrap();
+            let block = send(&world, &client, "Eve", &commit_call(9, b"first")).await.unwrap();
             let kept = world.ledger.commitment("Eve").unwrap().unwrap();
             assert_eq!((kept.block, kept.bytes.as_slice()), (block, b"first".as_slice()));
-            assert_eq!(send(&client, "Eve", &commit_call(9, b"second")).await, Err(too_soon.to_owned()));
-            assert_eq!(send(&client, "Stranger", &commit_call(9, b"x")).await, Err(not_registered.to_owned()));
-            assert_eq!(send(&client, "Coldkey", &commit_call(9, b"x")).await, Err(not_registered.to_owned()));
-            assert_eq!(send(&client, "Bob", &commit_call(77, b"x")).await, Err(not_registered.to_owned()));
-            let events = events_of(&client, "Bob", &commit_call(9, &[7; 128])).await;
+            assert_eq!(send(&world, &client, "Eve", &commit_call(9, b"second")).await, Err(too_soon.to_owned()));
+            assert_eq!(send(&world, &client, "Stranger", &commit_call(9, b"x")).await, Err(not_registered.to_owned()));
+            assert_eq!(send(&world, &client, "Coldkey", &commit_call(9, b"x")).await, Err(not_registered.to_owned()));
+            assert_eq!(send(&world, &client, "Bob", &commit_call(77, b"x")).await, Err(not_registered.to_owned()));
+            let events = events_of(&world, &client, "Bob", &commit_call(9, &[7; 128])).await;
             assert_eq!(
                 events,
                 [
@@ -160,13 +167,24 @@ async fn signed(client: &Client, name: &str, data: &[u8]) -> Vec<u8> {
     tx.create_signed(&commit_call(9, data), &key(name), params).await.unwrap().into_encoded()
 }
 
+/// A transaction with a number that is valid at every block, signed and not sent.
+pub(super) async fn signed_forever<Call: subxt::tx::Payload>(
+    client: &Client,
+    name: &str,
+    nonce: u64,
+    call: &Call,
+) -> Vec<u8> {
+    let params = SubstrateExtrinsicParamsBuilder::new().nonce(nonce).immortal().build();
+    client.tx().await.unwrap().create_signed(call, &key(name), params).await.unwrap().into_encoded()
+}
+
 /// As [`signed`], for tests that send it by other means.
 pub(super) fn signed_offline(devnet: &Devnet, name: &str, data: &[u8]) -> Vec<u8> {
     wait(async { signed(&connect(devnet).await, name, data).await })
 }
 
 /// Code, message and data of the error that submitting bytes comes to; `None` if they are taken.
-async fn submit(devnet: &Devnet, bytes: &[u8]) -> Option<(i32, String, String)> {
+pub(super) async fn submit(devnet: &Devnet, bytes: &[u8]) -> Option<(i32, String, String)> {
     let rpc = RpcClient::from_url(format!("ws://{}", devnet.address())).await.unwrap();
     let sent = rpc.request::<String>("author_submitExtrinsic", rpc_params![crate::hex::write(bytes)]).await;
     match sent {
@@ -177,16 +195,6 @@ async fn submit(devnet: &Devnet, bytes: &[u8]) -> Option<(i32, String, String)> 
         }
         Err(error) => panic!("{error}"),
     }
-}
-
-fn invalid(data: &str) -> Option<(i32, String, String)> {
-    Some((1010, "Invalid Transaction".to_owned(), data.to_owned()))
-}
-
-async fn pass_blocks(devnet: &Devnet, number: u32) {
-    let mut heads = devnet.node.heads();
-    let until = *heads.borrow() + number;
-    tokio::time::timeout(Duration::from_secs(10), heads.wait_for(|head| *head >= until)).await.unwrap().unwrap();
 }
 
 #[test]
@@ -211,13 +219,13 @@ fn weights_are_set_and_refused_by_name() {
             };
             let good = call(vec![1, 2], vec![3, 1]);
             let failed = [
-                send(&client, "Eve", &good).await,
-                send(&client, "Stranger", &good).await,
-                send(&client, "Alice", &call(vec![1, 200], vec![3, 1])).await,
-                send(&client, "Alice", &call(vec![1], vec![3, 1])).await,
+                send(&world, &client, "Eve", &good).await,
+                send(&world, &client, "Stranger", &good).await,
+                send(&world, &client, "Alice", &call(vec![1, 200], vec![3, 1])).await,
+                send(&world, &client, "Alice", &call(vec![1], vec![3, 1])).await,
             ];
-            let block = send(&client, "Alice", &good).await.unwrap();
-            let failed = failed.into_iter().chain([send(&client, "Alice", &good).await]);
+            let block = send(&world, &client, "Alice", &good).await.unwrap();
+            let failed = failed.into_iter().chain([send(&world, &client, "Alice", &good).await]);
             for (failed, name) in std::iter::zip(failed, names) {
                 assert_eq!(failed, Err(format!("SubtensorModule::{name}")));
             }
@@ -230,11 +238,10 @@ fn weights_are_set_and_refused_by_name() {
 
 #[test]
 fn the_pool_takes_a_transaction_once_and_none_that_is_wrong() {
-    let world = World::new(BLOCK_MS * 10);
+    let world = World::new(BLOCK_MS);
     let devnet = world.serve(Spec::V143);
     wait(async {
         let client = connect(&devnet).await;
-        pass_blocks(&devnet, 1).await; // so that all that follows falls into one block
         let (first, other) = (signed(&client, "Eve", b"first").await, signed(&client, "Eve", b"other").await);
         let mut forged = first.clone();
         *forged.last_mut().unwrap() ^= 1;
@@ -247,7 +254,7 @@ fn the_pool_takes_a_transaction_once_and_none_that_is_wrong() {
         let params = SubstrateExtrinsicParamsBuilder::new().nonce(2).build();
         let early = client.tx().await.unwrap().create_signed(&commit_call(9, b"early"), &key("Eve"), params).await;
         assert_eq!(submit(&devnet, early.unwrap().encoded()).await, invalid("Transaction will be valid in the future"));
-        pass_blocks(&devnet, 1).await;
+        world.pass_blocks(&devnet, 1);
         assert_eq!(submit(&devnet, &first).await, invalid("Transaction is outdated"));
         assert_eq!(submit(&devnet, &other).await, invalid("Transaction is outdated"));
         assert_eq!(world.ledger.commitments_of("Eve").unwrap().len(), 1);
@@ -271,13 +278,13 @@ fn the_pool_takes_a_transaction_once_and_none_that_is_wrong() {
 
 #[test]
 fn a_transaction_lives_as_long_as_it_says() {
-    let world = World::new(BLOCK_MS / 3);
+    let world = World::new(BLOCK_MS);
     let devnet = world.serve(Spec::V143);
     wait(async {
         let client = connect(&devnet).await;
         let params = SubstrateExtrinsicParamsBuilder::new().mortal(8).build();
         let old = client.tx().await.unwrap().create_signed(&commit_call(9, b"old"), &key("Eve"), params).await.unwrap();
-        pass_blocks(&devnet, 10).await;
+        world.pass_blocks(&devnet, 10);
         assert_eq!(submit(&devnet, old.encoded()).await, invalid("Transaction has a bad signature"));
         // From a block that is not kept.
         let params = SubstrateExtrinsicParamsBuilder::new().mortal_from_unchecked(1_024, 1_024, [7; 32].into()).build();
@@ -296,6 +303,7 @@ fn every_block_is_told_and_follows_the_one_before() {
         let mut blocks = client.stream_blocks().await.unwrap();
         let mut last: Option<(u64, Vec<u8>)> = None;
         for _ in 0..5 {
+            world.clock.pass(Duration::from_millis(BLOCK_MS));
             let block = blocks.next().await.unwrap().unwrap();
             let parent = block.header().parent_hash.as_ref().to_vec();
             if let Some((number, hash)) = last {
@@ -318,24 +326,38 @@ fn a_node_that_starts_again_is_the_same_chain_and_takes_nothing_twice() {
     let error = Devnet::start(Arc::clone(&world.ledger), port, Spec::V143).err().unwrap();
     assert_eq!(crate::error::exit_code(&error), 2);
     assert!(error.to_string().contains(&format!("port {port} of this machine is in use")), "{error}");
+    let weights = dynamic::tx("SubtensorModule", "set_weights", (9_u16, vec![1_u16], vec![1_u16], 0_u64));
     let sent = wait(async {
         let client = connect(&devnet).await;
-        let params = SubstrateExtrinsicParamsBuilder::new().immortal().build();
-        let tx = client.tx().await.unwrap().create_signed(&commit_call(9, b"once"), &key("Eve"), params).await.unwrap();
-        assert_eq!(submit(&devnet, tx.encoded()).await, None);
-        pass_blocks(&devnet, 1).await;
-        tx.into_encoded()
+        // The second commitment fails, and the stranger's.
+        let sent = [
+            signed_forever(&client, "Eve", 0, &commit_call(9, b"once")).await,
+            signed_forever(&client, "Eve", 1, &commit_call(9, b"twice")).await,
+            signed_forever(&client, "Stranger", 0, &commit_call(9, b"never")).await,
+            signed_forever(&client, "Alice", 0, &weights).await,
+        ];
+        for tx in &sent {
+            assert_eq!(submit(&devnet, tx).await, None);
+        }
+        sent
     });
+    world.pass_blocks(&devnet, 200);
     drop(devnet);
+    // As far as the ledger is concerned, each of them could be done now.
+    world.ledger.register_at("Stranger", 1_000).unwrap();
     let devnet = Devnet::start(Arc::clone(&world.ledger), port, Spec::V143).unwrap();
     assert_eq!(genesis(&devnet), old_genesis);
-    assert_eq!(world.ledger.commitments_of("Eve").unwrap().len(), 1);
     wait(async {
-        assert_eq!(submit(&devnet, &sent).await, invalid("Transaction is outdated"));
+        for tx in &sent {
+            assert_eq!(submit(&devnet, tx).await, invalid("Transaction is outdated"));
+        }
+        assert_eq!(world.ledger.commitments_of("Eve").unwrap().len(), 1);
+        assert_eq!(world.ledger.commitments_of("Stranger").unwrap().len(), 0);
         let client = connect(&devnet).await;
-        let refused = send(&client, "Eve", &commit_call(9, b"again")).await;
+        send(&world, &client, "Eve", &commit_call(9, b"again")).await.unwrap();
+        let refused = send(&world, &client, "Eve", &commit_call(9, b"too soon")).await;
         assert_eq!(refused, Err("Commitments::RateLimitExceeded".to_owned()));
-        send(&client, "Bob", &commit_call(9, b"new")).await.unwrap();
+        send(&world, &client, "Bob", &commit_call(9, b"new")).await.unwrap();
     });
     let other = World::new(BLOCK_MS + 1);
     assert_ne!(genesis(&other.serve(Spec::V143)), old_genesis);
@@ -350,28 +372,24 @@ fn one_client_goes_on_through_an_upgrade_and_what_was_signed_before_it_does_not(
         let before = signed(&client, "Eve", b"before").await;
         assert_eq!(client.at_current_block().await.unwrap().spec_version(), 143);
         devnet.upgrade(Spec::V185);
-        pass_blocks(&devnet, 2).await;
+        world.pass_blocks(&devnet, 2);
         assert_eq!(client.at_current_block().await.unwrap().spec_version(), 185);
         assert_eq!(submit(&devnet, &before).await, invalid("Transaction has a bad signature"));
-        send(&client, "Eve", &commit_call(9, b"after")).await.unwrap();
+        send(&world, &client, "Eve", &commit_call(9, b"after")).await.unwrap();
         assert_eq!(world.ledger.commitment("Eve").unwrap().unwrap().bytes, b"after");
     });
 }
 
 #[test]
 fn a_machine_that_slept_finds_the_newest_blocks_and_what_was_sent_before() {
-    let clock = Arc::new(crate::chain::ledger::tests::TestClock((SystemClock.unix_ms()).into()));
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("ledger.sqlite");
-    let settings = Settings::new(1_000, clock.unix_ms(), 1_000);
-    let ledger = Ledger::create_with_clock(&path, &settings, clock.clone(), |ledger| ledger.register("Eve").map(drop));
-    let devnet = Devnet::start(Arc::new(ledger.unwrap()), 0, Spec::V143).unwrap();
+    let world = World::new(1_000);
+    let devnet = world.serve(Spec::V143);
     let bytes = signed_offline(&devnet, "Eve", b"before the night");
     let mut submitted = devnet.node.submit(&bytes).unwrap();
     assert!(submitted.block.try_recv().is_err());
-    clock.pass(Duration::from_secs(100_000));
+    world.clock.pass(Duration::from_secs(100_000));
     let head = devnet.node.chain().unwrap().head().clone();
-    assert_eq!(u64::from(head.number), 1_000 + 100_000 - 1);
+    assert_eq!(u64::from(head.number), 1_500 + 100_000 - 1);
     submitted.block.try_recv().unwrap();
     let chain = devnet.node.chain().unwrap();
     assert!(chain.by_number(u64::from(head.number) - 254).is_some());

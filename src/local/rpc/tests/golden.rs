@@ -53,7 +53,7 @@ fn make(settings: &Settings) -> (TempDir, Arc<Ledger>) {
 }
 
 fn head(ledger: &Arc<Ledger>, program: &Arc<Program>) -> Arc<super::super::block::Block> {
-    let node = Node::new(Arc::clone(ledger), Arc::clone(program)).unwrap();
+    let node = Node::new(Arc::clone(ledger), Arc::clone(program), 0).unwrap();
     node.chain().unwrap().head().clone()
 }
 
@@ -169,7 +169,7 @@ fn golden_refusals_are_those_of_the_ledger_in_the_chains_words() {
             }
             let (_dir, ledger) = make(&Settings::new(1, SystemClock.unix_ms() - 99 * HOUR_MS - HOUR_MS / 2, HOUR_MS));
             for name in NAMES {
-                ledger.register_at(name, 1).unwrap();
+                ledger.register_at(name, 0).unwrap(); // so long ago that nobody is a newcomer
             }
             ledger.set_permit(0, true).unwrap();
             if AFTER_ANOTHER.contains(&label) {
@@ -224,6 +224,8 @@ fn the_programs_say_of_themselves_what_the_real_ones_do() {
         assert_eq!(said, recorded(&format!("{name}_storage"), "runtime_version")["runtime_version"]);
     }
     let [(_, a), (_, c)] = programs();
+    // What a client may choose by: of the newer program what can be called here.
+    assert_eq!((a.version_scale().len(), c.version_scale().len()), (48 + 11 * 12, 48 + 5 * 12));
     assert_eq!((a.formats(), c.formats()), (None, Some(vec![14, 15])));
 }
 

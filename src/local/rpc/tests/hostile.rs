@@ -12,11 +12,15 @@ use super::*;
 
 /// An answer over HTTP to a body that may be anything.
 fn post(devnet: &Devnet, body: &[u8]) -> (u16, String) {
+    post_with(devnet, &format!("host: {}\r\n", devnet.address()), body)
+}
+
+/// As [`post`]; the lines say whom it is for, and whence.
+fn post_with(devnet: &Devnet, lines: &str, body: &[u8]) -> (u16, String) {
     let mut stream = TcpStream::connect(devnet.address()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let head = format!(
-        "POST / HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
-        devnet.address(),
+        "POST / HTTP/1.1\r\n{lines}content-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).unwrap();
@@ -128,20 +132,53 @@ fn what_is_no_request_at_all_is_answered_or_cut_off_and_the_node_goes_on() {
     for garbage in
         [&[0x81, 0x84, 0, 0, 0, 0, b'{', b'{', 0, 0xff][..], &[0xff; 64], &[0x82, 0xff, 0xff, 0xff, 0xff, 0xff]]
     {
-        let mut stream = TcpStream::connect(devnet.address()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        let head = format!(
-            "GET / HTTP/1.1\r\nhost: {}\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n\
-             sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-            devnet.address()
-        );
-        stream.write_all(head.as_bytes()).unwrap();
-        let mut answer = [0; 4_096];
-        let len = stream.read(&mut answer).unwrap();
-        assert!(answer[..len].starts_with(b"HTTP/1.1 101"));
+        let (mut stream, answer) = upgrade(&devnet, &format!("host: {}\r\n", devnet.address()));
+        assert!(answer.starts_with("HTTP/1.1 101"));
         stream.write_all(garbage).unwrap();
+        let mut answer = [0; 4_096];
         let len = stream.read(&mut answer).unwrap_or(0);
         assert!(!String::from_utf8_lossy(&answer[..len]).contains("\"result\""));
         assert_lives(&devnet);
     }
+}
+
+/// A WebSocket that is asked for, and the answer.
+fn upgrade(devnet: &Devnet, lines: &str) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(devnet.address()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let head = format!(
+        "GET / HTTP/1.1\r\n{lines}upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n\
+         sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = [0; 4_096];
+    let len = stream.read(&mut answer).unwrap();
+    (stream, String::from_utf8_lossy(&answer[..len]).into_owned())
+}
+
+#[test]
+fn no_web_page_from_elsewhere_is_answered() {
+    let world = World::new(HOUR_MS);
+    let devnet = world.serve(Spec::V143);
+    let port = devnet.address().port();
+    let body = br#"{"jsonrpc":"2.0","id":1,"method":"system_chain","params":[]}"#;
+    let statuses = |host: &str, origin: &str| {
+        let lines = format!("host: {host}\r\n{origin}");
+        let (status, _) = post_with(&devnet, &lines, body);
+        let (_, answer) = upgrade(&devnet, &lines);
+        (status, answer.split(' ').nth(1).and_then(|status| status.parse::<u16>().ok()).unwrap())
+    };
+    for host in [format!("127.0.0.1:{port}"), format!("localhost:{port}"), "[::1]:1".to_owned(), "localhost".to_owned()]
+    {
+        assert_eq!(statuses(&host, ""), (200, 101), "{host}");
+        assert_eq!(statuses(&host, &format!("origin: http://127.0.0.1:{port}\r\n")), (200, 101), "{host}");
+        for origin in ["http://evil.example", "https://127.0.0.1.evil.example", "null"] {
+            assert_eq!(statuses(&host, &format!("origin: {origin}\r\n")), (403, 403), "{origin}");
+        }
+    }
+    for host in ["evil.example", "evil.example:9944", "127.0.0.1.evil.example", "192.0.2.1"] {
+        assert_eq!(statuses(host, ""), (403, 403), "{host}");
+        assert_eq!(statuses(host, "origin: http://localhost\r\n"), (403, 403), "{host}");
+    }
+    assert_eq!(devnet.num_requests(), 8);
 }

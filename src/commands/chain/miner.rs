@@ -286,11 +286,21 @@ mod tests {
                 "  next commitment  taken at block 5,050, in about 10 min",
             ],
         );
-        told(&status, "idle", &["  replacement      number 2 of 3", "  model            none committed", "taken now"]);
+        told(
+            &status,
+            "idle",
+            &[
+                "  replacement      next of 3 that can be replaced\n",
+                "  model            none committed",
+                "never at the present pay",
+                "taken now",
+            ],
+        );
+        // The other half of an epoch's emission is the only validator's.
         told(
             &status,
             "validator",
-            &["  replacement      next of 3 that can be replaced\n", "never at the present pay"],
+            &["  replacement      number 3 of 3 that can be replaced\n", "  pay              112.188 TAO a day"],
         );
         told(
             &status,

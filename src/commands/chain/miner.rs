@@ -313,10 +313,17 @@ mod tests {
             ],
         );
         status.currency = Currency::Alpha { price: 0.25 };
-        told(&status, "earner", &["22.438 alpha a day, 5.609 TAO at the present price of 0.250000\n", "in 0.9 days"]);
+        told(
+            &status,
+            "earner",
+            &[
+                "22.438 alpha a day, as miner and as validator: 5.609 TAO at the present price of 0.250000\n",
+                "in 0.9 days",
+            ],
+        );
         told(&status, "stranger", &["stranger: the hotkey `stranger` is not registered", "costs 5 TAO now"]);
         let object = Report::of(&ledger, &snapshot, &status, "earner").unwrap().json(&status, 12.0);
-        assert_eq!((&object["replacement_rank"], &object["free_places"]), (&json!(3), &json!(0)));
+        assert_eq!((&object["replacement_rank"], &object["free_places"]), (&json!(2), &json!(0)));
         assert_eq!((&object["currency"], &object["next_commit_block"]), (&json!("alpha"), &json!(5_050)));
     }
 }

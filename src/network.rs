@@ -50,13 +50,7 @@ impl Network {
 
     /// The only own hotkey; an error that tells how to choose where there are several.
     pub fn only_hotkey(&self) -> Result<&Hotkey> {
-        match self.hotkeys.as_slice() {
-            [hotkey] => Ok(hotkey),
-            [] => Err(input("no hotkey: name one by --hotkey, or by chain.hotkeys of a recipe")),
-            hotkeys => {
-                Err(input(format!("there are several hotkeys ({}): choose one by --hotkey", hotkeys.join(", "))))
-            }
-        }
+        only(&self.hotkeys, "name one by --hotkey, or by chain.hotkeys of a recipe")
     }
 
     /// Opens what is there; an embedded network that is missing is made first, with the own hotkeys registered.
@@ -65,6 +59,15 @@ impl Network {
             printer.note(&make(hub, chain, &local::Options::default())?);
         }
         Self::open(hub, chain)
+    }
+}
+
+/// The only one of some hotkeys; `remedy` tells how to name one where there is none.
+pub fn only<'a>(hotkeys: &'a [String], remedy: &str) -> Result<&'a String> {
+    match hotkeys {
+        [hotkey] => Ok(hotkey),
+        [] => Err(input(format!("no hotkey is named: {remedy}"))),
+        several => Err(input(format!("there are several hotkeys ({}): choose one by --hotkey", several.join(", ")))),
     }
 }
 

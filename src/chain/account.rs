@@ -1,8 +1,10 @@
 //! Accounts of the chain and their addresses: 32 bytes, written in SS58 with Bittensor's prefix 42.
 
+use anyhow::Result;
 use subxt::utils::AccountId32;
 
 use crate::chain::Hotkey;
+use crate::error::input;
 
 /// The account of an address; the error is a sentence about what is wrong with it.
 pub fn parse(address: &str) -> Result<AccountId32, String> {
@@ -22,6 +24,22 @@ pub fn parse(address: &str) -> Result<AccountId32, String> {
 /// The address of an account.
 pub fn address(account: &AccountId32) -> Hotkey {
     account.to_string()
+}
+
+/// The longest name of a hotkey.
+const MAX_HOTKEY_BYTES: usize = 64;
+
+/// Refuses what can neither be an address nor a hotkey's name on a ledger, and so not the name of a file of it.
+pub(crate) fn check_hotkey(hotkey: &str) -> Result<()> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if hotkey.is_empty() || hotkey.len() > MAX_HOTKEY_BYTES || !hotkey.bytes().all(is_allowed) {
+        return Err(input(format!(
+            "`{}` is no name of a hotkey: it must be of 1 to {MAX_HOTKEY_BYTES} letters (a to z), digits, dots, hyphens and \
+             underscores",
+            hotkey.escape_debug()
+        )));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

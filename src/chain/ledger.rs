@@ -40,8 +40,6 @@ use file::LedgerFile;
 /// How long to wait for a lock that another process holds.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-const MAX_HOTKEY_BYTES: usize = 64;
-
 /// Oldest first; the last is the one that counts.
 const COMMITMENTS: &str = "SELECT block, bytes FROM commitments WHERE hotkey = ?1 ORDER BY block, id";
 
@@ -332,19 +330,6 @@ impl Chain for Ledger {
     fn set_weights(&self, hotkey: &str, weights: &[(u16, u16)], _version_key: u64) -> Result<u64> {
         self.try_set_weights(hotkey, weights)?.map_err(|refusal| self.sentence(hotkey, &refusal))
     }
-}
-
-/// Refuses what cannot be a hotkey's name on a ledger.
-pub(crate) fn check_hotkey(hotkey: &str) -> Result<()> {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if hotkey.is_empty() || hotkey.len() > MAX_HOTKEY_BYTES || !hotkey.bytes().all(is_allowed) {
-        return Err(input(format!(
-            "`{}` is no name of a hotkey: it must be of 1 to {MAX_HOTKEY_BYTES} letters (a to z), digits, dots, hyphens and \
-             underscores",
-            hotkey.escape_debug()
-        )));
-    }
-    Ok(())
 }
 
 fn check_length(bytes: &[u8]) -> Result<(), Refusal> {

@@ -10,6 +10,7 @@ pub mod standing;
 pub mod subtensor;
 pub mod tempo;
 pub mod wallet;
+mod words;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -5,7 +5,7 @@
 //! equals. Today a subnet's owner keeps some hotkeys of its own for ever, which is not seen here.)
 
 use super::{Currency, Neuron, Snapshot, Status, UNITS_PER_TAO};
-use crate::chain::tempo::{next_epoch, next_epoch_from, per_day};
+use crate::chain::tempo::{next_epoch, next_epoch_from, per_day, seconds_per_epoch};
 use crate::figures::{count, duration};
 use crate::score::yuma::Input;
 
@@ -114,7 +114,8 @@ pub struct Pay {
 impl Pay {
     /// The pay of a neuron.
     pub fn of(neuron: &Neuron, status: &Status, seconds_per_block: f64) -> Self {
-        let per_day = per_day(neuron.emission as f64, status.tempo, seconds_per_block) / UNITS_PER_TAO as f64;
+        let per_day =
+            per_day(neuron.emission as f64, seconds_per_epoch(status.tempo, seconds_per_block)) / UNITS_PER_TAO as f64;
         let tao_per_day = match status.currency {
             Currency::Tao => per_day,
             Currency::Alpha { price } => per_day * price,

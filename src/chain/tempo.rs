@@ -16,9 +16,14 @@ pub fn next_epoch_from(next: u64, tempo: u64, block: u64) -> Option<u64> {
     next.checked_add(later.checked_next_multiple_of(tempo)?)
 }
 
+/// Seconds from one epoch to the next.
+pub fn seconds_per_epoch(tempo: u64, seconds_per_block: f64) -> f64 {
+    tempo.saturating_add(1) as f64 * seconds_per_block
+}
+
 /// What an amount that is paid once an epoch comes to in a day.
-pub fn per_day(amount_per_epoch: f64, tempo: u64, seconds_per_block: f64) -> f64 {
-    amount_per_epoch * SECONDS_PER_DAY / (tempo.saturating_add(1) as f64 * seconds_per_block)
+pub fn per_day(amount_per_epoch: f64, seconds_per_epoch: f64) -> f64 {
+    amount_per_epoch * SECONDS_PER_DAY / seconds_per_epoch
 }
 
 #[cfg(test)]
@@ -47,6 +52,6 @@ mod tests {
 
     #[test]
     fn a_day_has_twenty_epochs_of_359_blocks() {
-        assert_eq!(per_day(2.5, 359, 12.0), 50.0);
+        assert_eq!(per_day(2.5, seconds_per_epoch(359, 12.0)), 50.0);
     }
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::Place;
+use crate::chain::tempo;
 use crate::chain::{Chain, FULL_SHARE, Neuron, Snapshot, UNITS_PER_TAO};
 use crate::cli::EmissionArgs;
 use crate::error::{Failure, input};
@@ -15,8 +16,6 @@ use crate::metrics::table::table;
 use crate::network::Network;
 use crate::score::what_if;
 use crate::score::yuma::{self, Epoch, Input};
-
-const SECONDS_PER_DAY: f64 = 86_400.0;
 
 /// Runs the command.
 pub fn run(args: &EmissionArgs, printer: &Printer) -> Result<()> {
@@ -88,7 +87,7 @@ impl Report {
         }
         Ok(Self {
             chain: chain.describe(),
-            seconds_per_epoch: snapshot.tempo.saturating_add(1) as f64 * chain.seconds_per_block(),
+            seconds_per_epoch: tempo::seconds_per_epoch(snapshot.tempo, chain.seconds_per_block()),
             epoch: is_active.then(|| yuma::epoch(&input)),
             pays_without: !chain.is_real(),
             win_rates: mean_win_rates(&input, temperature),
@@ -101,7 +100,7 @@ impl Report {
 
     /// TAO a day, of an amount that an epoch pays.
     fn per_day(&self, amount: f64) -> f64 {
-        amount / UNITS_PER_TAO as f64 * SECONDS_PER_DAY / self.seconds_per_epoch
+        tempo::per_day(amount / UNITS_PER_TAO as f64, self.seconds_per_epoch)
     }
 
     /// Share of the miners' pay in the next epoch, and TAO a day.

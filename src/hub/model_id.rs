@@ -9,6 +9,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::hex;
+
 /// The longest commitment the chain takes, in bytes.
 pub const MAX_COMMITMENT_BYTES: usize = 128;
 /// The longest repository id (`namespace/name`) that fits into a commitment, in characters.
@@ -83,13 +85,7 @@ pub struct ModelMetadata {
 /// The text of a commitment, from the hexadecimal form (`0x...`) in which the chain's JSON gives its bytes. `None` if
 /// it is no hexadecimal text, or its bytes are not UTF-8.
 pub fn commitment_text(hexadecimal: &str) -> Option<String> {
-    let digits = hexadecimal.strip_prefix("0x").unwrap_or(hexadecimal).as_bytes();
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    let bytes = digits.chunks(2).map(|pair| match *pair {
-        [high, low] => u8::try_from(digit(high)? * 16 + digit(low)?).ok(),
-        _ => None,
-    });
-    String::from_utf8(bytes.collect::<Option<Vec<u8>>>()?).ok()
+    String::from_utf8(hex::read(hexadecimal)?).ok()
 }
 
 /// Splits `namespace/name`, refusing what the reference refuses. The error is a sentence for the user.

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::chain::ledger::{Ledger, Settings, check_hotkey};
+use crate::chain::account::check_hotkey;
+use crate::chain::ledger::{Ledger, Settings};
 use crate::chain::{Chain, FULL_SHARE, Hotkey};
 use crate::clock::{Clock, SystemClock};
 use crate::data::Opened;

@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::chain::Chain;
-use crate::chain::ledger::check_hotkey;
+use crate::chain::account::check_hotkey;
 use crate::lock;
 use crate::whole_file;
 

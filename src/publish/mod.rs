@@ -122,7 +122,8 @@ fn in_steps(
     let parcel = Parcel::of(order)?;
     let snapshot = chain.snapshot()?;
     let journal = hold.read()?;
-    if let Some(metadata) = standing(network, order, &parcel, &snapshot)? {
+    registration(chain, order.hotkey, &snapshot)?;
+    if let Some(metadata) = standing(network, order, &parcel, &snapshot) {
         finish(hold, journal, order.repo_id, &metadata, printer)?;
         return Ok(Published { metadata, before: true });
     }
@@ -189,9 +190,7 @@ fn send(
 ) -> Result<Published> {
     let (hotkey, text) = (hold.hotkey.as_str(), id.to_string());
     let snapshot = chain.snapshot()?;
-    if snapshot.neuron(hotkey).is_none() {
-        return Err(chain.unregistered(hotkey));
-    }
+    registration(chain, hotkey, &snapshot)?;
     still_right(&snapshot).map_err(|sentence| {
         Failure::No(format!("{sentence}: the model is uploaded, but was not committed to the chain"))
     })?;
@@ -215,7 +214,8 @@ pub fn rehearse(network: &Network, order: &Order<'_>) -> Result<String> {
     let parcel = Parcel::of(order)?;
     let chain = network.chain.as_ref();
     let snapshot = chain.snapshot()?;
-    if let Some(metadata) = standing(network, order, &parcel, &snapshot)? {
+    let uid = registration(chain, order.hotkey, &snapshot)?;
+    if let Some(metadata) = standing(network, order, &parcel, &snapshot) {
         return Ok(format!(
             "Nothing would be sent: {} stands on {} under {} since block {}.",
             metadata.id,
@@ -224,7 +224,6 @@ pub fn rehearse(network: &Network, order: &Order<'_>) -> Result<String> {
             count(metadata.block.get())
         ));
     }
-    let uid = registration(chain, order.hotkey, &snapshot)?;
     network.hub.check_writable(order.repo_id)?;
     let mut lines = vec![format!("Would upload to {} of {}:", order.repo_id, network.hub.describe())];
     for name in &parcel.names {
@@ -294,18 +293,12 @@ impl Parcel {
 }
 
 /// The commitment of this hotkey that names this very model, still to be had from the hub; `None` if there is none.
-fn standing(
-    network: &Network,
-    order: &Order<'_>,
-    parcel: &Parcel,
-    snapshot: &Snapshot,
-) -> Result<Option<ModelMetadata>> {
-    registration(network.chain.as_ref(), order.hotkey, snapshot)?;
-    Ok(snapshot.metadata(order.hotkey).filter(|metadata| {
+fn standing(network: &Network, order: &Order<'_>, parcel: &Parcel, snapshot: &Snapshot) -> Option<ModelMetadata> {
+    snapshot.metadata(order.hotkey).filter(|metadata| {
         let id = &metadata.id;
         let commit = id.commit.as_deref().unwrap_or_default();
         id.hash.as_ref() == Some(&parcel.hash) && network.hub.files(&id.repo_id(), commit).is_ok()
-    }))
+    })
 }
 
 /// Notes that a model stands on the chain, where the journal does not know it yet.

@@ -78,7 +78,8 @@ pub fn prepare(
     let chain = network.chain.as_ref();
     let parcel = Parcel::of(order)?;
     let snapshot = chain.snapshot()?;
-    if let Some(metadata) = standing(network, order, &parcel, &snapshot)? {
+    registration(chain, order.hotkey, &snapshot)?;
+    if let Some(metadata) = standing(network, order, &parcel, &snapshot) {
         let (id, block) = (&metadata.id, count(metadata.block.get()));
         let sentence = format!("{id} stands on {} since block {block}: there is nothing to prepare", chain.describe());
         return Err(Failure::No(sentence).into());

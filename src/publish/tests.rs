@@ -69,6 +69,11 @@ impl Fixture {
         weights::save(&dir, &ModelConfig::new(arch, 0.0), &layout, &vec![value; layout.len()]).unwrap();
     }
 
+    /// An order for a model, as most tests give it.
+    fn order<'a>(&'a self, model_dir: &'a Path) -> Order<'a> {
+        Order { model_dir, repo_id: "me/model", hotkey: "miner", criteria: &self.criteria, waits: false }
+    }
+
     fn hold(&self) -> Hold {
         Hold::take(self.network.chain.as_ref(), "miner").unwrap()
     }
@@ -232,13 +237,7 @@ fn what_cannot_be_published_is_refused_before_anything_is_uploaded() {
 fn a_field_that_has_changed_stops_the_commitment_and_the_next_try_uses_the_upload() {
     let fixture = Fixture::new();
     let model_dir = fixture.dir.path().join("a");
-    let order = Order {
-        model_dir: &model_dir,
-        repo_id: "me/model",
-        hotkey: "miner",
-        criteria: &fixture.criteria,
-        waits: false,
-    };
+    let order = fixture.order(&model_dir);
     let changed = |_: &Snapshot| Err("the field has changed".to_owned());
     let error = publish(&fixture.network, &order, &fixture.hold(), &changed, &quiet()).unwrap_err();
     assert_eq!(exit_code(&error), 4);
@@ -268,13 +267,7 @@ fn a_hotkey_belongs_to_one_process_at_a_time() {
 fn a_rehearsal_writes_nothing_and_tells_what_would_be_sent() {
     let fixture = Fixture::new();
     let model_dir = fixture.dir.path().join("a");
-    let order = Order {
-        model_dir: &model_dir,
-        repo_id: "me/model",
-        hotkey: "miner",
-        criteria: &fixture.criteria,
-        waits: false,
-    };
+    let order = fixture.order(&model_dir);
     let text = rehearse(&fixture.network, &order).unwrap();
     let hash = directory_hash(&model_dir).unwrap();
     assert!(text.contains("  model.safetensors  ") && text.contains(&format!("  me:model:COMMIT:{hash}\n")), "{text}");

@@ -6,9 +6,8 @@ use thiserror::Error;
 
 use super::Ledger;
 use crate::chain::Chain;
-use crate::error::{Failure, input};
-use crate::figures;
-use crate::hub::model_id::MAX_COMMITMENT_BYTES;
+use crate::chain::words;
+use crate::error::input;
 
 /// What the chain holds against a commitment, or against weights.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -65,27 +64,19 @@ impl Ledger {
 
     /// The sentence for what is held against a hotkey.
     pub(super) fn sentence(&self, hotkey: &str, refusal: &Refusal) -> Error {
-        let wait = |block: u64, next: u64| figures::duration((next - block) as f64 * self.seconds_per_block());
         match *refusal {
             Refusal::NotRegistered => self.unregistered(hotkey),
-            Refusal::TooLong(len) => input(format!(
-                "the commitment has {len} bytes, and the chain takes {MAX_COMMITMENT_BYTES}: give the repository a shorter \
-                 name"
-            )),
-            Refusal::CommitTooSoon { block, next } => Failure::No(format!(
-                "the hotkey `{hotkey}` cannot commit at block {block}: the rate limit of {} blocks lets it commit again at \
-                 block {next}, in about {}",
-                self.settings().commit_rate_limit,
-                wait(block, next)
-            ))
-            .into(),
-            Refusal::WeightsTooSoon { block, next } => Failure::No(format!(
-                "the hotkey `{hotkey}` cannot set weights at block {block}: the rate limit of {} blocks lets it set them \
-                 again at block {next}, in about {}",
-                self.settings().weights_rate_limit,
-                wait(block, next)
-            ))
-            .into(),
+            Refusal::TooLong(len) => words::too_long(len),
+            Refusal::CommitTooSoon { block, next } => {
+                let limit = self.settings().commit_rate_limit;
+                let limit = format!("the rate limit of {limit} blocks lets it commit again");
+                words::too_soon(hotkey, "commit", block, &limit, next, self.seconds_per_block())
+            }
+            Refusal::WeightsTooSoon { block, next } => {
+                let limit = self.settings().weights_rate_limit;
+                let limit = format!("the rate limit of {limit} blocks lets it set them again");
+                words::too_soon(hotkey, "set weights", block, &limit, next, self.seconds_per_block())
+            }
             Refusal::NoPermit => input(format!(
                 "the hotkey `{hotkey}` has no validator permit on {}: `assay local register {hotkey} --stake TAO` gives it one",
                 self.describe()

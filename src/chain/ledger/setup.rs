@@ -4,8 +4,9 @@
 use anyhow::Result;
 use rusqlite::params;
 
-use super::{Ledger, check_hotkey, check_length, insert_commitment, uid_of};
+use super::{Ledger, check_length, insert_commitment, uid_of};
 use crate::chain::Chain;
+use crate::chain::account::check_hotkey;
 use crate::error::input;
 
 impl Ledger {

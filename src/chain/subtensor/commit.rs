@@ -11,9 +11,10 @@ use super::runtime::Part;
 use super::subnet::{NETWORKS_ADDED, UIDS, registration_asks};
 use super::trouble::quoted;
 use super::view::Seen;
+use crate::chain::words;
 use crate::chain::{Chain, CommitLimit, account};
 use crate::error::{Failure, input};
-use crate::figures::{count, duration};
+use crate::figures::count;
 use crate::hex;
 use crate::hub::model_id::MAX_COMMITMENT_BYTES;
 
@@ -21,10 +22,7 @@ impl Subtensor {
     /// Commits bytes, and returns the block in which they stand. What stands there already is not sent again.
     pub(super) fn commit_bytes(&self, hotkey: &str, bytes: &[u8]) -> Result<u64> {
         if bytes.len() > MAX_COMMITMENT_BYTES {
-            return Err(input(format!(
-                "the commitment has {} bytes, and the chain takes {MAX_COMMITMENT_BYTES}: give the repository a shorter name",
-                bytes.len()
-            )));
+            return Err(words::too_long(bytes.len()));
         }
         let account = account::parse(hotkey).map_err(input)?;
         let signer = self.keyring.signer(hotkey)?;
@@ -90,12 +88,7 @@ impl Subtensor {
                 format!("its {} bytes of this epoch are used up, and it can commit again", count(bytes))
             }
         };
-        let wait = duration((next - view.number) as f64 * self.seconds_per_block());
-        Err(Failure::No(format!(
-            "the hotkey `{hotkey}` cannot commit at block {}: {limit} at block {next}, in about {wait}",
-            view.number
-        ))
-        .into())
+        Err(words::too_soon(hotkey, "commit", view.number, &limit, next, self.seconds_per_block()))
     }
 
     /// Why the chain did not take a commitment, by the name that it gave.

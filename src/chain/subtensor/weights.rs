@@ -14,9 +14,10 @@ use super::subnet::{
     LAST_UPDATE, NETWORKS_ADDED, SUBNETWORK_N, UIDS, VALIDATOR_PERMIT, registration_asks, weights_asks, weights_limits,
 };
 use super::view::{Ask, Seen};
+use crate::chain::words;
 use crate::chain::{Chain, FULL_SHARE, account};
 use crate::error::{Failure, input};
-use crate::figures::{count, duration};
+use crate::figures::count;
 
 impl Subtensor {
     /// Sets weights, and returns their block.
@@ -73,13 +74,8 @@ impl Subtensor {
         let next = if last == 0 { 0 } else { last.saturating_add(limits.rate_limit) };
         // They are included a block later at the earliest.
         if view.number + 1 < next {
-            let wait = duration((next - view.number) as f64 * self.seconds_per_block());
-            return Err(Failure::No(format!(
-                "the hotkey `{hotkey}` cannot set weights at block {}: the rate limit of {} blocks lets it set them again at \
-                 block {next}, in about {wait}",
-                view.number, limits.rate_limit
-            ))
-            .into());
+            let limit = format!("the rate limit of {} blocks lets it set them again", limits.rate_limit);
+            return Err(words::too_soon(hotkey, "set weights", view.number, &limit, next, self.seconds_per_block()));
         }
         check_uids(weights, answers.one_or(SUBNETWORK_N, 0)?).map_err(input)?;
         // Whoever wants may give weight to himself, where it does not count.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::status::tao;
 use super::target::Target;
 use super::{currency_name, json_text, share};
-use crate::chain::tempo::per_day;
+use crate::chain::tempo::{per_day, seconds_per_epoch};
 use crate::chain::{Neuron, UNITS_PER_TAO};
 use crate::cli::chain::ChainPlaceArgs;
 use crate::figures::count;
@@ -21,8 +21,9 @@ pub(super) fn run(args: &ChainPlaceArgs, printer: &Printer) -> Result<()> {
     }
     let pay = format!(" {} a day", currency_name(chain.status()?.currency));
     let header = [" uid", "hotkey", " stake", " incentive", &pay, "permit", " last update", " registered at"];
+    let seconds_per_epoch = seconds_per_epoch(snapshot.tempo, chain.seconds_per_block());
     let row = |neuron: &Neuron| {
-        let pay = per_day(neuron.emission as f64, snapshot.tempo, chain.seconds_per_block()) / UNITS_PER_TAO as f64;
+        let pay = per_day(neuron.emission as f64, seconds_per_epoch) / UNITS_PER_TAO as f64;
         vec![
             neuron.uid.to_string(),
             neuron.hotkey.clone(),

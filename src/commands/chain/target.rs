@@ -90,15 +90,10 @@ impl Target {
     }
 
     fn hotkey_by_name(&self, signer: &SignerArgs) -> Result<String> {
-        match (&signer.hotkey, self.own_hotkeys().as_slice()) {
-            (Some(hotkey), _) | (None, [hotkey]) => Ok(hotkey.clone()),
-            (None, []) => Err(input(
-                "no hotkey is named: give its key file by --hotkey-file, its name in the wallet by --hotkey, or a recipe by \
-                 --recipe",
-            )),
-            (None, several) => {
-                Err(input(format!("there are several hotkeys ({}): choose one by --hotkey", several.join(", "))))
-            }
+        let remedy = "give its key file by --hotkey-file, its name in the wallet by --hotkey, or a recipe by --recipe";
+        match &signer.hotkey {
+            Some(hotkey) => Ok(hotkey.clone()),
+            None => network::only(&self.own_hotkeys(), remedy).cloned(),
         }
     }
 }

@@ -7,13 +7,7 @@ use crate::publish::request::{self, DecidedOn, Request};
 impl Fixture {
     fn prepare(&self, model: &str, decided_on: Option<DecidedOn>) -> Result<Request> {
         let model_dir = self.dir.path().join(model);
-        let order = Order {
-            model_dir: &model_dir,
-            repo_id: "me/model",
-            hotkey: "miner",
-            criteria: &self.criteria,
-            waits: false,
-        };
+        let order = self.order(&model_dir);
         request::prepare(&self.network, &order, &self.hold(), decided_on, &quiet())
     }
 

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::runtime::{Entry, Part};
+use super::runtime::{Entry, Part, of_subnet};
 use super::view::{Answers, Ask};
 
 /// Blocks between two epochs.
@@ -11,10 +11,6 @@ pub(super) const TEMPO: Entry = of_subnet("Tempo");
 const LAST_EPOCH_BLOCK: Entry = of_subnet("LastEpochBlock");
 const PENDING_EPOCH_AT: Entry = of_subnet("PendingEpochAt");
 const SUBNET_EPOCH_INDEX: Entry = of_subnet("SubnetEpochIndex");
-
-const fn of_subnet(name: &'static str) -> Entry {
-    Entry { pallet: "SubtensorModule", name }
-}
 
 /// What [`Epochs`] is read from.
 pub(super) fn asks(netuid: u16) -> Vec<Ask> {

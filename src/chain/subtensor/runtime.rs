@@ -36,6 +36,11 @@ pub(super) struct Entry {
     pub(super) name: &'static str,
 }
 
+/// An entry of the pallet of subnets.
+pub(super) const fn of_subnet(name: &'static str) -> Entry {
+    Entry { pallet: "SubtensorModule", name }
+}
+
 /// A part of a key.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Part {

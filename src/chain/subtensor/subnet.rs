@@ -7,7 +7,7 @@ use subxt::utils::AccountId32;
 
 use super::commitments::{self, COMMITMENT_OF};
 use super::epochs::{self, Epochs, TEMPO};
-use super::runtime::{Entry, Part};
+use super::runtime::{Entry, Part, of_subnet};
 use super::trouble::Attempt;
 use super::view::{Answers, Ask, Seen};
 use crate::chain::account::address;
@@ -52,10 +52,6 @@ const TOTAL_HOTKEY_ALPHA: Entry = of_subnet("TotalHotkeyAlpha");
 
 /// The subnet whose token is TAO itself.
 const ROOT_NETUID: u16 = 0;
-
-const fn of_subnet(name: &'static str) -> Entry {
-    Entry { pallet: "SubtensorModule", name }
-}
 
 fn of_netuid<const N: usize>(entries: [Entry; N], netuid: u16) -> Vec<Ask> {
     entries.map(|entry| Ask::new(entry, [Part::Number(netuid)])).into()

@@ -12,7 +12,9 @@ use crate::data;
 use crate::error::input;
 use crate::hub::Hub;
 use crate::hub::fetch::Cache;
+use crate::hub::file_hashes::FileHashes;
 use crate::hub::folder::FolderHub;
+use crate::hub::huggingface::{self, HuggingFace};
 use crate::local;
 use crate::metrics::printer::Printer;
 use crate::recipe::{self, HubKind, LOCAL_DIR};
@@ -37,10 +39,9 @@ impl Network {
     /// Opens what is there.
     pub fn open(hub: &recipe::Hub, chain: &recipe::Chain) -> Result<Self> {
         let (chain, hotkeys) = open_chain(chain)?;
-        let HubKind::Folder = hub.kind;
         let losses = LossCache::beside(&hub.cache);
         Ok(Self {
-            hub: Box::new(FolderHub::open(&hub.dir)?),
+            hub: open_hub(hub, losses.hashes())?,
             chain,
             hotkeys,
             cache: Cache::with_hashes(&hub.cache, losses.hashes().clone()),
@@ -74,6 +75,22 @@ pub fn only<'a>(hotkeys: &'a [String], remedy: &str) -> Result<&'a String> {
 /// Whether the recipe names an embedded network that is not there.
 pub fn needs_making(chain: &recipe::Chain) -> bool {
     chain.is_local() && !chain.ledger.exists()
+}
+
+/// Opens the hub; whether a real one answers is not asked yet.
+pub fn open_hub(hub: &recipe::Hub, hashes: &FileHashes) -> Result<Box<dyn Hub>> {
+    if hub.kind == HubKind::Folder {
+        return Ok(Box::new(FolderHub::open(&hub.dir)?));
+    }
+    let endpoint = hub.endpoint.clone().or_else(|| std::env::var("HF_ENDPOINT").ok().filter(|text| !text.is_empty()));
+    let options = huggingface::Options {
+        endpoint: endpoint.unwrap_or_else(|| huggingface::ENDPOINT.to_owned()),
+        token: huggingface::Token::find()?,
+        max_bytes_per_second: hub.download_mb_per_second.map(|megabytes| (megabytes * 1e6) as u64),
+        hashes: hashes.clone(),
+        patience: huggingface::Patience::default(),
+    };
+    Ok(Box::new(HuggingFace::new(options)?))
 }
 
 /// Opens the chain that is there, and says how it spells the own hotkeys. A real one may ask for their passwords when they

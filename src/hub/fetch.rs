@@ -289,7 +289,8 @@ impl Cache {
 
     fn download(&self, wanted: &Wanted<'_>, names: &[&str], into: &Path) -> Result<()> {
         for name in names {
-            let download = || wanted.hub.download(wanted.repo_id, wanted.commit, &[*name], into);
+            let file: Vec<&RemoteFile> = wanted.files.iter().filter(|file| file.path == *name).take(1).collect();
+            let download = || wanted.hub.download(wanted.repo_id, wanted.commit, &file, into).map(drop);
             self.disk.write(&into.join(name), download).map_err(|error| {
                 let (repo_id, dir) = (wanted.repo_id, self.dir.display());
                 if is_out_of_space(&error) {

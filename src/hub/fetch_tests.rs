@@ -13,6 +13,7 @@ use crate::error::exit_code;
 use crate::hub::folder::FolderHub;
 use crate::hub::hash::files_hash;
 use crate::hub::model_id::ModelId;
+use crate::hub::{Sha256Sum, Upload};
 use crate::model::arch::Arch;
 use crate::model::config::ModelConfig;
 use crate::model::layout::Layout;
@@ -75,12 +76,18 @@ impl Hub for CountingHub {
         }
         self.inner.files(repo_id, commit)
     }
-    fn download(&self, repo_id: &str, commit: &str, paths: &[&str], into: &Path) -> Result<()> {
-        self.num_downloaded.fetch_add(paths.len(), Ordering::SeqCst);
-        self.inner.download(repo_id, commit, paths, into)
+    fn download(&self, repo_id: &str, commit: &str, files: &[&RemoteFile], into: &Path) -> Result<Vec<Sha256Sum>> {
+        self.num_downloaded.fetch_add(files.len(), Ordering::SeqCst);
+        self.inner.download(repo_id, commit, files, into)
     }
-    fn upload(&self, repo_id: &str, dir: &Path, names: &[&str], message: &str) -> Result<String> {
-        self.inner.upload(repo_id, dir, names, message)
+    fn upload(&self, upload: &Upload<'_>) -> Result<String> {
+        self.inner.upload(upload)
+    }
+    fn is_private(&self, repo_id: &str) -> Result<Option<bool>> {
+        self.inner.is_private(repo_id)
+    }
+    fn set_private(&self, repo_id: &str, private: bool) -> Result<()> {
+        self.inner.set_private(repo_id, private)
     }
 }
 
@@ -104,7 +111,7 @@ impl World {
         let names: Vec<String> =
             fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let commit = self.hub.upload("miner/model", dir, &names, "").unwrap();
+        let commit = self.hub.upload(&Upload::new("miner/model", dir, &names, "")).unwrap();
         let files: Vec<_> = publishable_files(dir).unwrap_or_default().iter().map(|name| dir.join(name)).collect();
         let id = ModelId {
             namespace: "miner".to_owned(),
@@ -410,7 +417,7 @@ fn a_hash_that_is_bound_to_a_hotkey_is_that_of_its_hotkey_only() {
     let model = model();
     let names = publishable_files(model.path()).unwrap();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let commit = hub.upload("me/model", model.path(), &names, "a model").unwrap();
+    let commit = hub.upload(&Upload::new("me/model", model.path(), &names, "a model")).unwrap();
     let hash = publishable_hash(model.path()).unwrap();
     let bound = text_pair_hash(&hash, "me");
     let fetched = |hash: &str, hotkey: Option<&str>, cache: &str| {

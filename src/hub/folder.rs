@@ -4,25 +4,26 @@
 //! HUB/namespace/name/COMMIT/        the files of a commit, which nobody may write to
 //! HUB/namespace/name/commits.jsonl  the line of commits, oldest first
 //! HUB/namespace/name/.lock          held by the process that makes a commit
+//! HUB/namespace/name/.private       is there if only the owner sees the repository, where others can tell
 //! ```
 //! A commit exists if its folder is there and the line names it. Its name is the SHA-256 of its parent, its files and
 //! its message, so an upload that was killed and is repeated makes the commit that the first would have made. The files
 //! are written under a temporary name and synced, the line is replaced, and with the last rename the commit is there;
 //! what a killed upload leaves behind, the next one removes. No link inside the hub is followed.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, ErrorKind, Read, Write as _};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::Access;
+use rustix::fs::{Access, OFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Hub, RemoteFile, names};
+use super::{ATTRIBUTES_FILE, CARD_FILE, Hub, RemoteFile, Sha256Sum, Upload, names};
 use crate::disk::{Disk, is_out_of_space};
 use crate::error::{Failure, input};
 use crate::lock;
@@ -31,6 +32,7 @@ use crate::regular_file;
 
 const LINE_FILE: &str = "commits.jsonl";
 const LOCK_FILE: &str = ".lock";
+const PRIVATE_FILE: &str = ".private";
 /// Start of the names of what is being made or deleted; nothing below such a name is ever needed again.
 const TEMPORARY: &str = ".tmp-";
 /// More commits than a miner makes in his life.
@@ -117,8 +119,9 @@ impl FolderHub {
         Ok(repository.join(commit))
     }
 
-    /// Makes the folders of a repository.
-    fn make_repository(&self, repository: &Path) -> Result<()> {
+    /// Makes the folders of a repository, where it is not there: a private one, if so.
+    fn make_repository(&self, repository: &Path, private: bool) -> Result<()> {
+        let is_new = !is_folder_below(&self.dir, repository);
         for folder in below(&self.dir, repository) {
             // Another process may make it at the same time.
             match self.disk.create_dir(folder) {
@@ -127,11 +130,24 @@ impl FolderHub {
                 Ok(()) => self.disk.sync_dir(folder.parent().unwrap_or(&self.dir))?,
             }
         }
+        let marker = repository.join(PRIVATE_FILE);
+        if is_new && private && fs::symlink_metadata(&marker).is_err() {
+            self.disk.write(&marker, || {
+                fs::write(&marker, "").with_context(|| format!("cannot write {}", marker.display()))
+            })?;
+        }
         Ok(())
     }
 
     /// Adds a commit to the line. The caller holds the lock and has removed what is temporary.
-    fn commit(&self, repository: &Path, dir: &Path, names: &[&str], message: &str) -> Result<String> {
+    fn commit(
+        &self,
+        repository: &Path,
+        dir: &Path,
+        names: &[&str],
+        card: Option<&str>,
+        message: &str,
+    ) -> Result<String> {
         let mut line = self.line(repository)?;
         if let Some(newest) = line.last()
             && holds(&repository.join(&newest.commit), dir, names)?
@@ -144,6 +160,10 @@ impl FolderHub {
         for &name in names {
             let target = temporary.join(name);
             tree.push((name, self.disk.write(&target, || copy(&dir.join(name), &target))?));
+        }
+        if let Some(card) = card {
+            let target = temporary.join(CARD_FILE);
+            tree.push((CARD_FILE, self.disk.write(&target, || write_whole(card.as_bytes(), &target))?));
         }
         self.disk.sync_dir(&temporary)?;
         let commit = commit_name(line.last().map(|entry| entry.commit.as_str()), &tree, message)?;
@@ -166,11 +186,7 @@ impl FolderHub {
             text.push(b'\n');
         }
         let temporary = repository.join(format!("{TEMPORARY}{LINE_FILE}"));
-        self.disk.write(&temporary, || {
-            let mut writer = HashedWriter::create(&temporary)?;
-            writer.write_bytes(&text)?;
-            writer.finish()
-        })?;
+        self.disk.write(&temporary, || write_whole(&text, &temporary))?;
         self.disk.rename(&temporary, &repository.join(LINE_FILE))?;
         self.disk.sync_dir(repository)
     }
@@ -231,9 +247,10 @@ impl Hub for FolderHub {
         list(&self.commit_dir(repo_id, commit)?)
     }
 
-    fn download(&self, repo_id: &str, commit: &str, paths: &[&str], into: &Path) -> Result<()> {
+    fn download(&self, repo_id: &str, commit: &str, files: &[&RemoteFile], into: &Path) -> Result<Vec<Sha256Sum>> {
         let commit_dir = self.commit_dir(repo_id, commit)?;
-        for path in paths {
+        let mut sums = Vec::with_capacity(files.len());
+        for RemoteFile { path, .. } in files {
             let stored = if is_plain_name(path) {
                 regular_file::open_no_link(&commit_dir.join(path)).with_context(|| format!("cannot read {path}"))?
             } else {
@@ -244,17 +261,17 @@ impl Hub for FolderHub {
                 return Err(no(format!("{repo_id} holds no file {path:?} at the commit {commit} in {hub}.")));
             };
             let target = into.join(path);
-            let copied = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .open(&target)
-                .and_then(|mut file| io::copy(&mut stored, &mut file));
-            copied.with_context(|| format!("cannot copy {path} of {repo_id} to {}", target.display()))?;
+            // What an earlier copy has left is no use: to read it would take as long as to copy the file.
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).custom_flags(OFlags::NOFOLLOW.bits() as i32);
+            let copied = options.open(&target).and_then(|mut file| copy_hashed(&mut stored, &mut file));
+            sums.push(copied.with_context(|| format!("cannot copy {path} of {repo_id} to {}", target.display()))?);
         }
-        Ok(())
+        Ok(sums)
     }
 
-    fn upload(&self, repo_id: &str, dir: &Path, names: &[&str], message: &str) -> Result<String> {
+    fn upload(&self, upload: &Upload<'_>) -> Result<String> {
+        let &Upload { repo_id, dir, names, card, message, private } = upload;
         self.check_writable(repo_id)?;
         let repository = self.repository(repo_id)?;
         let mut names = names.to_vec();
@@ -268,14 +285,14 @@ impl Hub for FolderHub {
                 return Err(input(format!("{name:?} is no file of {}.", dir.display())));
             }
         }
-        self.make_repository(&repository)?;
+        self.make_repository(&repository, private)?;
         let Some(_lock) = lock::wait(&repository.join(LOCK_FILE), self.patience)? else {
             let hub = self.describe();
             let sentence = format!("Another process is uploading to {repo_id} in {hub}; try again when it is done.");
             return Err(Failure::Unreachable(sentence).into());
         };
         self.remove_temporary(&repository)?;
-        let made = self.commit(&repository, dir, &names, message);
+        let made = self.commit(&repository, dir, &names, card, message);
         // Best effort: what cannot be removed now is removed by the next upload.
         let _ = self.remove_temporary(&repository);
         made.map_err(|error| {
@@ -289,6 +306,26 @@ impl Hub for FolderHub {
                 error.context(format!("{} could not be uploaded to {repo_id} in {hub}", dir.display()))
             }
         })
+    }
+
+    fn is_private(&self, repo_id: &str) -> Result<Option<bool>> {
+        let repository = self.repository(repo_id)?;
+        let is_there = is_folder_below(&self.dir, &repository);
+        Ok(is_there.then(|| fs::symlink_metadata(repository.join(PRIVATE_FILE)).is_ok()))
+    }
+
+    fn set_private(&self, repo_id: &str, private: bool) -> Result<()> {
+        let Some(is_private) = self.is_private(repo_id)? else {
+            return Err(no(format!("There is no repository {repo_id} in {}.", self.describe())));
+        };
+        let marker = self.repository(repo_id)?.join(PRIVATE_FILE);
+        match (is_private, private) {
+            (false, true) => self.disk.write(&marker, || {
+                File::create_new(&marker).with_context(|| format!("cannot write {}", marker.display())).map(drop)
+            }),
+            (true, false) => self.disk.remove(&marker),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -321,16 +358,19 @@ fn list(commit_dir: &Path) -> Result<Vec<RemoteFile>> {
         let entry = entry.with_context(context)?;
         let metadata = entry.metadata().with_context(context)?;
         if let (true, Ok(path)) = (metadata.is_file(), entry.file_name().into_string()) {
-            files.push(RemoteFile { path, bytes: metadata.len() });
+            files.push(RemoteFile::new(path, metadata.len()));
         }
     }
     files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     Ok(files)
 }
 
-/// Whether a commit holds just these files (sorted) of a folder, with the same content.
+/// Whether a commit holds just these files (sorted) of a folder, with the same content, beside what is no part of a model.
 fn holds(commit_dir: &Path, dir: &Path, names: &[&str]) -> Result<bool> {
-    let stored = list(commit_dir)?;
+    let mut stored = list(commit_dir)?;
+    stored.retain(|file| {
+        ![CARD_FILE, ATTRIBUTES_FILE].contains(&file.path.as_str()) || names.contains(&file.path.as_str())
+    });
     if !stored.iter().map(|file| file.path.as_str()).eq(names.iter().copied()) {
         return Ok(false);
     }
@@ -364,6 +404,30 @@ fn same_content(mut first: File, mut second: File, bytes: u64) -> io::Result<boo
         left -= len as u64;
     }
     Ok(true)
+}
+
+/// Writes a new file, and waits until it is on disk.
+fn write_whole(bytes: &[u8], to: &Path) -> Result<FileSum> {
+    let mut writer = HashedWriter::create(to)?;
+    writer.write_bytes(bytes)?;
+    writer.finish()
+}
+
+/// Copies what is left of a file, and says what it hashes to.
+fn copy_hashed(from: &mut File, to: &mut File) -> io::Result<Sha256Sum> {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut digest = Sha256::new();
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(digest.finalize().into()),
+            Ok(len) => {
+                digest.update(&buffer[..len]);
+                to.write_all(&buffer[..len])?;
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Copies a file to a new one that nobody may write to, and waits until it is on disk.

@@ -41,7 +41,7 @@ fn model(seed: u8) -> TempDir {
 }
 
 fn upload(hub: &FolderHub, seed: u8) -> Result<String> {
-    hub.upload(REPO, model(seed).path(), &NAMES, "a model")
+    hub.upload(&Upload::new(REPO, model(seed).path(), &NAMES, "a model"))
 }
 
 /// Names in a repository's folder that are neither commits nor its record.
@@ -54,7 +54,7 @@ fn leftovers(hub: &FolderHub) -> BTreeSet<String> {
 
 fn downloaded(hub: &FolderHub, commit: &str, name: &str) -> Vec<u8> {
     let into = scratch();
-    hub.download(REPO, commit, &[name], into.path()).unwrap();
+    hub.download(REPO, commit, &[&RemoteFile::new(name, 0)], into.path()).unwrap();
     fs::read(into.path().join(name)).unwrap()
 }
 
@@ -67,7 +67,7 @@ fn what_was_uploaded_comes_back_byte_by_byte_and_cannot_be_written_to() {
     assert!(names::is_commit(&first) && names::is_commit(&second));
     assert_eq!(hub.commits(REPO).unwrap(), [second.clone(), first.clone()]);
     assert_eq!(hub.newest_commit(REPO).unwrap(), Some(second.clone()));
-    let file = |path: &str, bytes| RemoteFile { path: path.to_owned(), bytes };
+    let file = |path: &str, bytes| RemoteFile::new(path, bytes);
     let expected = [file("config.json", 2), file("model.safetensors", BUFFER_BYTES as u64 + 3)];
     assert_eq!(hub.files(REPO, &first).unwrap(), expected);
     for (seed, commit) in [(1, &first), (2, &second)] {
@@ -89,8 +89,8 @@ fn the_name_of_a_commit_follows_from_parent_files_and_message_alone() {
     // Back to the first content: the same files under another parent are another commit.
     assert_ne!(upload(&second, 1).unwrap(), commit);
     let (_dir_3, third) = hub();
-    assert_ne!(third.upload(REPO, model(1).path(), &NAMES, "another message").unwrap(), commit);
-    assert_ne!(third.upload("miner/other", model(1).path(), &NAMES[..1], "a model").unwrap(), commit);
+    assert_ne!(third.upload(&Upload::new(REPO, model(1).path(), &NAMES, "another message")).unwrap(), commit);
+    assert_ne!(third.upload(&Upload::new("miner/other", model(1).path(), &NAMES[..1], "a model")).unwrap(), commit);
 }
 
 #[test]
@@ -99,10 +99,13 @@ fn uploading_what_the_newest_commit_holds_makes_nothing() {
     let commit = upload(&hub, 1).unwrap();
     hub.disk.set_full(true);
     assert_eq!(upload(&hub, 1).unwrap(), commit);
-    assert_eq!(hub.upload(REPO, model(1).path(), &["config.json", "model.safetensors"], "else").unwrap(), commit);
+    assert_eq!(
+        hub.upload(&Upload::new(REPO, model(1).path(), &["config.json", "model.safetensors"], "else")).unwrap(),
+        commit
+    );
     hub.disk.set_full(false);
     assert_eq!(hub.commits(REPO).unwrap(), [commit.as_str()]);
-    let fewer = hub.upload(REPO, model(1).path(), &["config.json"], "a model").unwrap();
+    let fewer = hub.upload(&Upload::new(REPO, model(1).path(), &["config.json"], "a model")).unwrap();
     assert_eq!(hub.commits(REPO).unwrap(), [fewer, commit]);
 }
 
@@ -216,22 +219,26 @@ fn names_of_strangers_lead_nowhere() {
         assert_eq!(exit_code(&hub.newest_commit(repo_id).unwrap_err()), 2, "{repo_id}");
         assert_eq!(exit_code(&hub.files(repo_id, &commit).unwrap_err()), 2, "{repo_id}");
         assert_eq!(exit_code(&hub.check_writable(repo_id).unwrap_err()), 2, "{repo_id}");
-        assert_eq!(exit_code(&hub.upload(repo_id, model(1).path(), &NAMES, "").unwrap_err()), 2, "{repo_id}");
+        assert_eq!(
+            exit_code(&hub.upload(&Upload::new(repo_id, model(1).path(), &NAMES, "")).unwrap_err()),
+            2,
+            "{repo_id}"
+        );
     }
     for bad in ["..", "main", "", ".lock", &commit[..39], &commit.to_uppercase()] {
         assert_eq!(exit_code(&hub.files(REPO, bad).unwrap_err()), 2, "{bad}");
     }
     let into = scratch();
     for path in ["../../../../secret", "../commits.jsonl", "/etc/passwd", "", ".", "..", "sub/file", "absent", "a\0b"] {
-        let error = hub.download(REPO, &commit, &[path], into.path()).unwrap_err();
+        let error = hub.download(REPO, &commit, &[&RemoteFile::new(path, 0)], into.path()).unwrap_err();
         assert_eq!(exit_code(&error), 4, "{path}: {error:#}");
         assert!(error.to_string().contains("holds no file"), "{error}");
     }
     assert_eq!(fs::read_dir(into.path()).unwrap().count(), 0);
     for name in ["../hub/miner", "", "..", "absent", "sub/file"] {
-        assert_eq!(exit_code(&hub.upload(REPO, model(2).path(), &[name], "").unwrap_err()), 2, "{name}");
+        assert_eq!(exit_code(&hub.upload(&Upload::new(REPO, model(2).path(), &[name], "")).unwrap_err()), 2, "{name}");
     }
-    assert_eq!(exit_code(&hub.upload(REPO, model(2).path(), &[], "").unwrap_err()), 2);
+    assert_eq!(exit_code(&hub.upload(&Upload::new(REPO, model(2).path(), &[], "")).unwrap_err()), 2);
     assert_eq!(hub.commits(REPO).unwrap(), [commit]);
 }
 
@@ -243,7 +250,10 @@ fn what_is_not_there_is_said_so() {
     for (repo_id, expected) in [("miner/absent", "no repository miner/absent"), (REPO, "has no commit 0000")] {
         let error = hub.files(repo_id, &absent).unwrap_err();
         assert!(exit_code(&error) == 4 && error.to_string().contains(expected), "{error}");
-        assert_eq!(exit_code(&hub.download(repo_id, &absent, &["config.json"], dir.path()).unwrap_err()), 4);
+        assert_eq!(
+            exit_code(&hub.download(repo_id, &absent, &[&RemoteFile::new("config.json", 0)], dir.path()).unwrap_err()),
+            4
+        );
     }
     let error = FolderHub::open(&dir.path().join("absent")).unwrap_err();
     assert!(
@@ -263,7 +273,7 @@ fn links_planted_in_the_hub_are_not_followed() {
 
     symlink(outside.join("secret"), commit_dir.join("linked")).unwrap();
     assert!(hub.files(REPO, &commit).unwrap().iter().all(|file| file.path != "linked"));
-    assert_eq!(exit_code(&hub.download(REPO, &commit, &["linked"], dir.path()).unwrap_err()), 4);
+    assert_eq!(exit_code(&hub.download(REPO, &commit, &[&RemoteFile::new("linked", 0)], dir.path()).unwrap_err()), 4);
     fs::remove_file(commit_dir.join("linked")).unwrap();
 
     // A whole commit, repository or namespace that lies elsewhere is none.
@@ -274,7 +284,7 @@ fn links_planted_in_the_hub_are_not_followed() {
     for repo_id in [REPO, "other/model"] {
         assert_eq!(hub.newest_commit(repo_id).unwrap(), None);
         assert_eq!(exit_code(&hub.files(repo_id, &commit).unwrap_err()), 4);
-        let error = hub.upload(repo_id, model(2).path(), &NAMES, "").unwrap_err();
+        let error = hub.upload(&Upload::new(repo_id, model(2).path(), &NAMES, "")).unwrap_err();
         assert!(exit_code(&error) == 2 && error.to_string().contains("is no folder; move it away"), "{error}");
     }
     fs::remove_file(hub.dir.join("miner")).unwrap();
@@ -289,7 +299,7 @@ fn links_planted_in_the_hub_are_not_followed() {
     // Nor are they in the folder that is downloaded into.
     let into = scratch();
     symlink(outside.join("secret"), into.path().join("config.json")).unwrap();
-    assert!(hub.download(REPO, &commit, &["config.json"], into.path()).is_err());
+    assert!(hub.download(REPO, &commit, &[&RemoteFile::new("config.json", 0)], into.path()).is_err());
     assert_eq!(fs::read(outside.join("secret")).unwrap(), b"secret");
 
     for name in [LOCK_FILE, LINE_FILE] {

@@ -4,6 +4,7 @@
 //! than the validators' advantage for the earlier model, and it earns everything until then. The ledger appears last and
 //! as a whole: an init that was killed half-way is simply repeated.
 
+pub mod hub;
 pub mod rpc;
 pub mod unigram;
 
@@ -21,9 +22,9 @@ use crate::clock::{Clock, SystemClock};
 use crate::data::Opened;
 use crate::error::input;
 use crate::figures::count;
-use crate::hub::Hub;
 use crate::hub::hash::directory_hash;
 use crate::hub::model_id::ModelId;
+use crate::hub::{Hub, Upload};
 use crate::lock;
 use crate::rules::DEFAULT_BLOCK;
 
@@ -111,7 +112,8 @@ pub fn init(hub: &dyn Hub, ledger_path: &Path, hotkeys: &[Hotkey], data: &Opened
 
     let rival = tempfile::tempdir().context("no temporary folder can be made")?;
     let names = unigram::write(rival.path(), data)?;
-    let commit = hub.upload(&format!("{NAMESPACE}/{RIVAL}"), rival.path(), &names, "The unigram model")?;
+    let commit =
+        hub.upload(&Upload::new(&format!("{NAMESPACE}/{RIVAL}"), rival.path(), &names, "The unigram model"))?;
     let id = ModelId {
         namespace: NAMESPACE.to_owned(),
         name: RIVAL.to_owned(),
@@ -168,8 +170,8 @@ mod tests {
         assert_eq!(metadata.block.get(), DEFAULT_BLOCK + RIVAL_AFTER);
         let copy = tempfile::tempdir().unwrap();
         let commit = metadata.id.commit.clone().unwrap();
-        let files = ["config.json", "generation_config.json", "model.safetensors"];
-        hub.download("local/unigram", &commit, &files, copy.path()).unwrap();
+        let files = hub.files("local/unigram", &commit).unwrap();
+        hub.download("local/unigram", &commit, &files.iter().collect::<Vec<_>>(), copy.path()).unwrap();
         assert_eq!(Some(directory_hash(copy.path()).unwrap()), metadata.id.hash);
 
         let before = fs::read(&path).unwrap();

@@ -20,6 +20,7 @@ use anyhow::{Context, Result, bail};
 use crate::chain::{Chain, Snapshot, standing};
 use crate::error::{Failure, input};
 use crate::figures::{bytes, count};
+use crate::hub::Upload;
 use crate::hub::fetch::{fetch, publishable_files};
 use crate::hub::hash::files_hash;
 use crate::hub::judge::judge;
@@ -165,7 +166,7 @@ fn upload(
         None => {
             printer.note(&format!("Uploading {} to {} of {}.", bytes(parcel.bytes), order.repo_id, hub.describe()));
             let names: Vec<&str> = parcel.names.iter().map(String::as_str).collect();
-            hub.upload(order.repo_id, order.model_dir, &names, &format!("assay: {}", parcel.hash))?
+            hub.upload(&Upload::new(order.repo_id, order.model_dir, &names, &format!("assay: {}", parcel.hash)))?
         }
     };
     after(Step::Uploaded)?;

@@ -6,6 +6,7 @@ mod requests;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::*;
@@ -14,7 +15,7 @@ use crate::error::exit_code;
 use crate::hub::fetch::Cache;
 use crate::hub::folder::FolderHub;
 use crate::hub::hash::directory_hash;
-use crate::hub::{Hub, RemoteFile};
+use crate::hub::{Hub, RemoteFile, Sha256Sum, Upload};
 use crate::model::arch::Arch;
 use crate::model::weights;
 use crate::rules::Rules;
@@ -171,7 +172,7 @@ fn a_commit_that_somebody_pushed_in_between_does_not_make_a_second_upload() {
     let fixture = Fixture::new();
     fixture.publish_killed_after("a", Step::UploadNoted);
     let other = fixture.dir.path().join("b");
-    fixture.network.hub.upload("me/model", &other, &["config.json"], "by hand").unwrap();
+    fixture.network.hub.upload(&Upload::new("me/model", &other, &["config.json"], "by hand")).unwrap();
     let published = fixture.publish("a").unwrap();
     let (commits, texts) = fixture.written();
     assert_eq!((commits.len(), texts.len()), (2, 1));
@@ -301,19 +302,26 @@ impl Hub for Lossy {
     fn files(&self, repo_id: &str, commit: &str) -> Result<Vec<RemoteFile>> {
         self.0.files(repo_id, commit)
     }
-    fn download(&self, repo_id: &str, commit: &str, paths: &[&str], into: &Path) -> Result<()> {
-        self.0.download(repo_id, commit, paths, into)?;
-        if !paths.contains(&"model.safetensors") {
-            return Ok(());
+    fn download(&self, repo_id: &str, commit: &str, files: &[&RemoteFile], into: &Path) -> Result<Vec<Sha256Sum>> {
+        let sums = self.0.download(repo_id, commit, files, into)?;
+        if files.iter().all(|file| file.path != "model.safetensors") {
+            return Ok(sums);
         }
         let path = into.join("model.safetensors");
         let mut bytes = fs::read(&path)?;
         *bytes.last_mut().unwrap() ^= 1;
         fs::remove_file(&path)?;
-        Ok(fs::write(path, bytes)?)
+        fs::write(path, &bytes)?;
+        Ok(files.iter().map(|file| Sha256::digest(fs::read(into.join(&file.path)).unwrap()).into()).collect())
     }
-    fn upload(&self, repo_id: &str, dir: &Path, names: &[&str], message: &str) -> Result<String> {
-        self.0.upload(repo_id, dir, names, message)
+    fn upload(&self, upload: &Upload<'_>) -> Result<String> {
+        self.0.upload(upload)
+    }
+    fn is_private(&self, repo_id: &str) -> Result<Option<bool>> {
+        self.0.is_private(repo_id)
+    }
+    fn set_private(&self, repo_id: &str, private: bool) -> Result<()> {
+        self.0.set_private(repo_id, private)
     }
 }
 

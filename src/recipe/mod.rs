@@ -441,6 +441,8 @@ pub enum HubKind {
     /// A folder on this machine.
     #[default]
     Folder,
+    /// Hugging Face, or a server that speaks as it does.
+    Huggingface,
 }
 
 /// Where models are published.
@@ -451,16 +453,30 @@ pub struct Hub {
     pub kind: HubKind,
     /// `folder` only: the folder.
     pub dir: PathBuf,
+    /// `huggingface` only: where it is reached; default what `HF_ENDPOINT` says, or https://huggingface.co.
+    pub endpoint: Option<String>,
     /// The own repository, `namespace/name`; needed to publish.
     pub repo: Option<String>,
     /// Where downloaded models are kept.
     pub cache: PathBuf,
+    /// How many GB the models that are kept may take together, beside those that are committed now; default no limit.
+    pub cache_gb: Option<f64>,
+    /// `huggingface` only: how many MB downloads may take together in a second; default no limit.
+    pub download_mb_per_second: Option<f64>,
 }
 
 impl Default for Hub {
     fn default() -> Self {
         let local = PathBuf::from(LOCAL_DIR);
-        Self { kind: HubKind::Folder, dir: local.join("hub"), repo: None, cache: local.join("cache") }
+        Self {
+            kind: HubKind::Folder,
+            dir: local.join("hub"),
+            endpoint: None,
+            repo: None,
+            cache: local.join("cache"),
+            cache_gb: None,
+            download_mb_per_second: None,
+        }
     }
 }
 
@@ -578,6 +594,19 @@ pub enum PublishMode {
 pub struct Publish {
     /// Whether training publishes; default `auto` on the embedded network, `never` on a real one.
     pub mode: Option<PublishMode>,
+    /// Who sees a model before it is committed.
+    pub visibility: Visibility,
+}
+
+/// Who sees a model that is being published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Visibility {
+    /// The world, from the upload on.
+    #[default]
+    Public,
+    /// Nobody else until it is committed: who copies it is later on the chain.
+    PrivateUntilCommitted,
 }
 
 #[cfg(test)]

@@ -55,9 +55,9 @@ const SECTIONS: [(&str, &[&str]); 15] = [
     ("metrics", &["tensorboard", "print_every"]),
     ("score", &["every", "pages", "page_documents", "budget", "device"]),
     ("gate", &["rule", "min_gain", "confidence", "cooldown_blocks", "max_pages", "exact", "tolerance", "allow_copies"]),
-    ("hub", &["kind", "dir", "repo", "cache"]),
+    ("hub", &["kind", "dir", "endpoint", "repo", "cache", "cache_gb", "download_mb_per_second"]),
     ("chain", &["network", "endpoint", "netuid", "ledger", "hotkeys", "wallet", "wallet_dir", "allow_readable_keys"]),
-    ("publish", &["mode"]),
+    ("publish", &["mode", "visibility"]),
 ];
 
 /// The sentence about an unknown key, given the keys that exist in its place.

@@ -25,7 +25,7 @@ use crate::error::Failure;
 use crate::field::{self, Competitor};
 use crate::hub::fetch::{Cache, publishable_hash};
 use crate::hub::folder::FolderHub;
-use crate::hub::{Hub, RemoteFile};
+use crate::hub::{Hub, RemoteFile, Sha256Sum, Upload};
 use crate::metrics::printer::Printer;
 use crate::model::arch::Arch;
 use crate::model::config::{ModelConfig, Sizes, new_arch};
@@ -106,11 +106,17 @@ impl Hub for VanishingHub {
     fn files(&self, repo_id: &str, commit: &str) -> Result<Vec<RemoteFile>> {
         self.check(repo_id).and_then(|()| self.inner.files(repo_id, commit))
     }
-    fn download(&self, repo_id: &str, commit: &str, paths: &[&str], into: &Path) -> Result<()> {
-        self.check(repo_id).and_then(|()| self.inner.download(repo_id, commit, paths, into))
+    fn download(&self, repo_id: &str, commit: &str, files: &[&RemoteFile], into: &Path) -> Result<Vec<Sha256Sum>> {
+        self.check(repo_id).and_then(|()| self.inner.download(repo_id, commit, files, into))
     }
-    fn upload(&self, repo_id: &str, dir: &Path, names: &[&str], message: &str) -> Result<String> {
-        self.inner.upload(repo_id, dir, names, message)
+    fn upload(&self, upload: &Upload<'_>) -> Result<String> {
+        self.inner.upload(upload)
+    }
+    fn is_private(&self, repo_id: &str) -> Result<Option<bool>> {
+        self.inner.is_private(repo_id)
+    }
+    fn set_private(&self, repo_id: &str, private: bool) -> Result<()> {
+        self.inner.set_private(repo_id, private)
     }
 }
 
@@ -307,7 +313,7 @@ impl World {
         fill(&layout, &mut params);
         weights::save(dir.path(), &ModelConfig::new(arch.clone(), 0.0), &layout, &params).unwrap();
         let names = ["config.json", "generation_config.json", "model.safetensors"];
-        let commit = self.hub.upload(repo_id, dir.path(), &names, "a model").unwrap();
+        let commit = self.hub.upload(&Upload::new(repo_id, dir.path(), &names, "a model")).unwrap();
         format!("{}:{commit}:{}", repo_id.replace('/', ":"), publishable_hash(dir.path()).unwrap())
     }
 

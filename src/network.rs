@@ -17,6 +17,7 @@ use crate::hub::folder::FolderHub;
 use crate::hub::huggingface::{self, HuggingFace};
 use crate::local;
 use crate::metrics::printer::Printer;
+use crate::publish::repair;
 use crate::recipe::{self, HubKind, LOCAL_DIR};
 use crate::rules::Rules;
 use crate::score::cache::LossCache;
@@ -36,9 +37,10 @@ pub struct Network {
 }
 
 impl Network {
-    /// Opens what is there.
-    pub fn open(hub: &recipe::Hub, chain: &recipe::Chain) -> Result<Self> {
+    /// Opens what is there, and shows what a publish that was cut off has left hidden.
+    pub fn open(hub: &recipe::Hub, chain: &recipe::Chain, printer: &Printer) -> Result<Self> {
         let (chain, hotkeys) = open_chain(chain)?;
+        repair(hub, chain.as_ref(), printer);
         let losses = LossCache::beside(&hub.cache);
         Ok(Self {
             hub: open_hub(hub, losses.hashes())?,
@@ -59,7 +61,7 @@ impl Network {
         if needs_making(chain) {
             printer.note(&make(hub, chain, &local::Options::default())?);
         }
-        Self::open(hub, chain)
+        Self::open(hub, chain, printer)
     }
 }
 
@@ -75,6 +77,19 @@ pub fn only<'a>(hotkeys: &'a [String], remedy: &str) -> Result<&'a String> {
 /// Whether the recipe names an embedded network that is not there.
 pub fn needs_making(chain: &recipe::Chain) -> bool {
     chain.is_local() && !chain.ledger.exists()
+}
+
+/// Shows what a publish that was cut off has left hidden. Whatever keeps it from that is told, and keeps nobody from his work.
+pub fn repair(hub: &recipe::Hub, chain: &dyn Chain, printer: &Printer) {
+    let repaired = repair::pending(chain).and_then(|hotkeys| {
+        if !hotkeys.is_empty() {
+            repair::show(open_hub(hub, &FileHashes::default())?.as_ref(), chain, &hotkeys, printer);
+        }
+        Ok(())
+    });
+    if let Err(error) = repaired {
+        printer.warn(&format!("whether a model that was published is still hidden could not be looked at: {error:#}"));
+    }
 }
 
 /// Opens the hub; whether a real one answers is not asked yet.

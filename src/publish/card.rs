@@ -136,7 +136,7 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected} is missing in:\n{text}");
         }
-        for private in ["secret", "chain", "hub", dir.path().to_str().unwrap()] {
+        for private in ["secret", "wallet", "hotkey", "repo:", dir.path().to_str().unwrap()] {
             assert!(!text.contains(private), "{private} is in:\n{text}");
         }
     }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use tokio::runtime::Runtime;
 
 use super::file_hashes::FileHashes;
+use super::progress::Observer;
 use super::{Hub, RemoteFile, Sha256Sum, Upload};
 use http::Http;
 pub use http::Patience;
@@ -34,6 +35,8 @@ pub struct Options {
     pub hashes: FileHashes,
     /// How long is waited.
     pub patience: Patience,
+    /// Who is told how far up- and downloads are.
+    pub observer: Observer,
 }
 
 /// A hub that is asked over HTTP.

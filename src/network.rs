@@ -10,7 +10,7 @@ use crate::chain::wallet::{self, Access, Keyring};
 use crate::chain::{Chain, Hotkey};
 use crate::data;
 use crate::error::input;
-use crate::hub::Hub;
+use crate::hub::{self, Hub};
 use crate::hub::fetch::Cache;
 use crate::hub::file_hashes::FileHashes;
 use crate::hub::folder::FolderHub;
@@ -104,6 +104,7 @@ pub fn open_hub(hub: &recipe::Hub, hashes: &FileHashes) -> Result<Box<dyn Hub>> 
         max_bytes_per_second: hub.download_mb_per_second.map(|megabytes| (megabytes * 1e6) as u64),
         hashes: hashes.clone(),
         patience: huggingface::Patience::default(),
+        observer: hub::progress::Observer::default(),
     };
     Ok(Box::new(HuggingFace::new(options)?))
 }

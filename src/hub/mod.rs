@@ -14,6 +14,7 @@ pub mod huggingface;
 pub mod judge;
 pub mod model_id;
 pub mod names;
+pub mod progress;
 
 use std::path::Path;
 

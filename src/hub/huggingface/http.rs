@@ -1,57 +1,30 @@
 //! Requests to a hub and to where it sends: each with time limits, repeated where that helps, and the token to nobody but
 //! the hub.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION, RETRY_AFTER};
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderMap, IF_NONE_MATCH, LOCATION};
 use reqwest::redirect::Policy;
 use reqwest::{Body, Client, Method, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
+use tokio::sync::Mutex;
 
+pub(super) use super::answer::{Refusal, json, lost, read, shown, sleep, unless_interrupted};
+use super::answer::{check_is_no_page, next_page, parse};
+use super::pause::Patience;
+use super::remembered::{Page, Remembered};
 use super::token::Token;
 use crate::error::{Failure, input};
-use crate::interrupt;
 
 /// A request is sent on so often at most.
 const MAX_REDIRECTS: usize = 5;
-/// How much of an error's text is told.
-const MAX_MESSAGE_CHARS: usize = 300;
-/// No error's text is longer.
-const MAX_ERROR_BYTES: usize = 1 << 16;
+/// How long a token is taken for good that the hub has called good.
+const TOKEN_IS_GOOD_FOR: Duration = Duration::from_secs(600);
 const USER_AGENT: &str = concat!("assay/", env!("CARGO_PKG_VERSION"));
-/// How often it is looked whether an orderly end is asked for.
-const GLANCE: Duration = Duration::from_millis(100);
-
-/// How long an answer is waited for, and how often a request is repeated.
-#[derive(Clone, Debug)]
-pub struct Patience {
-    /// For a connection.
-    pub connect: Duration,
-    /// For the beginning of an answer.
-    pub answer: Duration,
-    /// For the next part of a body.
-    pub stall: Duration,
-    /// So often a request is made before it is given up.
-    pub tries: u32,
-    /// Before the second try, about; twice as long before each next one.
-    pub first_pause: Duration,
-    /// The longest pause; who asks for a longer one has given up on us.
-    pub longest_pause: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(10),
-            answer: Duration::from_secs(60),
-            stall: Duration::from_secs(60),
-            tries: 6,
-            first_pause: Duration::from_secs(1),
-            longest_pause: Duration::from_secs(330),
-        }
-    }
-}
 
 /// Why there is no good answer.
 #[derive(Debug)]
@@ -60,19 +33,10 @@ pub(super) enum Fault {
     Refused(Refusal),
     /// There is none, or none that can be understood.
     Lost(String),
+    /// The hub does not take our token, whatever is asked.
+    BadToken,
     /// An orderly end was asked for.
     Interrupted,
-}
-
-/// An answer that is no.
-#[derive(Debug)]
-pub(super) struct Refusal {
-    /// Its status.
-    pub(super) status: StatusCode,
-    /// The hub's word for it, such as `RepoNotFound`.
-    pub(super) code: Option<String>,
-    /// Its text, cut and without what could not be shown.
-    pub(super) message: String,
 }
 
 /// A request.
@@ -82,6 +46,9 @@ pub(super) struct Call {
     pub(super) headers: HeaderMap,
     /// Made anew for each try; `None`: no body.
     pub(super) body: Option<Box<dyn Fn() -> Body + Send + Sync>>,
+    /// Bytes of the body that have gone out so far, where it is long: who makes it counts them. As long as they grow, the
+    /// answer is waited for.
+    pub(super) sent: Arc<AtomicU64>,
     /// Whether to make it again although it may have been done: where no answer came back.
     pub(super) repeats: bool,
 }
@@ -89,13 +56,13 @@ pub(super) struct Call {
 impl Call {
     /// A request without a body.
     pub(super) fn new(method: Method, url: Url) -> Self {
-        Self { method, url, headers: HeaderMap::new(), body: None, repeats: true }
+        Self { method, url, headers: HeaderMap::new(), body: None, sent: Arc::default(), repeats: true }
     }
 
     /// With a body that is sent from memory.
     pub(super) fn with_bytes(mut self, content_type: &'static str, bytes: Vec<u8>) -> Self {
-        let bytes = bytes::Bytes::from(bytes);
-        self.headers.insert(reqwest::header::CONTENT_TYPE, content_type.parse().expect("a header"));
+        let bytes = Bytes::from(bytes);
+        self.headers.insert(CONTENT_TYPE, content_type.parse().expect("a header"));
         self.body = Some(Box::new(move || Body::from(bytes.clone())));
         self
     }
@@ -110,8 +77,12 @@ impl Call {
 /// A hub that is asked over HTTP.
 pub(super) struct Http {
     client: Client,
+    /// For requests with a body: the client's limit on reading would end a long one.
+    sender: Client,
     endpoint: Url,
     token: Option<Token>,
+    token_was_good: Mutex<Option<Instant>>,
+    remembered: Remembered,
     pub(super) patience: Patience,
 }
 
@@ -122,15 +93,21 @@ impl Http {
         let endpoint = parsed.filter(|url| url.username().is_empty() && url.password().is_none()).ok_or_else(|| {
             input("hub.endpoint (or HF_ENDPOINT) is no address of a hub: write it as https://huggingface.co, without a token")
         })?;
-        let client = Client::builder()
-            .user_agent(USER_AGENT)
-            .connect_timeout(patience.connect)
-            .read_timeout(patience.stall)
-            // Redirects are followed here, without the token.
-            .redirect(Policy::none())
-            .build()
-            .map_err(|error| anyhow::anyhow!("no connections can be made: {error}"))?;
-        Ok(Self { client, endpoint, token, patience })
+        // Redirects are followed here, without the token.
+        let client =
+            || Client::builder().user_agent(USER_AGENT).connect_timeout(patience.connect).redirect(Policy::none());
+        let build = |builder: reqwest::ClientBuilder| {
+            builder.build().map_err(|error| anyhow::anyhow!("no connections can be made: {error}"))
+        };
+        Ok(Self {
+            client: build(client().read_timeout(patience.stall))?,
+            sender: build(client())?,
+            endpoint,
+            token,
+            token_was_good: Mutex::default(),
+            remembered: Remembered::default(),
+            patience,
+        })
     }
 
     /// The hub's address, without a slash at its end.
@@ -156,32 +133,88 @@ impl Http {
 
     /// The answer to a GET, as JSON of at most so many bytes.
     pub(super) async fn get_json<T: DeserializeOwned>(&self, url: Url, max_bytes: usize) -> Result<T, Fault> {
-        json(self.get(url).await?, max_bytes).await
+        parse(&self.get_page(url, max_bytes).await?.bytes)
+    }
+
+    /// The answer to a GET of at most so many bytes, and where it goes on. One that had an ETag is remembered, and sent by
+    /// the hub again only if it has changed.
+    pub(super) async fn get_page(&self, url: Url, max_bytes: usize) -> Result<Arc<Page>, Fault> {
+        let mut call = Call::new(Method::GET, url.clone());
+        let known = self.remembered.get(&url);
+        if let Some((etag, _)) = &known {
+            call.headers.insert(IF_NONE_MATCH, etag.clone());
+        }
+        let answer = self.send(&call).await?;
+        if answer.status() == StatusCode::NOT_MODIFIED {
+            let unasked = || Fault::Lost("it says that nothing has changed, which it was not asked".to_owned());
+            return known.map(|(_, page)| page).ok_or_else(unasked);
+        }
+        check_is_no_page(answer.headers())?;
+        let etag = answer.headers().get(ETAG).cloned();
+        let next = next_page(answer.url(), answer.headers());
+        let page = Arc::new(Page { bytes: read(answer, max_bytes).await?, next });
+        if let Some(etag) = etag {
+            self.remembered.put(url, etag, Arc::clone(&page));
+        }
+        Ok(page)
     }
 
     /// Makes a request until it has an answer that is no fault of a moment.
+    ///
+    /// A hub that does not know our token says of everything that it is not for us to see. So that this is not taken for an
+    /// answer about what was asked, the hub is then asked about the token.
     pub(super) async fn send(&self, call: &Call) -> Result<Response, Fault> {
+        match self.insist(call).await {
+            Err(Fault::Refused(refusal)) if refusal.status == StatusCode::UNAUTHORIZED && refusal.is_hubs => {
+                self.check_token().await?;
+                Err(Fault::Refused(refusal))
+            }
+            answer => answer,
+        }
+    }
+
+    /// Asks the hub whether it takes our token, if there is one.
+    async fn check_token(&self) -> Result<(), Fault> {
+        if self.token.is_none() {
+            return Ok(());
+        }
+        let mut was_good = self.token_was_good.lock().await;
+        if was_good.is_some_and(|at| at.elapsed() < TOKEN_IS_GOOD_FOR) {
+            return Ok(());
+        }
+        match self.insist(&Call::new(Method::GET, self.url(["api", "whoami-v2"]))).await {
+            Err(Fault::Refused(refusal)) if refusal.status == StatusCode::UNAUTHORIZED => return Err(Fault::BadToken),
+            // A hub that does not answer that question at all.
+            Err(Fault::Refused(refusal)) if refusal.is_final() => {}
+            Err(fault) => return Err(fault),
+            Ok(_) => {}
+        }
+        *was_good = Some(Instant::now());
+        Ok(())
+    }
+
+    async fn insist(&self, call: &Call) -> Result<Response, Fault> {
         let mut tries = 1;
         loop {
-            let (fault, may_be_done, asked_pause) = match self.follow(call).await {
+            let (fault, may_be_done, asked) = match self.follow(call).await {
                 Ok(answer) if answer.status().is_success() || answer.status() == StatusCode::NOT_MODIFIED => {
                     return Ok(answer);
                 }
                 Ok(answer) => {
-                    let pause = retry_after(answer.headers());
-                    let status = answer.status();
-                    let refusal = Fault::Refused(Refusal::of(answer).await);
-                    match status.as_u16() {
-                        429 | 503 => (refusal, false, pause),
-                        408 | 500 | 502 | 504 => (refusal, true, pause),
-                        _ => return Err(refusal),
+                    let is_at_hub = answer.url().origin() == self.endpoint.origin();
+                    let refusal = Refusal::of(answer, is_at_hub).await;
+                    if refusal.is_final() {
+                        return Err(Fault::Refused(refusal));
                     }
+                    let asked = refusal.asked_pause;
+                    let may_be_done = !matches!(refusal.status.as_u16(), 429 | 503);
+                    (Fault::Refused(refusal), may_be_done, asked)
                 }
                 Err(Fault::Lost(reason)) => (Fault::Lost(reason), true, None),
                 Err(fault) => return Err(fault),
             };
-            let pause = asked_pause.unwrap_or_else(|| self.pause(tries));
-            if tries == self.patience.tries || (may_be_done && !call.repeats) || pause > self.patience.longest_pause {
+            let pause = self.patience.pause_of(tries, asked);
+            if tries >= self.patience.tries || (may_be_done && !call.repeats) || pause > self.patience.longest_pause {
                 return Err(fault);
             }
             sleep(pause).await?;
@@ -189,24 +222,19 @@ impl Http {
         }
     }
 
-    /// About twice as long as the one before, with a part of it left to chance.
-    pub(super) fn pause(&self, tries: u32) -> Duration {
-        let whole = self.patience.first_pause.saturating_mul(1 << (tries - 1).min(16)).min(self.patience.longest_pause);
-        whole.mul_f64(0.5 + 0.5 * fastrand::f64())
-    }
-
     /// Makes a request once, and follows to where the answer sends.
     async fn follow(&self, call: &Call) -> Result<Response, Fault> {
         let mut url = call.url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let mut request = self.client.request(call.method.clone(), url.clone()).headers(call.headers.clone());
+            let client = if call.body.is_some() { &self.sender } else { &self.client };
+            let mut request = client.request(call.method.clone(), url.clone()).headers(call.headers.clone());
             if let Some(token) = self.token.as_ref().filter(|_| url.origin() == self.endpoint.origin()) {
                 request = request.header(AUTHORIZATION, token.header());
             }
             if let Some(body) = &call.body {
                 request = request.body(body());
             }
-            let answer = self.first_part(request.send(), call.body.is_some()).await?;
+            let answer = self.first_part(request.send(), &call.sent).await?;
             if !answer.status().is_redirection() || answer.status() == StatusCode::NOT_MODIFIED {
                 return Ok(answer);
             }
@@ -218,29 +246,32 @@ impl Http {
             let next = next.filter(|next| matches!(next.scheme(), "http" | "https"));
             let Some(next) = next else { return Err(Fault::Lost("it sends elsewhere, and not to where".to_owned())) };
             if url.scheme() == "https" && next.scheme() == "http" {
-                return Err(Fault::Lost(format!(
-                    "it sends to an unencrypted address of {}",
-                    next.host_str().unwrap_or("nobody")
-                )));
+                let host = next.host_str().unwrap_or("nobody");
+                return Err(Fault::Lost(format!("it sends to an unencrypted address of {host}")));
             }
             url = next;
         }
         Err(Fault::Lost(format!("it sends elsewhere more than {MAX_REDIRECTS} times")))
     }
 
-    /// Waits for the beginning of an answer; where a body is sent, as long as that takes.
+    /// Waits for the beginning of an answer, from when the last of a body has gone out.
     async fn first_part(
         &self,
         sending: impl Future<Output = reqwest::Result<Response>>,
-        has_body: bool,
+        sent: &AtomicU64,
     ) -> Result<Response, Fault> {
         let timed = async {
-            if has_body {
-                return sending.await.map_err(lost);
-            }
-            match tokio::time::timeout(self.patience.answer, sending).await {
-                Ok(answer) => answer.map_err(lost),
-                Err(_) => Err(Fault::Lost(format!("no answer within {} s", self.patience.answer.as_secs_f32()))),
+            let mut sending = std::pin::pin!(sending);
+            loop {
+                let sent_before = sent.load(Ordering::Relaxed);
+                match tokio::time::timeout(self.patience.answer, &mut sending).await {
+                    Ok(answer) => return answer.map_err(lost),
+                    Err(_) if sent.load(Ordering::Relaxed) != sent_before => {}
+                    Err(_) => {
+                        let seconds = self.patience.answer.as_secs_f32();
+                        return Err(Fault::Lost(format!("no answer within {seconds} s")));
+                    }
+                }
             }
         };
         unless_interrupted(timed).await
@@ -252,98 +283,37 @@ impl Http {
         match fault {
             Fault::Interrupted => Failure::Interrupted(format!("{what}: interrupted")).into(),
             Fault::Lost(reason) => Failure::Unreachable(format!("{what}: {hub} would not answer ({reason})")).into(),
+            Fault::BadToken => {
+                let source = self.token.as_ref().map_or("nowhere", |token| token.source());
+                input(format!("{what}: {hub} does not take the token of {source}; put a valid one there, or none"))
+            }
             Fault::Refused(refusal) => {
-                let Refusal { status, message, .. } = &refusal;
-                let said = format!(
-                    "{what}: {hub} says {status}{}",
-                    if message.is_empty() { String::new() } else { format!(", {message}") }
-                );
+                let Refusal { status, message, is_hubs, asked_pause, .. } = &refusal;
+                let mut said = format!("{what}: {hub} says {status}");
+                if !message.is_empty() {
+                    said = format!("{said}, {message}");
+                }
+                if let Some(pause) = asked_pause.filter(|pause| *pause > self.patience.longest_pause) {
+                    said = format!("{said}; it asks to wait {} s", pause.as_secs());
+                }
                 match status.as_u16() {
-                    401 | 403 | 404 | 410 => Failure::No(said).into(),
-                    429 | 500..=599 | 408 => Failure::Unreachable(said).into(),
+                    408 | 429 | 500..=599 => Failure::Unreachable(said).into(),
+                    _ if !is_hubs => Failure::Unreachable(format!("{said}, but not as a hub does")).into(),
+                    401 | 403 | 404 | 410 | 451 => Failure::No(said).into(),
                     _ => Failure::Input(said).into(),
                 }
             }
         }
     }
-}
 
-impl Refusal {
-    async fn of(answer: Response) -> Self {
-        let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let (status, code) = (answer.status(), header("x-error-code"));
-        let message = match header("x-error-message") {
-            Some(message) => message,
-            None => {
-                let text = read(answer, MAX_ERROR_BYTES).await.unwrap_or_default();
-                let json: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
-                json["error"].as_str().unwrap_or_default().to_owned()
-            }
-        };
-        Self { status, code, message: shown(&message) }
-    }
-}
-
-/// What a stranger says, as it can be shown: without control characters, and not for ever.
-pub(super) fn shown(text: &str) -> String {
-    let printable = text.chars().filter(|character| !character.is_control());
-    printable.take(MAX_MESSAGE_CHARS).collect()
-}
-
-/// The whole body of an answer, of at most so many bytes.
-pub(super) async fn read(mut answer: Response, max_bytes: usize) -> Result<Vec<u8>, Fault> {
-    let mut bytes = Vec::new();
-    while let Some(part) = unless_interrupted(async { answer.chunk().await.map_err(lost) }).await? {
-        if bytes.len() + part.len() > max_bytes {
-            return Err(Fault::Lost(format!("its answer has more than {max_bytes} bytes")));
+    /// The same of a question about a stranger's repository: whatever the hub finds wrong with it is the stranger's doing,
+    /// down to a name that it does not allow.
+    pub(super) fn reading_error(&self, fault: Fault, what: &str) -> anyhow::Error {
+        let is_about_us = matches!(fault, Fault::BadToken);
+        match self.error(fault, what).downcast::<Failure>() {
+            Ok(Failure::Input(said)) if !is_about_us => Failure::No(said).into(),
+            Ok(failure) => failure.into(),
+            Err(error) => error,
         }
-        bytes.extend_from_slice(&part);
-    }
-    Ok(bytes)
-}
-
-/// The body of an answer as JSON.
-pub(super) async fn json<T: DeserializeOwned>(answer: Response, max_bytes: usize) -> Result<T, Fault> {
-    let bytes = read(answer, max_bytes).await?;
-    serde_json::from_slice(&bytes).map_err(|error| Fault::Lost(format!("its answer cannot be understood: {error}")))
-}
-
-/// What went wrong with a connection, without the address, which may carry a signature.
-pub(super) fn lost(error: reqwest::Error) -> Fault {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    Fault::Lost(shown(&text))
-}
-
-/// How long an answer asks to wait.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse::<f64>().ok()?;
-    Duration::try_from_secs_f64(seconds).ok()
-}
-
-/// Waits; a fault where an orderly end is asked for meanwhile.
-pub(super) async fn sleep(pause: Duration) -> Result<(), Fault> {
-    unless_interrupted(async {
-        tokio::time::sleep(pause).await;
-        Ok(())
-    })
-    .await
-}
-
-/// Does something, unless an orderly end is asked for meanwhile.
-pub(super) async fn unless_interrupted<T>(work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
-    let interrupted = async {
-        while !interrupt::requested() {
-            tokio::time::sleep(GLANCE).await;
-        }
-    };
-    tokio::select! {
-        done = work => done,
-        () = interrupted => Err(Fault::Interrupted),
     }
 }

@@ -4,7 +4,10 @@
 //! the sums that the hub tells. What is written is written through the `hf-hub` crate, but for large files where the hub
 //! takes them by plain PUT, which that crate does not do.
 
+mod answer;
 mod http;
+mod pause;
+mod remembered;
 mod token;
 
 use std::path::Path;
@@ -13,9 +16,10 @@ use anyhow::{Context, Result, bail};
 use tokio::runtime::Runtime;
 
 use super::file_hashes::FileHashes;
+use super::progress::Observer;
 use super::{Hub, RemoteFile, Sha256Sum, Upload};
 use http::Http;
-pub use http::Patience;
+pub use pause::Patience;
 pub use token::{Token, looks_like_token};
 
 /// Where Hugging Face is.
@@ -34,6 +38,8 @@ pub struct Options {
     pub hashes: FileHashes,
     /// How long is waited.
     pub patience: Patience,
+    /// Who is told how far up- and downloads are.
+    pub observer: Observer,
 }
 
 /// A hub that is asked over HTTP.

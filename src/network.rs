@@ -10,13 +10,14 @@ use crate::chain::wallet::{self, Access, Keyring};
 use crate::chain::{Chain, Hotkey};
 use crate::data;
 use crate::error::input;
-use crate::hub::{self, Hub};
+use crate::hub::Hub;
 use crate::hub::fetch::Cache;
 use crate::hub::file_hashes::FileHashes;
 use crate::hub::folder::FolderHub;
 use crate::hub::huggingface::{self, HuggingFace};
 use crate::local;
 use crate::metrics::printer::Printer;
+use crate::metrics::transfers;
 use crate::publish::repair;
 use crate::recipe::{self, HubKind, LOCAL_DIR};
 use crate::rules::Rules;
@@ -43,7 +44,7 @@ impl Network {
         repair(hub, chain.as_ref(), printer);
         let losses = LossCache::beside(&hub.cache);
         Ok(Self {
-            hub: open_hub(hub, losses.hashes())?,
+            hub: open_hub(hub, losses.hashes(), printer)?,
             chain,
             hotkeys,
             cache: Cache::with_hashes(&hub.cache, losses.hashes().clone()),
@@ -83,7 +84,7 @@ pub fn needs_making(chain: &recipe::Chain) -> bool {
 pub fn repair(hub: &recipe::Hub, chain: &dyn Chain, printer: &Printer) {
     let repaired = repair::pending(chain).and_then(|hotkeys| {
         if !hotkeys.is_empty() {
-            repair::show(open_hub(hub, &FileHashes::default())?.as_ref(), chain, &hotkeys, printer);
+            repair::show(open_hub(hub, &FileHashes::default(), printer)?.as_ref(), chain, &hotkeys, printer);
         }
         Ok(())
     });
@@ -93,7 +94,7 @@ pub fn repair(hub: &recipe::Hub, chain: &dyn Chain, printer: &Printer) {
 }
 
 /// Opens the hub; whether a real one answers is not asked yet.
-pub fn open_hub(hub: &recipe::Hub, hashes: &FileHashes) -> Result<Box<dyn Hub>> {
+pub fn open_hub(hub: &recipe::Hub, hashes: &FileHashes, printer: &Printer) -> Result<Box<dyn Hub>> {
     if hub.kind == HubKind::Folder {
         return Ok(Box::new(FolderHub::open(&hub.dir)?));
     }
@@ -104,7 +105,7 @@ pub fn open_hub(hub: &recipe::Hub, hashes: &FileHashes) -> Result<Box<dyn Hub>> 
         max_bytes_per_second: hub.download_mb_per_second.map(|megabytes| (megabytes * 1e6) as u64),
         hashes: hashes.clone(),
         patience: huggingface::Patience::default(),
-        observer: hub::progress::Observer::default(),
+        observer: transfers::observer(printer),
     };
     Ok(Box::new(HuggingFace::new(options)?))
 }

@@ -24,7 +24,7 @@ use crate::error::{Failure, input};
 const MAX_REDIRECTS: usize = 5;
 /// How long a token is taken for good that the hub has called good.
 const TOKEN_IS_GOOD_FOR: Duration = Duration::from_secs(600);
-const USER_AGENT: &str = concat!("assay/", env!("CARGO_PKG_VERSION"));
+pub(super) const USER_AGENT: &str = concat!("assay/", env!("CARGO_PKG_VERSION"));
 
 /// Why there is no good answer.
 #[derive(Debug)]
@@ -227,10 +227,14 @@ impl Http {
         let mut url = call.url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let client = if call.body.is_some() { &self.sender } else { &self.client };
-            let mut request = client.request(call.method.clone(), url.clone()).headers(call.headers.clone());
-            if let Some(token) = self.token.as_ref().filter(|_| url.origin() == self.endpoint.origin()) {
-                request = request.header(AUTHORIZATION, token.header());
+            let mut headers = call.headers.clone();
+            if url.origin() != call.url.origin() {
+                headers.remove(AUTHORIZATION);
             }
+            if let Some(token) = self.token.as_ref().filter(|_| url.origin() == self.endpoint.origin()) {
+                headers.entry(AUTHORIZATION).or_insert_with(|| token.header());
+            }
+            let mut request = client.request(call.method.clone(), url.clone()).headers(headers);
             if let Some(body) = &call.body {
                 request = request.body(body());
             }

@@ -4,11 +4,19 @@
 //! the sums that the hub tells. What is written is written through the `hf-hub` crate, but for large files where the hub
 //! takes them by plain PUT, which that crate does not do.
 
+mod account;
 mod answer;
+mod commit;
 mod http;
+mod lfs;
+mod listing;
 mod pause;
 mod remembered;
+mod repository;
+mod source;
 mod token;
+mod upload;
+mod xet;
 
 use std::path::Path;
 
@@ -21,6 +29,7 @@ use super::{Hub, RemoteFile, Sha256Sum, Upload};
 use http::Http;
 pub use pause::Patience;
 pub use token::{Token, looks_like_token};
+use upload::Uploader;
 
 /// Where Hugging Face is.
 pub const ENDPOINT: &str = "https://huggingface.co";
@@ -47,6 +56,7 @@ pub struct HuggingFace {
     runtime: Runtime,
     http: Http,
     hashes: FileHashes,
+    observer: Observer,
 }
 
 impl HuggingFace {
@@ -59,7 +69,7 @@ impl HuggingFace {
             .enable_all()
             .build()
             .context("the threads that ask the hub cannot be started")?;
-        Ok(Self { runtime, http, hashes: options.hashes })
+        Ok(Self { runtime, http, hashes: options.hashes, observer: options.observer })
     }
 }
 
@@ -72,8 +82,11 @@ impl Hub for HuggingFace {
         true
     }
 
-    fn check_writable(&self, _repo_id: &str) -> Result<()> {
-        bail!("not yet")
+    fn check_writable(&self, repo_id: &str) -> Result<()> {
+        self.runtime.block_on(async {
+            let is_new = repository::look(&self.http, repo_id).await?.is_none();
+            account::check_may_write(&self.http, repo_id, is_new).await
+        })
     }
 
     fn newest_commit(&self, _repo_id: &str) -> Result<Option<String>> {
@@ -92,15 +105,19 @@ impl Hub for HuggingFace {
         bail!("not yet")
     }
 
-    fn upload(&self, _upload: &Upload<'_>) -> Result<String> {
-        bail!("not yet")
+    fn upload(&self, upload: &Upload<'_>) -> Result<String> {
+        let uploader = Uploader::new(self, upload)?;
+        self.runtime.block_on(uploader.run())
     }
 
-    fn is_private(&self, _repo_id: &str) -> Result<Option<bool>> {
-        bail!("not yet")
+    fn is_private(&self, repo_id: &str) -> Result<Option<bool>> {
+        self.runtime.block_on(self.ask_is_private(repo_id))
     }
 
-    fn set_private(&self, _repo_id: &str, _private: bool) -> Result<()> {
-        bail!("not yet")
+    fn set_private(&self, repo_id: &str, private: bool) -> Result<()> {
+        self.runtime.block_on(repository::set_private(&self.http, repo_id, private))
     }
 }
+
+#[cfg(test)]
+mod tests;

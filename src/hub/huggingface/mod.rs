@@ -5,9 +5,13 @@
 //! takes them by plain PUT, which that crate does not do.
 
 mod answer;
+mod download;
 mod http;
+mod listing;
+mod part;
 mod pause;
 mod remembered;
+mod throttle;
 mod token;
 
 use std::path::Path;
@@ -19,6 +23,7 @@ use super::file_hashes::FileHashes;
 use super::{Hub, RemoteFile, Sha256Sum, Upload};
 use http::Http;
 pub use pause::Patience;
+use throttle::Throttle;
 pub use token::{Token, looks_like_token};
 
 /// Where Hugging Face is.
@@ -43,6 +48,7 @@ pub struct Options {
 pub struct HuggingFace {
     runtime: Runtime,
     http: Http,
+    throttle: Throttle,
     hashes: FileHashes,
 }
 
@@ -56,7 +62,8 @@ impl HuggingFace {
             .enable_all()
             .build()
             .context("the threads that ask the hub cannot be started")?;
-        Ok(Self { runtime, http, hashes: options.hashes })
+        let throttle = Throttle::new(options.max_bytes_per_second);
+        Ok(Self { runtime, http, throttle, hashes: options.hashes })
     }
 }
 
@@ -73,28 +80,28 @@ impl Hub for HuggingFace {
         bail!("not yet")
     }
 
-    fn newest_commit(&self, _repo_id: &str) -> Result<Option<String>> {
-        bail!("not yet")
+    fn newest_commit(&self, repo_id: &str) -> Result<Option<String>> {
+        self.runtime.block_on(self.ask_newest_commit(repo_id))
     }
 
-    fn commits(&self, _repo_id: &str) -> Result<Vec<String>> {
-        bail!("not yet")
+    fn commits(&self, repo_id: &str) -> Result<Vec<String>> {
+        self.runtime.block_on(self.list_commits(repo_id))
     }
 
-    fn files(&self, _repo_id: &str, _commit: &str) -> Result<Vec<RemoteFile>> {
-        bail!("not yet")
+    fn files(&self, repo_id: &str, commit: &str) -> Result<Vec<RemoteFile>> {
+        self.runtime.block_on(self.list_files(repo_id, commit))
     }
 
-    fn download(&self, _repo_id: &str, _commit: &str, _files: &[&RemoteFile], _into: &Path) -> Result<Vec<Sha256Sum>> {
-        bail!("not yet")
+    fn download(&self, repo_id: &str, commit: &str, files: &[&RemoteFile], into: &Path) -> Result<Vec<Sha256Sum>> {
+        files.iter().map(|file| self.bring(repo_id, commit, file, into)).collect()
     }
 
     fn upload(&self, _upload: &Upload<'_>) -> Result<String> {
         bail!("not yet")
     }
 
-    fn is_private(&self, _repo_id: &str) -> Result<Option<bool>> {
-        bail!("not yet")
+    fn is_private(&self, repo_id: &str) -> Result<Option<bool>> {
+        self.runtime.block_on(self.ask_is_private(repo_id))
     }
 
     fn set_private(&self, _repo_id: &str, _private: bool) -> Result<()> {

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::http::{Call, Fault, json};
+use super::http::{Call, Fault};
 use super::source::Source;
 use super::upload::{BRANCH, Parent, Setback, Uploader};
 use crate::error::input;
@@ -52,7 +52,7 @@ pub(super) async fn make(
     let url = http.url(["api", "models", namespace, name, "commit", BRANCH]);
     let call = Call::new(Method::POST, url).with_bytes(ND_JSON, lines.concat().into()).once();
     let answered = async {
-        let answer: Commit = json(http.send(&call).await?, MAX_BYTES).await?;
+        let answer: Commit = http.ask(&call, MAX_BYTES).await?;
         named(answer.oid.as_deref())
     };
     answered.await.map_err(|fault| Setback::of(http, fault, &what))

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::account::write_error;
-use super::http::{Call, Fault, Http, Refusal, json, shown};
+use super::http::{Call, Fault, Http, Refusal, shown};
 use super::source::{Source, Trouble};
 use super::upload::{BRANCH, Setback};
 use crate::error::Failure;
@@ -104,8 +104,7 @@ pub(super) async fn ask(http: &Http, repo_id: &str, sources: &[&Source], what: &
     let url = http.url([namespace, &format!("{name}.git"), "info", "lfs", "objects", "batch"]);
     let mut call = Call::new(Method::POST, url).with_bytes(LFS_JSON, question.to_string().into());
     call.headers.insert(ACCEPT, HeaderValue::from_static(LFS_JSON));
-    let answered = async { json::<Batch>(http.send(&call).await?, MAX_BYTES).await };
-    let batch = answered.await.map_err(|fault| write_error(http, fault, what))?;
+    let batch: Batch = http.ask(&call, MAX_BYTES).await.map_err(|fault| write_error(http, fault, what))?;
     match batch.transfer.as_deref() {
         Some("xet") => Ok(Transfer::Xet),
         None | Some("basic") => {

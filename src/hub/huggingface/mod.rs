@@ -7,13 +7,16 @@
 mod account;
 mod answer;
 mod commit;
+mod download;
 mod http;
 mod lfs;
 mod listing;
+mod part;
 mod pause;
 mod remembered;
 mod repository;
 mod source;
+mod throttle;
 mod token;
 mod upload;
 mod xet;
@@ -28,6 +31,7 @@ use super::progress::Observer;
 use super::{Hub, RemoteFile, Sha256Sum, Upload};
 use http::Http;
 pub use pause::Patience;
+use throttle::Throttle;
 pub use token::{Token, looks_like_token};
 use upload::Uploader;
 
@@ -55,6 +59,7 @@ pub struct Options {
 pub struct HuggingFace {
     runtime: Runtime,
     http: Http,
+    throttle: Throttle,
     hashes: FileHashes,
     observer: Observer,
 }
@@ -69,7 +74,8 @@ impl HuggingFace {
             .enable_all()
             .build()
             .context("the threads that ask the hub cannot be started")?;
-        Ok(Self { runtime, http, hashes: options.hashes, observer: options.observer })
+        let throttle = Throttle::new(options.max_bytes_per_second);
+        Ok(Self { runtime, http, throttle, hashes: options.hashes, observer: options.observer })
     }
 }
 
@@ -89,20 +95,20 @@ impl Hub for HuggingFace {
         })
     }
 
-    fn newest_commit(&self, _repo_id: &str) -> Result<Option<String>> {
-        bail!("not yet")
+    fn newest_commit(&self, repo_id: &str) -> Result<Option<String>> {
+        self.runtime.block_on(self.ask_newest_commit(repo_id))
     }
 
-    fn commits(&self, _repo_id: &str) -> Result<Vec<String>> {
-        bail!("not yet")
+    fn commits(&self, repo_id: &str) -> Result<Vec<String>> {
+        self.runtime.block_on(self.list_commits(repo_id))
     }
 
-    fn files(&self, _repo_id: &str, _commit: &str) -> Result<Vec<RemoteFile>> {
-        bail!("not yet")
+    fn files(&self, repo_id: &str, commit: &str) -> Result<Vec<RemoteFile>> {
+        self.runtime.block_on(self.list_files(repo_id, commit))
     }
 
-    fn download(&self, _repo_id: &str, _commit: &str, _files: &[&RemoteFile], _into: &Path) -> Result<Vec<Sha256Sum>> {
-        bail!("not yet")
+    fn download(&self, repo_id: &str, commit: &str, files: &[&RemoteFile], into: &Path) -> Result<Vec<Sha256Sum>> {
+        files.iter().map(|file| self.bring(repo_id, commit, file, into)).collect()
     }
 
     fn upload(&self, upload: &Upload<'_>) -> Result<String> {

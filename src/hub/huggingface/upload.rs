@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::account::write_error;
-use super::http::{Call, Fault, Http, json, sleep};
+use super::http::{Call, Fault, Http, sleep};
 use super::lfs::{self, Transfer};
 use super::source::Source;
 use super::{HuggingFace, commit, repository, xet};
@@ -195,8 +195,7 @@ impl<'a> Uploader<'a> {
         let (namespace, name) = names::repository(self.upload.repo_id).map_err(input)?;
         let url = self.hub.http.url(["api", "models", namespace, name, "preupload", BRANCH]);
         let call = Call::new(Method::POST, url).with_bytes(JSON, json!({"files": files}).to_string().into());
-        let answered = async { json::<Modes>(self.hub.http.send(&call).await?, MAX_BYTES).await };
-        let modes = answered.await.map_err(|fault| self.error(fault))?;
+        let modes: Modes = self.hub.http.ask(&call, MAX_BYTES).await.map_err(|fault| self.error(fault))?;
         let is_large = |source: &Source| {
             let is_lfs = modes.files.iter().any(|file| file.path == source.name && file.mode == "lfs");
             source.bytes > MAX_REGULAR_BYTES || (is_lfs && source.bytes > 0)

@@ -1,7 +1,7 @@
 //! The field: published models brought here and scored, one after another, on the same rows.
 //!
 //! Only one model is in memory at a time beside the caller's own, and none whose losses are all known from before
-//! (`score/cache.rs`); the next one is downloaded meanwhile ([`bring_ahead`]). A model that validators would refuse, or that
+//! (`score/cache.rs`); the next ones are downloaded meanwhile ([`bring_ahead`]). A model that validators would refuse, or that
 //! cannot be read, stays in the field with infinite losses, as it does with them; why is told.
 
 use std::ops::ControlFlow;
@@ -75,42 +75,51 @@ pub struct Wanted<'a> {
     pub metadata: &'a ModelMetadata,
 }
 
-/// Brings published models and hands each to `work`, in their order; while `work` is busy with one, the next is downloaded.
-/// What went wrong with one is an error when its turn comes. Ends early where `work` breaks off.
+/// Brings published models and hands each to `work`, in their order; while `work` is busy with one, the next ones are
+/// downloaded. What went wrong with one is an error when its turn comes. Ends early where `work` breaks off.
 pub fn bring_ahead<B>(
     network: &Network,
     rules: &Rules,
     wanted: &[Wanted<'_>],
     mut work: impl FnMut(Competitor) -> Result<ControlFlow<B>>,
 ) -> Result<ControlFlow<B>> {
+    network.cache.use_only(wanted.iter().map(|wanted| &wanted.metadata.id));
     let bring =
         |&Wanted { uid, hotkey, metadata }: &Wanted<'_>| Competitor::bring(network, rules, uid, hotkey, metadata);
     ahead(wanted, bring, |_, competitor| work(competitor))
 }
 
-/// Hands what `bring` makes of each item to `work`, in their order and on this thread, and lets `bring` be one item ahead of
-/// it on another one.
+/// So many items are brought at once.
+const BRINGERS: usize = 4;
+
+/// Hands what `bring` makes of each item to `work`, in their order and on this thread, and lets `bring` be a few items ahead
+/// of it on other ones.
 pub fn ahead<T: Sync, U: Send, B>(
     items: &[T],
-    bring: impl Fn(&T) -> Result<U> + Send,
+    bring: impl Fn(&T) -> Result<U> + Sync,
     mut work: impl FnMut(&T, U) -> Result<ControlFlow<B>>,
 ) -> Result<ControlFlow<B>> {
-    // Without room in it: an item is brought while the one before it is worked on, and no earlier.
-    let (sender, receiver) = mpsc::sync_channel(0);
     thread::scope(|scope| {
-        scope.spawn(move || {
-            for item in items {
-                let brought = bring(item);
-                let is_last = brought.is_err();
-                // Nobody waits for it any more once `work` has broken off.
-                if sender.send(brought).is_err() || is_last {
-                    return;
+        // Each thread brings every fourth item, and waits with it until its turn comes: none is further ahead than that.
+        let bring = &bring;
+        let start = |first: usize| {
+            let (sender, receiver) = mpsc::sync_channel(0);
+            scope.spawn(move || {
+                for item in items.iter().skip(first).step_by(BRINGERS) {
+                    let brought = bring(item);
+                    let is_last = brought.is_err();
+                    // Nobody waits for it any more once `work` has broken off.
+                    if sender.send(brought).is_err() || is_last {
+                        return;
+                    }
                 }
-            }
-        });
-        // Dropped before the scope waits for the thread, which may be waiting to send.
-        let receiver = receiver;
-        for (item, brought) in std::iter::zip(items, &receiver) {
+            });
+            receiver
+        };
+        // Dropped before the scope waits for the threads, which may be waiting to send.
+        let receivers: Vec<_> = (0..BRINGERS.min(items.len())).map(start).collect();
+        for (item, receiver) in std::iter::zip(items, receivers.iter().cycle()) {
+            let brought = receiver.recv().expect("a thread sends until it has failed or nobody listens");
             if let ControlFlow::Break(end) = work(item, brought?)? {
                 return Ok(ControlFlow::Break(end));
             }
@@ -265,6 +274,12 @@ pub fn score_competitor(
         Ok(dir) => dir,
         Err(unreadable) => return Ok(Some(Err(unreadable.clone()))),
     };
+    if !dir.is_dir() {
+        let (uid, dir) = (competitor.uid, dir.display());
+        bail!(
+            "the model of uid {uid} is not at {dir} any more: another process has deleted it; hub.cache_gb may be too small"
+        );
+    }
     match score_folder(dir, scoring, cache, rows, watch) {
         Ok(scored) => Ok(scored.map(Ok)),
         Err(error) if matches!(failure(&error), Some(Failure::Input(_))) => {

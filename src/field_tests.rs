@@ -141,23 +141,30 @@ fn what_is_the_models_fault_is_a_result_and_what_is_ours_is_an_error() {
 }
 
 #[test]
-fn one_item_is_brought_ahead_and_no_more() {
+fn a_few_items_are_brought_ahead_at_once_and_no_more() {
     let (num_brought, most_ahead) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (num_at_once, most_at_once) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let mut done = Vec::new();
     let bring = |&item: &usize| {
         num_brought.fetch_add(1, Ordering::SeqCst);
+        most_at_once.fetch_max(num_at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        // Later ones sooner: their turn comes in order all the same.
+        thread::sleep(Duration::from_millis(if item % 4 == 0 { 60 } else { 40 }));
+        num_at_once.fetch_sub(1, Ordering::SeqCst);
         Ok(item * 10)
     };
-    let flow = ahead(&[0, 1, 2, 3, 4], bring, |&item, brought| {
-        // Time for the other thread to run ahead as far as it can.
-        thread::sleep(Duration::from_millis(30));
+    let items: Vec<usize> = (0..9).collect();
+    let flow = ahead(&items, bring, |&item, brought| {
+        // Time for the other threads to run ahead as far as they can.
+        thread::sleep(Duration::from_millis(80));
         most_ahead.fetch_max(num_brought.load(Ordering::SeqCst) - item - 1, Ordering::SeqCst);
         done.push((item, brought));
         Ok(ControlFlow::<()>::Continue(()))
     });
     assert_eq!(flow.unwrap(), ControlFlow::Continue(()));
-    assert_eq!(done, [(0, 0), (1, 10), (2, 20), (3, 30), (4, 40)]);
-    assert_eq!(most_ahead.into_inner(), 1);
+    assert_eq!(done, items.iter().map(|item| (*item, item * 10)).collect::<Vec<_>>());
+    assert_eq!((most_ahead.into_inner(), most_at_once.into_inner()), (BRINGERS, BRINGERS));
+    assert!(ahead(&[], |_: &usize| Ok(()), |_, ()| Ok(ControlFlow::<()>::Continue(()))).unwrap().is_continue());
 }
 
 #[test]
@@ -185,5 +192,5 @@ fn whoever_breaks_off_does_not_wait_for_all() {
     assert_eq!(flow.unwrap(), ControlFlow::Break("enough"));
     let result = ahead(&items, bring, |_, _| -> Result<ControlFlow<()>> { bail!("failed") });
     assert_eq!(result.unwrap_err().to_string(), "failed");
-    assert!(num_brought.into_inner() <= 5 + 2);
+    assert!(num_brought.into_inner() <= (4 + BRINGERS) + (1 + BRINGERS));
 }

@@ -148,6 +148,7 @@ fn published(args: &CompareArgs, place: &Place, network: &Network, snapshot: &Sn
         })
         .collect();
     entries.sort_by_key(Entry::uid);
+    network.cache.use_only(entries.iter().filter_map(Entry::id));
     Ok(entries)
 }
 

@@ -1,83 +1,24 @@
 //! Brings a published model here, and refuses it where a validator would before scoring it.
 //!
-//! ```text
-//! CACHE/namespace--name/COMMIT/  just the files that validators fetch, whole
-//! CACHE/namespace--name/.lock    held by the process that looks at these models or brings one
-//! ```
 //! As the reference: the size of the whole repository first, then the download, then hash, parameters and class. The
-//! hub is asked even if the model is in the cache, for a validator that has no copy yet asks it too. A model gets its
-//! name in the cache when its hash is right, and is hashed again whenever one of its files was touched ([`FileHashes`]), so
-//! no killed process passes anything off as a model; a damaged disk does only where it leaves a file's times alone.
+//! hub is asked even if the model is in the [cache](super::cache), for a validator that has no copy yet asks it too.
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use thiserror::Error;
 
+pub use super::cache::Cache;
 use super::file_hashes::FileHashes;
-use super::hash::{directory_hash, text_pair_hash};
+use super::hash::text_pair_hash;
 use super::judge::{Verdict, judge, sentence};
-use super::model_id::{ModelId, ModelMetadata};
+use super::model_id::ModelMetadata;
 use super::{Hub, RemoteFile, names};
-use crate::disk::{Disk, is_out_of_space};
 use crate::error::{Failure, failure, input};
 use crate::figures::count;
-use crate::lock;
 use crate::model::config::{CONFIG_FILE, GENERATION_FILE};
 use crate::model::weights::{INDEX_FILE, WEIGHTS_FILE, shard_names};
 use crate::rules::Criteria;
-
-/// Below a repository's folder: held by the process that looks at its models or brings one.
-pub(crate) const LOCK_FILE: &str = ".lock";
-/// Start of the names of what is being made or deleted; nothing below such a name is ever needed again.
-pub(crate) const TEMPORARY: &str = ".tmp-";
-/// How long to wait for another process that brings a model of the same repository.
-const PATIENCE: Duration = Duration::from_secs(3600);
-
-/// A folder in which fetched models are kept; several processes may share it.
-#[derive(Debug)]
-pub struct Cache {
-    dir: PathBuf,
-    hashes: FileHashes,
-    disk: Disk,
-}
-
-impl Cache {
-    /// A cache in a folder, which is made when the first model is fetched. Every model is hashed at every call.
-    pub fn new(dir: &Path) -> Self {
-        Self::with_hashes(dir, FileHashes::default())
-    }
-
-    /// A cache whose files are hashed again only if they may have changed.
-    pub fn with_hashes(dir: &Path, hashes: FileHashes) -> Self {
-        Self { dir: dir.to_owned(), hashes, disk: Disk::default() }
-    }
-
-    /// One on a disk that can be made to fail.
-    #[cfg(test)]
-    pub(crate) fn on_disk(dir: &Path, disk: Disk) -> Self {
-        Self { disk, ..Self::new(dir) }
-    }
-
-    /// Where it is.
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// The folder of a model that was fetched; `None` for one that cannot have been.
-    pub(crate) fn folder(&self, id: &ModelId) -> Option<PathBuf> {
-        let commit = id.commit.as_deref().filter(|commit| names::is_commit(commit))?;
-        names::repository(&id.repo_id()).ok()?;
-        Some(self.repository(&id.repo_id()).join(commit))
-    }
-
-    /// The folder of all commits of a repository, whose name must be one.
-    fn repository(&self, repo_id: &str) -> PathBuf {
-        self.dir.join(repo_id.replace('/', "--"))
-    }
-}
 
 /// Why a published model has no finite loss here, in a sentence.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -156,7 +97,7 @@ pub fn publishable_files(dir: &Path) -> Result<Vec<String>> {
 }
 
 /// What ends a fetch early.
-enum Stop {
+pub(super) enum Stop {
     Model(Unreadable),
     Ours(anyhow::Error),
 }
@@ -171,7 +112,7 @@ impl From<anyhow::Error> for Stop {
     }
 }
 
-fn refused(sentence: impl Into<String>) -> Stop {
+pub(super) fn refused(sentence: impl Into<String>) -> Stop {
     Stop::Model(Unreadable::Refused(sentence.into()))
 }
 
@@ -211,98 +152,54 @@ fn try_fetch(
 }
 
 /// A model that is to be brought here.
-struct Wanted<'a> {
-    hub: &'a dyn Hub,
-    repo_id: &'a str,
-    commit: &'a str,
+pub(super) struct Wanted<'a> {
+    pub(super) hub: &'a dyn Hub,
+    pub(super) repo_id: &'a str,
+    pub(super) commit: &'a str,
     /// The hash that the files must have; `None`: any.
-    hash: Option<&'a str>,
+    pub(super) hash: Option<&'a str>,
     /// The hotkey whose hash together with the files' may be named instead.
     hotkey: Option<&'a str>,
     /// All files of the repository at the commit.
-    files: Vec<RemoteFile>,
+    pub(super) files: Vec<RemoteFile>,
 }
 
 impl Wanted<'_> {
-    fn is_of(&self, hash: &str) -> bool {
+    pub(super) fn is_of(&self, hash: &str) -> bool {
         let is_bound = |wanted: &str| self.hotkey.is_some_and(|hotkey| text_pair_hash(hash, hotkey) == wanted);
         self.hash.is_none_or(|wanted| hash == wanted || is_bound(wanted))
     }
 
-    fn has(&self, name: &str) -> bool {
-        self.files.iter().any(|file| file.path == name)
+    /// Where it is, for a sentence.
+    pub(super) fn place(&self) -> String {
+        format!("{} at the commit {}", self.repo_id, self.commit)
     }
-}
 
-impl Cache {
-    /// The folder of a model whose hash is right, brought here if need be.
-    fn get(&self, wanted: &Wanted<'_>) -> Result<PathBuf, Stop> {
-        let repo_id = wanted.repo_id;
-        let repository = self.repository(repo_id);
-        fs::create_dir_all(&repository).with_context(|| format!("cannot create {}", repository.display()))?;
-        let Some(_lock) = lock::wait(&repository.join(LOCK_FILE), PATIENCE)? else {
-            let sentence = format!("Another process has been fetching {repo_id} to {} for long.", self.dir.display());
-            return Err(Stop::Ours(Failure::Unreachable(sentence).into()));
+    /// The files that validators fetch, but for the shards that an index names.
+    pub(super) fn before_shards(&self) -> Result<Vec<&RemoteFile>, Stop> {
+        let names = files_before_shards(&self.place(), |name| self.find(name).is_some()).map_err(refused)?;
+        Ok(names.into_iter().filter_map(|name| self.find(name)).collect())
+    }
+
+    /// The shards that the index in a folder names, beside the `others`; none where there is no index among those.
+    pub(super) fn shards(&self, dir: &Path, others: &[&RemoteFile]) -> Result<Vec<&RemoteFile>, Stop> {
+        if !others.iter().any(|file| file.path == INDEX_FILE) {
+            return Ok(Vec::new());
+        }
+        let place = self.place();
+        let names = shard_names(dir).map_err(|error| match failure(&error) {
+            Some(_) => refused(format!("{place}: {}", sentence(&error))),
+            None => Stop::Ours(error),
+        })?;
+        let find = |name: &String| {
+            self.find(name).ok_or_else(|| refused(format!("{place} has no {name:?}, which {INDEX_FILE} names.")))
         };
-        self.disk.remove_all(&repository, TEMPORARY)?;
-        let dir = repository.join(wanted.commit);
-        if dir.is_dir() && self.hashes.directory_hash(&dir).is_ok_and(|hash| wanted.is_of(&hash)) {
-            return Ok(dir);
-        }
-        let temporary = repository.join(format!("{TEMPORARY}commit"));
-        let placed = self.bring(wanted, &temporary).and_then(|()| {
-            if fs::symlink_metadata(&dir).is_ok() {
-                self.disk.rename(&dir, &repository.join(format!("{TEMPORARY}damaged")))?;
-            }
-            Ok(self.disk.rename(&temporary, &dir)?)
-        });
-        // Best effort: what cannot be removed now is removed by the next fetch.
-        let _ = self.disk.remove_all(&repository, TEMPORARY);
-        placed.map(|()| dir)
+        let shards = names.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        Ok(shards.into_iter().filter(|shard| others.iter().all(|other| other.path != shard.path)).collect())
     }
 
-    /// Brings the files of a model into a new folder and checks their hash.
-    fn bring(&self, wanted: &Wanted<'_>, into: &Path) -> Result<(), Stop> {
-        let place = format!("{} at the commit {}", wanted.repo_id, wanted.commit);
-        let files = files_before_shards(&place, |name| wanted.has(name)).map_err(refused)?;
-        self.disk.create_dir(into)?;
-        self.download(wanted, &files, into)?;
-        if files.contains(&INDEX_FILE) {
-            let shards = shard_names(into).map_err(|error| match failure(&error) {
-                Some(_) => refused(format!("{place}: {}", sentence(&error))),
-                None => Stop::Ours(error),
-            })?;
-            if let Some(missing) = shards.iter().find(|name| !wanted.has(name)) {
-                return Err(refused(format!("{place} has no {missing:?}, which {INDEX_FILE} names.")));
-            }
-            let shards: Vec<_> = shards.iter().map(String::as_str).filter(|name| !files.contains(name)).collect();
-            self.download(wanted, &shards, into)?;
-        }
-        let hash = directory_hash(into)?;
-        match wanted.hash {
-            Some(named) if !wanted.is_of(&hash) => {
-                Err(refused(format!("{place} has the hash {hash}; the commitment says {named:?}.")))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn download(&self, wanted: &Wanted<'_>, names: &[&str], into: &Path) -> Result<()> {
-        for name in names {
-            let file: Vec<&RemoteFile> = wanted.files.iter().filter(|file| file.path == *name).take(1).collect();
-            let download = || wanted.hub.download(wanted.repo_id, wanted.commit, &file, into).map(drop);
-            self.disk.write(&into.join(name), download).map_err(|error| {
-                let (repo_id, dir) = (wanted.repo_id, self.dir.display());
-                if is_out_of_space(&error) {
-                    error.context(format!(
-                        "No space left in the cache {dir} for {repo_id}. Delete models there or name another cache"
-                    ))
-                } else {
-                    error
-                }
-            })?;
-        }
-        Ok(())
+    fn find(&self, name: &str) -> Option<&RemoteFile> {
+        self.files.iter().find(|file| file.path == name)
     }
 }
 

@@ -3,23 +3,33 @@
 //! A file is taken for the one that was hashed if its place, device, inode, size and both of its times, to the nanosecond,
 //! are the same: any write changes the later of the times, which no program can set. A file that was written less than two
 //! seconds before it was hashed might have been written again within the clock's grain, and is not remembered (git calls
-//! such a file racy). A disk that changes bytes by itself is noticed only where the file's metadata changes too.
+//! such a file racy), unless who wrote it says what he wrote ([`FileHashes::learn`]). A disk that changes bytes by itself is noticed only where the file's metadata changes too.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
-use super::hash::{file_hash, files_hash_by, files_in_hash_order};
+use super::hash::{file_hash, files_hash_by, files_in_hash_order, git_blob};
+use super::{Checksum, RemoteFile, Sha256Sum};
 use crate::memo::{Key, Memo};
 
 /// A file that was written so shortly ago may be written again without a trace.
 const RACY: Duration = Duration::from_secs(2);
+/// File systems stamp by a clock that ticks at least as often, unless they count whole seconds.
+const TICK: Duration = Duration::from_millis(20);
+/// What begins the key of a hash that was found by reading the file.
+const READ: &str = "hash of a file\0";
+/// And that of one which was told by who wrote the file.
+const TOLD: &str = "hash of a file as it was written\0";
 /// Characters of a SHA-256 in base64.
 const HASH_LEN: usize = 44;
 
@@ -57,8 +67,9 @@ impl FileHashes {
     pub fn file_hash(&self, path: &Path) -> Result<String> {
         let stamp = Stamp::of(path)?;
         let is_racy = stamp.is_younger_than(RACY, SystemTime::now());
-        let key = stamp.key();
-        if !is_racy && let Some(hash) = self.remembered(key) {
+        let key = stamp.key(READ);
+        let [told, read] = self.remembered([stamp.key(TOLD), key]);
+        if let Some(hash) = told.or(read.filter(|_| !is_racy)) {
             return Ok(hash);
         }
         let hash = file_hash(path)?;
@@ -68,9 +79,42 @@ impl FileHashes {
         Ok(hash)
     }
 
-    fn remembered(&self, key: Key) -> Option<String> {
-        let value = self.memo.get(&[key]).pop()??;
-        String::from_utf8(value).ok().filter(|hash| hash.len() == HASH_LEN)
+    /// Whether a file has the size and the content that a hub tells, as far as it does.
+    pub(super) fn is_of(&self, path: &Path, told: &RemoteFile) -> bool {
+        fs::metadata(path).is_ok_and(|metadata| metadata.len() == told.bytes)
+            && match told.sum {
+                Some(Checksum::Sha256(sum)) => self.file_hash(path).is_ok_and(|hash| hash == STANDARD.encode(sum)),
+                Some(Checksum::GitBlob(sum)) => git_blob(path).is_ok_and(|found| found == sum),
+                None => true,
+            }
+    }
+
+    /// Remembers what a file hashes to that the caller has written himself, under a lock or a name that keeps others away, and
+    /// whose bytes are on disk.
+    ///
+    /// That is sound although the file is young. A hash that was found by reading says nothing of a write that came right
+    /// after, in the same tick of the clock; but here nobody writes any more, so that only a write from now on matters, and
+    /// the tick of the last one is over by then. Where times have no fractions a tick may be two seconds, and nothing is
+    /// remembered.
+    pub(super) fn learn(&self, path: &Path, sum: &Sha256Sum) -> Result<()> {
+        if !self.memo.is_used() {
+            return Ok(());
+        }
+        if Stamp::of(path)?.is_younger_than(TICK, SystemTime::now()) {
+            thread::sleep(TICK);
+        }
+        let stamp = Stamp::of(path)?;
+        // Still young where the disk is another machine's, whose clock is ahead.
+        if stamp.has_fractions() && !stamp.is_younger_than(TICK, SystemTime::now()) {
+            self.memo.put(&[(stamp.key(TOLD), STANDARD.encode(sum).into_bytes())]);
+        }
+        Ok(())
+    }
+
+    fn remembered<const N: usize>(&self, keys: [Key; N]) -> [Option<String>; N] {
+        let mut values = self.memo.get(&keys).into_iter();
+        let hash = |value: Vec<u8>| String::from_utf8(value).ok().filter(|hash| hash.len() == HASH_LEN);
+        keys.map(|_| values.next()?.and_then(hash))
     }
 }
 
@@ -91,6 +135,11 @@ impl Stamp {
         Ok(Self { path: fs::canonicalize(path).with_context(context)?, numbers })
     }
 
+    /// The size of the file.
+    pub fn bytes(&self) -> u64 {
+        self.numbers[2]
+    }
+
     /// Whether the file was written or changed within `age` before `now`, or later.
     fn is_younger_than(&self, age: Duration, now: SystemTime) -> bool {
         let [_, _, _, written, written_ns, changed, changed_ns] = self.numbers.map(|number| number as i64);
@@ -100,8 +149,13 @@ impl Stamp {
         (written, written_ns).max((changed, changed_ns)) >= limit
     }
 
-    fn key(&self) -> Key {
-        let mut digest = Sha256::new_with_prefix("hash of a file\0");
+    /// Whether its times tell more than whole seconds.
+    fn has_fractions(&self) -> bool {
+        self.numbers[4] != 0 || self.numbers[6] != 0
+    }
+
+    fn key(&self, prefix: &str) -> Key {
+        let mut digest = Sha256::new_with_prefix(prefix);
         digest.update(self.path.as_os_str().as_bytes());
         digest.update([0]);
         self.numbers.iter().for_each(|number| digest.update(number.to_le_bytes()));
@@ -125,7 +179,7 @@ mod tests {
     /// Puts another hash in the place of the one that a file has: whoever finds it has not read the file.
     fn forge(hashes: &FileHashes, path: &Path) -> String {
         let forged = "F".repeat(HASH_LEN);
-        hashes.memo.put(&[(Stamp::of(path).unwrap().key(), forged.clone().into_bytes())]);
+        hashes.memo.put(&[(Stamp::of(path).unwrap().key(READ), forged.clone().into_bytes())]);
         forged
     }
 
@@ -144,7 +198,7 @@ mod tests {
         let expected = file_hash(&path).unwrap();
         sleep(RACY + Duration::from_millis(50));
         assert_eq!(hashes.file_hash(&path).unwrap(), expected);
-        assert_eq!(hashes.remembered(Stamp::of(&path).unwrap().key()), Some(expected));
+        assert_eq!(hashes.remembered([Stamp::of(&path).unwrap().key(READ)]), [Some(expected)]);
         let forged = forge(&hashes, &path);
         assert_eq!(hashes.file_hash(&path).unwrap(), forged, "it was read again");
         assert_ne!(
@@ -167,13 +221,29 @@ mod tests {
         let (dir, hashes, path) = world();
         let expected = file_hash(&path).unwrap();
         assert_eq!(hashes.file_hash(&path).unwrap(), expected);
-        assert_eq!(hashes.remembered(Stamp::of(&path).unwrap().key()), None);
+        assert_eq!(hashes.remembered([Stamp::of(&path).unwrap().key(READ)]), [None]);
         forge(&hashes, &path);
         assert_eq!(hashes.file_hash(&path).unwrap(), expected);
         assert_eq!(
             hashes.directory_hash(&dir.path().join("model")).unwrap(),
             directory_hash(&dir.path().join("model")).unwrap()
         );
+    }
+
+    #[test]
+    fn what_a_writer_tells_is_taken_at_once_and_until_the_file_is_written_again() {
+        let (_dir, hashes, path) = world();
+        let told = [7; 32];
+        hashes.learn(&path, &told).unwrap();
+        assert_eq!(hashes.file_hash(&path).unwrap(), STANDARD.encode(told), "it was read");
+        // As long as before, and as soon as can be.
+        fs::write(&path, "WEIGHTS").unwrap();
+        assert_eq!(hashes.file_hash(&path).unwrap(), file_hash(&path).unwrap());
+        let nobody = FileHashes::default();
+        nobody.learn(&path, &told).unwrap();
+        assert_eq!(nobody.file_hash(&path).unwrap(), file_hash(&path).unwrap());
+        let whole_seconds = Stamp { path: PathBuf::from("/a"), numbers: [1, 2, 3, 90, 0, 90, 0] };
+        assert!(!whole_seconds.has_fractions() && Stamp::of(&path).unwrap().has_fractions());
     }
 
     #[test]

@@ -15,8 +15,11 @@ use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rayon::prelude::*;
+use sha1::Sha1;
+use sha2::digest::Update;
 use sha2::{Digest, Sha256};
 
+use super::Sha256Sum;
 use crate::regular_file;
 
 const BUFFER_BYTES: usize = 1 << 20;
@@ -32,6 +35,12 @@ pub fn directory_hash(dir: &Path) -> Result<String> {
 /// The [`directory_hash`] of a folder that holds just these files, given in the order of their names.
 pub fn files_hash(paths: &[PathBuf]) -> Result<String> {
     files_hash_by(paths, file_hash)
+}
+
+/// The [`files_hash`] of files whose sums are known, in the order of their names.
+pub(super) fn sums_hash(sums: &[Sha256Sum]) -> String {
+    let hashes: String = sums.iter().map(|sum| STANDARD.encode(sum)).collect();
+    STANDARD.encode(Sha256::digest(hashes))
 }
 
 /// [`files_hash`] with the hash of each file taken from elsewhere.
@@ -55,13 +64,26 @@ pub fn text_pair_hash(first: &str, second: &str) -> String {
 
 /// The SHA-256 of one file, in base64.
 pub fn file_hash(path: &Path) -> Result<String> {
+    let mut digest = Sha256::new();
+    read_through(path, &mut digest)?;
+    Ok(STANDARD.encode(digest.finalize()))
+}
+
+/// The name that git gives a file's content.
+pub(super) fn git_blob(path: &Path) -> Result<[u8; 20]> {
+    let bytes = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
+    let mut digest = Sha1::new_with_prefix(format!("blob {bytes}\0"));
+    read_through(path, &mut digest)?;
+    Ok(digest.finalize().into())
+}
+
+fn read_through(path: &Path, digest: &mut impl Update) -> Result<()> {
     let context = || format!("cannot read {}", path.display());
     let mut file = regular_file::open(path).with_context(context)?;
     let mut buffer = vec![0; BUFFER_BYTES];
-    let mut digest = Sha256::new();
     loop {
         match file.read(&mut buffer) {
-            Ok(0) => return Ok(STANDARD.encode(digest.finalize())),
+            Ok(0) => return Ok(()),
             Ok(len) => digest.update(&buffer[..len]),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error).with_context(context),

@@ -6,13 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::{Event, Observer, Validator};
 use crate::disk::Disk;
-use crate::hub::fetch::{LOCK_FILE, TEMPORARY};
-use crate::hub::names;
-use crate::lock;
+use crate::hub::room::{self, folders, is_models_name};
 
 /// How long after the start models are first deleted.
 pub const FIRST_AFTER: Duration = Duration::from_secs(3600);
@@ -56,38 +54,12 @@ fn delete_all_but(keep: &BTreeSet<PathBuf>, cache: &Path, now: u64, disk: &Disk)
 }
 
 fn delete_in(repository: &Path, keep: &BTreeSet<PathBuf>, now: u64, disk: &Disk) -> Result<usize> {
-    let is_model = |dir: &Path| {
-        let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        names::is_commit(name) || name.starts_with(TEMPORARY)
-    };
+    let is_model = |dir: &Path| dir.file_name().and_then(|name| name.to_str()).is_some_and(is_models_name);
     let mut stale = folders(repository)?;
     stale.retain(|dir| is_model(dir) && !keep.contains(dir) && is_old(dir, now));
-    if stale.is_empty() {
-        return Ok(0);
-    }
-    // Somebody who is just bringing a model of the repository is left in peace until next time.
-    let Some(_lock) = lock::wait(&repository.join(LOCK_FILE), Duration::ZERO)? else { return Ok(0) };
-    for (index, dir) in stale.iter().enumerate() {
-        // Under another name first: a part of a model must not look like one.
-        let doomed = repository.join(format!("{TEMPORARY}deleted-{index}"));
-        disk.rename(dir, &doomed)?;
-        disk.remove(&doomed)?;
-    }
-    Ok(stale.len())
-}
-
-/// The folders in a folder, links aside.
-fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
-    let context = || format!("cannot list {}", dir.display());
-    let mut folders = Vec::new();
-    for entry in fs::read_dir(dir).with_context(context)? {
-        let entry = entry.with_context(context)?;
-        if entry.file_type().with_context(context)?.is_dir() {
-            folders.push(entry.path());
-        }
-    }
-    folders.sort_unstable();
-    Ok(folders)
+    let stale: Vec<&Path> = stale.iter().map(PathBuf::as_path).collect();
+    let is_deleted = !stale.is_empty() && room::delete(disk, repository, &stale, false)?;
+    Ok(if is_deleted { stale.len() } else { 0 })
 }
 
 /// Whether no file below a folder is young; one without files is always old.
@@ -111,6 +83,8 @@ mod tests {
     use std::fs::File;
 
     use super::*;
+    use crate::hub::cache::{LOCK_FILE, PART, TEMPORARY};
+    use crate::lock;
 
     const NOW: u64 = 1_710_000_000_000;
 
@@ -133,11 +107,13 @@ mod tests {
         make(&empty, None);
         let torn = dir.path().join("c--d").join(format!("{TEMPORARY}commit"));
         make(&torn, Some(900_000));
+        let part = dir.path().join("c--d").join(format!("{PART}{}", "5".repeat(40)));
+        make(&part, Some(900_000));
         let keep = [kept.clone()].into();
         let (num_models, faults) = delete_all_but(&keep, dir.path(), NOW, &Disk::default());
-        assert_eq!((num_models, faults.len()), (3, 0));
-        let is_there = [&kept, &old, &young, &empty, &elsewhere, &torn].map(|dir| dir.exists());
-        assert_eq!(is_there, [true, false, true, false, true, false]);
+        assert_eq!((num_models, faults.len()), (4, 0));
+        let is_there = [&kept, &old, &young, &empty, &elsewhere, &torn, &part].map(|dir| dir.exists());
+        assert_eq!(is_there, [true, false, true, false, true, false, false]);
         assert_eq!(delete_all_but(&keep, dir.path(), NOW, &Disk::default()).0, 0);
     }
 

@@ -12,7 +12,7 @@ use crate::field::{self, Competitor, Scored};
 use crate::figures::{count, duration};
 use crate::hub::fetch::{Unreadable, publishable_paths};
 use crate::hub::hash::directory_bytes;
-use crate::hub::model_id::ModelMetadata;
+use crate::hub::model_id::{ModelId, ModelMetadata};
 use crate::metrics::jsonl;
 use crate::metrics::printer::Printer;
 use crate::model::config::ModelConfig;
@@ -110,6 +110,11 @@ impl Entry {
         }
     }
 
+    /// What its miner has committed.
+    pub(super) fn id(&self) -> Option<&ModelId> {
+        self.miner().map(|miner| &miner.metadata.id)
+    }
+
     pub(super) fn uid(&self) -> Option<u16> {
         self.miner().map(|miner| miner.uid)
     }
@@ -149,7 +154,7 @@ impl Entry {
     /// Who it is, and what its scoring cost; how it fared is added.
     pub(super) fn json(&self) -> Value {
         let miner = self.miner();
-        let id = miner.map(|miner| &miner.metadata.id);
+        let id = self.id();
         let reason = self.fault.as_ref().map(ToString::to_string);
         let is_refused = matches!(self.fault, Some(Unreadable::Refused(_)));
         let losses: Vec<Value> = self.losses.iter().map(|&loss| jsonl::number(loss)).collect();

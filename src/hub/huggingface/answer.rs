@@ -48,9 +48,14 @@ impl Refusal {
         Self { status, code: code.map(|code| shown(&code)), message, is_hubs, asked_pause }
     }
 
-    /// Whether the same would be said again, and not only at this moment.
+    /// One that the hub tells inside an answer.
+    pub(super) fn told(status: StatusCode, message: &str) -> Self {
+        Self { status, code: None, message: shown(message), is_hubs: true, asked_pause: None }
+    }
+
+    /// Whether the same would be said again, and not only at this moment. A hub without room (507) stays without.
     pub(super) fn is_final(&self) -> bool {
-        !matches!(self.status.as_u16(), 408 | 429 | 500 | 502..=599)
+        !matches!(self.status.as_u16(), 408 | 429 | 500 | 502..=506 | 508..=599)
     }
 }
 

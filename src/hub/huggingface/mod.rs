@@ -4,11 +4,22 @@
 //! the sums that the hub tells. What is written is written through the `hf-hub` crate, but for large files where the hub
 //! takes them by plain PUT, which that crate does not do.
 
+mod account;
 mod answer;
+mod commit;
+mod download;
 mod http;
+mod lfs;
+mod listing;
+mod part;
 mod pause;
 mod remembered;
+mod repository;
+mod source;
+mod throttle;
 mod token;
+mod upload;
+mod xet;
 
 use std::path::Path;
 
@@ -20,7 +31,9 @@ use super::progress::Observer;
 use super::{Hub, RemoteFile, Sha256Sum, Upload};
 use http::Http;
 pub use pause::Patience;
+use throttle::Throttle;
 pub use token::{Token, looks_like_token};
+use upload::Uploader;
 
 /// Where Hugging Face is.
 pub const ENDPOINT: &str = "https://huggingface.co";
@@ -46,7 +59,9 @@ pub struct Options {
 pub struct HuggingFace {
     runtime: Runtime,
     http: Http,
+    throttle: Throttle,
     hashes: FileHashes,
+    observer: Observer,
 }
 
 impl HuggingFace {
@@ -59,7 +74,8 @@ impl HuggingFace {
             .enable_all()
             .build()
             .context("the threads that ask the hub cannot be started")?;
-        Ok(Self { runtime, http, hashes: options.hashes })
+        let throttle = Throttle::new(options.max_bytes_per_second);
+        Ok(Self { runtime, http, throttle, hashes: options.hashes, observer: options.observer })
     }
 }
 
@@ -72,35 +88,42 @@ impl Hub for HuggingFace {
         true
     }
 
-    fn check_writable(&self, _repo_id: &str) -> Result<()> {
-        bail!("not yet")
+    fn check_writable(&self, repo_id: &str) -> Result<()> {
+        self.runtime.block_on(async {
+            let is_new = repository::look(&self.http, repo_id).await?.is_none();
+            account::check_may_write(&self.http, repo_id, is_new).await
+        })
     }
 
-    fn newest_commit(&self, _repo_id: &str) -> Result<Option<String>> {
-        bail!("not yet")
+    fn newest_commit(&self, repo_id: &str) -> Result<Option<String>> {
+        self.runtime.block_on(self.ask_newest_commit(repo_id))
     }
 
-    fn commits(&self, _repo_id: &str) -> Result<Vec<String>> {
-        bail!("not yet")
+    fn commits(&self, repo_id: &str) -> Result<Vec<String>> {
+        self.runtime.block_on(self.list_commits(repo_id))
     }
 
-    fn files(&self, _repo_id: &str, _commit: &str) -> Result<Vec<RemoteFile>> {
-        bail!("not yet")
+    fn files(&self, repo_id: &str, commit: &str) -> Result<Vec<RemoteFile>> {
+        self.runtime.block_on(self.list_files(repo_id, commit))
     }
 
-    fn download(&self, _repo_id: &str, _commit: &str, _files: &[&RemoteFile], _into: &Path) -> Result<Vec<Sha256Sum>> {
-        bail!("not yet")
+    fn download(&self, repo_id: &str, commit: &str, files: &[&RemoteFile], into: &Path) -> Result<Vec<Sha256Sum>> {
+        files.iter().map(|file| self.bring(repo_id, commit, file, into)).collect()
     }
 
-    fn upload(&self, _upload: &Upload<'_>) -> Result<String> {
-        bail!("not yet")
+    fn upload(&self, upload: &Upload<'_>) -> Result<String> {
+        let uploader = Uploader::new(self, upload)?;
+        self.runtime.block_on(uploader.run())
     }
 
-    fn is_private(&self, _repo_id: &str) -> Result<Option<bool>> {
-        bail!("not yet")
+    fn is_private(&self, repo_id: &str) -> Result<Option<bool>> {
+        self.runtime.block_on(self.ask_is_private(repo_id))
     }
 
-    fn set_private(&self, _repo_id: &str, _private: bool) -> Result<()> {
-        bail!("not yet")
+    fn set_private(&self, repo_id: &str, private: bool) -> Result<()> {
+        self.runtime.block_on(repository::set_private(&self.http, repo_id, private))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,13 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::symlink;
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::thread;
 
 use tempfile::TempDir;
 
 use super::*;
 use crate::error::exit_code;
+use crate::lock;
 
 const REPO: &str = "miner/model";
 
@@ -67,8 +69,12 @@ fn what_was_uploaded_comes_back_byte_by_byte_and_cannot_be_written_to() {
     assert!(names::is_commit(&first) && names::is_commit(&second));
     assert_eq!(hub.commits(REPO).unwrap(), [second.clone(), first.clone()]);
     assert_eq!(hub.newest_commit(REPO).unwrap(), Some(second.clone()));
-    let file = |path: &str, bytes| RemoteFile::new(path, bytes);
-    let expected = [file("config.json", 2), file("model.safetensors", BUFFER_BYTES as u64 + 3)];
+    let expected = NAMES.map(|name| {
+        let content = fs::read(model(1).path().join(name)).unwrap();
+        let sum = Some(Checksum::Sha256(Sha256::digest(&content).into()));
+        RemoteFile { path: name.to_owned(), bytes: content.len() as u64, sum }
+    });
+    let expected: Vec<_> = expected.into_iter().rev().collect();
     assert_eq!(hub.files(REPO, &first).unwrap(), expected);
     for (seed, commit) in [(1, &first), (2, &second)] {
         let original = fs::read(model(seed).path().join("model.safetensors")).unwrap();

@@ -1,0 +1,183 @@
+//! Files of a commit, brought here: gone on with by range where a connection was cut, never longer than the hub has said, and
+//! held against its sums.
+//!
+//! Network and disk overlap: what comes goes through a short channel to a thread that hashes and writes it. What the hub
+//! lists and what it sends are two sayings of the hub, so that nothing follows about the model where they differ: the error
+//! is that of a hub which would not answer, and no verdict on the model.
+
+use std::path::Path;
+use std::thread;
+
+use anyhow::Result;
+use bytes::Bytes;
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE};
+use reqwest::{Method, Response, StatusCode, Url};
+use tokio::sync::mpsc::{self, Sender};
+use tokio::time::Instant;
+
+use super::HuggingFace;
+use super::answer::{check_is_no_page, lost};
+use super::http::{Call, Fault, sleep, unless_interrupted};
+use super::listing::check_names;
+use super::part::Part;
+use crate::error::Failure;
+use crate::figures::count;
+use crate::hub::{RemoteFile, Sha256Sum};
+use crate::model::weights::is_plain_name;
+
+/// Parts of a body, each of at most about 400 KB, that wait for the disk.
+const PARTS_AHEAD: usize = 16;
+/// Once so many bytes have come, a cut is the first one again.
+const PROGRESS_BYTES: u64 = 64 << 10;
+/// A connection that brings fewer bytes in a second trickles, and is cut.
+const LEAST_BYTES_PER_SECOND: f64 = 1024.0;
+
+/// Why a file did not come in full.
+enum Cut {
+    /// Our disk, or something to be told as it is.
+    Ours(anyhow::Error),
+    /// The hub or the way to it.
+    Fault(Fault),
+    /// The hub sends another file than it has listed.
+    Contradiction(String),
+}
+
+impl From<Fault> for Cut {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl HuggingFace {
+    /// Brings a file of a commit into a folder, and returns what it hashes to.
+    pub(super) fn bring(&self, repo_id: &str, commit: &str, file: &RemoteFile, into: &Path) -> Result<Sha256Sum> {
+        check_names(repo_id, Some(commit))?;
+        if !is_plain_name(&file.path) {
+            let sentence = format!(
+                "{repo_id} has a file {:?} at the commit {commit}, which is no name of a file here.",
+                file.path
+            );
+            return Err(Failure::No(sentence).into());
+        }
+        let what = format!("{} of {repo_id} at the commit {commit} could not be downloaded", file.path);
+        let url = self.http.url(repo_id.split('/').chain(["resolve", commit, &file.path]));
+        let mut part = Part::open(into.join(&file.path), file)?;
+        let mut reason = String::new();
+        for _ in 0..2 {
+            match self.fill(&url, &mut part) {
+                Ok(()) => match part.finish()? {
+                    Some(sum) => return Ok(sum),
+                    None => reason = "its checksum is another than the one that the hub tells".to_owned(),
+                },
+                Err(Cut::Contradiction(told)) => reason = told,
+                Err(Cut::Ours(error)) => return Err(error),
+                Err(Cut::Fault(fault)) => return Err(self.http.reading_error(fault, &what)),
+            }
+            part.restart()?;
+        }
+        part.remove()?;
+        let hub = self.http.endpoint();
+        Err(Failure::Unreachable(format!("{what}: {hub} sends another file than it lists ({reason}), twice")).into())
+    }
+
+    /// Downloads what is missing of a file.
+    fn fill(&self, url: &Url, part: &mut Part<'_>) -> Result<(), Cut> {
+        let patience = &self.http.patience;
+        let (mut etag, mut tries, mut furthest) = (None, 1, part.len());
+        while part.missing() > 0 {
+            let fault = match self.stream(url, part, &mut etag) {
+                Ok(()) => Fault::Lost("the connection ended early".to_owned()),
+                // Where the hub has sent us to, it is refused; the hub may send us elsewhere next time.
+                Err(Cut::Fault(Fault::Refused(refusal))) if !refusal.is_hubs => Fault::Refused(refusal),
+                Err(Cut::Fault(Fault::Lost(reason))) => Fault::Lost(reason),
+                Err(cut) => return Err(cut),
+            };
+            if part.missing() == 0 {
+                break;
+            }
+            if part.len() >= furthest.saturating_add(PROGRESS_BYTES) {
+                (tries, furthest) = (1, part.len());
+            } else if tries >= patience.tries {
+                return Err(fault.into());
+            }
+            self.runtime.block_on(sleep(patience.pause(tries)))?;
+            tries += 1;
+        }
+        Ok(())
+    }
+
+    /// Downloads what is missing of a file over one connection, as far as that goes.
+    fn stream(&self, url: &Url, part: &mut Part<'_>, etag: &mut Option<HeaderValue>) -> Result<(), Cut> {
+        let mut call = Call::new(Method::GET, url.clone());
+        call.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if part.len() > 0 {
+            let range = format!("bytes={}-", part.len());
+            call.headers.insert(RANGE, range.parse().expect("digits are a header"));
+            call.headers.extend(etag.clone().map(|etag| (IF_RANGE, etag)));
+        }
+        let answer = self.runtime.block_on(self.http.send(&call)).map_err(|fault| match fault {
+            Fault::Refused(refusal) if refusal.status == StatusCode::RANGE_NOT_SATISFIABLE => {
+                Cut::Contradiction("it is shorter than listed".to_owned())
+            }
+            fault => fault.into(),
+        })?;
+        let headers = answer.headers();
+        check_is_no_page(headers)?;
+        match answer.status() {
+            StatusCode::PARTIAL_CONTENT if is_rest(headers, part.len()) => {}
+            // All of it, for it has changed, or this server knows no ranges.
+            StatusCode::OK => part.restart().map_err(Cut::Ours)?,
+            status => {
+                return Err(Fault::Lost(format!("it answers {status} with another part than was asked for")).into());
+            }
+        }
+        let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if let Some(length) = length.filter(|length| *length != part.missing()) {
+            let (length, missing) = (count(length), count(part.missing()));
+            return Err(Cut::Contradiction(format!("{length} bytes where {missing} are missing")));
+        }
+        *etag = headers.get(ETAG).filter(|etag| etag.as_bytes().starts_with(b"\"")).cloned();
+        let missing = part.missing();
+        let (sender, receiver) = mpsc::channel(PARTS_AHEAD);
+        let (received, written) = thread::scope(|scope| {
+            let writer = scope.spawn(|| part.take(receiver));
+            let received = self.runtime.block_on(unless_interrupted(self.receive(answer, missing, sender)));
+            (received, writer.join().expect("writing does not panic"))
+        });
+        written.map_err(Cut::Ours)?;
+        match received? {
+            true => Ok(()),
+            false => Err(Cut::Contradiction("it is longer than listed".to_owned())),
+        }
+    }
+
+    /// Hands on what comes of a body, at most `missing` bytes; whether that was all.
+    async fn receive(&self, mut answer: Response, mut missing: u64, parts: Sender<Bytes>) -> Result<bool, Fault> {
+        let stall = self.http.patience.stall;
+        let (mut since, mut bytes_since) = (Instant::now(), 0);
+        while let Some(bytes) = answer.chunk().await.map_err(lost)? {
+            let Some(left) = missing.checked_sub(bytes.len() as u64) else { return Ok(false) };
+            missing = left;
+            bytes_since += bytes.len();
+            if since.elapsed() >= stall {
+                if (bytes_since as f64) < stall.as_secs_f64() * LEAST_BYTES_PER_SECOND {
+                    return Err(Fault::Lost(format!("{bytes_since} bytes came in {} s", stall.as_secs_f32())));
+                }
+                (since, bytes_since) = (Instant::now(), 0);
+            }
+            self.throttle.pass(bytes.len()).await;
+            if parts.send(bytes).await.is_err() {
+                // The disk has failed, which the writer tells.
+                return Ok(true);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Whether a part of a file is its end from there on.
+fn is_rest(headers: &HeaderMap, start: u64) -> bool {
+    let range = headers.get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+    let first = range.and_then(|range| range.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok());
+    first == Some(start)
+}

@@ -86,7 +86,7 @@ fn a_token_that_is_missing_or_refused_is_told_before_anything_is_written_and_nev
     let wrong = "hf_zzzzzzzzzzzzzzzzzzzzzzzzzzzzzz";
     for args in [&[] as &[&str], &["--dry-run"]] {
         let outcome = hub.publish(wrong, args).run().assert_exit(2);
-        outcome.assert_stderr_contains("the environment variable HF_TOKEN");
+        let outcome = outcome.assert_stderr_contains("the environment variable HF_TOKEN");
         assert!(!outcome.stderr.contains(wrong) && !outcome.stdout.contains(wrong), "{}", outcome.stderr);
     }
     // Nor is a rival taken for one that cannot be loaded because of it.
@@ -99,7 +99,7 @@ fn a_token_that_is_missing_or_refused_is_told_before_anything_is_written_and_nev
     let setting = format!("hub.token={TOKEN}");
     for args in [&["check", "secret.yaml"] as &[&str], &["check", "hub.yaml", "--set", &setting]] {
         let outcome = hub.assay("", args).run().assert_exit(2);
-        outcome.assert_stderr_contains("a token of the hub has no place in a");
+        let outcome = outcome.assert_stderr_contains("a token of the hub has no place in a");
         assert!(!outcome.stderr.contains(TOKEN), "{}", outcome.stderr);
     }
 }

@@ -124,7 +124,7 @@ impl Remote {
             max_bytes_per_second: None,
             hashes: FileHashes::default(),
             patience,
-            progress: None,
+            observer: crate::hub::progress::Observer::default(),
         });
         fixture.network.hub = Box::new(hub.unwrap());
         let ledger = Ledger::open(&fixture.dir.path().join("ledger.sqlite")).unwrap();

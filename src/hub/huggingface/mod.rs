@@ -23,7 +23,7 @@ mod xet;
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
 
 use super::file_hashes::FileHashes;

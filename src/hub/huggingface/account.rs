@@ -65,7 +65,9 @@ pub(super) async fn check_may_write(http: &Http, repo_id: &str, is_new: bool) ->
     let what = format!("{repo_id} cannot be written");
     let Some(token) = http.token() else {
         let hub = http.endpoint();
-        return Err(input(format!("{what}: {hub} wants a token for that; set HF_TOKEN, or log in with `hf auth login`.")));
+        return Err(input(format!(
+            "{what}: {hub} wants a token for that; set HF_TOKEN, or log in with `hf auth login`."
+        )));
     };
     let account: Account = match http.get_json(http.url(["api", "whoami-v2"]), MAX_BYTES).await {
         Ok(account) => account,
@@ -82,11 +84,16 @@ pub(super) async fn check_may_write(http: &Http, repo_id: &str, is_new: bool) ->
     }
 }
 
+/// The organisation of which every namespace is a part: how a hub of one user says that all is his.
+pub(crate) const ANY_NAMESPACE: &str = "*";
+
 impl Account {
     /// Why the token may not write, as far as can be told.
     fn objection(&self, repo_id: &str, is_new: bool) -> Option<String> {
         let (namespace, _) = names::repository(repo_id).ok()?;
-        let is_namespace = |name: &Option<String>| name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(namespace));
+        let is_namespace = |name: &Option<String>| {
+            name.as_deref().is_some_and(|name| name == ANY_NAMESPACE || name.eq_ignore_ascii_case(namespace))
+        };
         if let (Some(name), Some(organisations)) = (&self.name, &self.orgs)
             && !name.eq_ignore_ascii_case(namespace)
         {
@@ -102,12 +109,13 @@ impl Account {
         }
         let token = self.auth.as_ref()?.token.as_ref()?;
         match token.role.as_deref()? {
-            "read" => Some("the token may only read; make one that may write, at the hub's settings under tokens".to_owned()),
+            "read" => {
+                Some("the token may only read; make one that may write, at the hub's settings under tokens".to_owned())
+            }
             "fineGrained" => {
                 let scopes = token.fine_grained.as_ref()?.scoped.as_ref()?;
-                let may_write = |scope: &&Scope| {
-                    scope.permissions.iter().flatten().any(|permission| permission == "repo.write")
-                };
+                let may_write =
+                    |scope: &&Scope| scope.permissions.iter().flatten().any(|permission| permission == "repo.write");
                 let entities = scopes.iter().filter(may_write).filter_map(|scope| scope.entity.as_ref());
                 let names: Vec<_> = entities.filter_map(|entity| entity.name.as_deref()).collect();
                 let covers = |wanted: &str| names.iter().any(|name| name.eq_ignore_ascii_case(wanted));
@@ -128,7 +136,9 @@ pub(super) fn write_error(http: &Http, fault: Fault, what: &str) -> anyhow::Erro
     let hub = http.endpoint();
     let said = if refusal.message.is_empty() { String::new() } else { format!(" ({})", refusal.message) };
     match (refusal.status.as_u16(), http.token()) {
-        (401 | 403, None) => input(format!("{what}: {hub} wants a token for that; set HF_TOKEN, or log in with `hf auth login`.")),
+        (401 | 403, None) => {
+            input(format!("{what}: {hub} wants a token for that; set HF_TOKEN, or log in with `hf auth login`."))
+        }
         (401 | 403, Some(token)) => input(format!(
             "{what}: {hub} forbids it{said}. The token of {} must be allowed to write there, and the hub must have room left \
              for its owner.",
@@ -137,7 +147,9 @@ pub(super) fn write_error(http: &Http, fault: Fault, what: &str) -> anyhow::Erro
         (402 | 413 | 507, _) => input(format!(
             "{what}: {hub} has no room for it{said}. Delete what is not needed there any more, or take another account."
         )),
-        (404, _) => Failure::No(format!("{what}: {hub} does not find it, or does not show it to this token{said}")).into(),
+        (404, _) => {
+            Failure::No(format!("{what}: {hub} does not find it, or does not show it to this token{said}")).into()
+        }
         _ => http.error(fault, what),
     }
 }
@@ -159,7 +171,8 @@ mod tests {
     }
 
     fn fine_grained(entity: &str, permission: &str) -> Value {
-        let scoped = json!([{"entity": {"type": "user", "name": entity}, "permissions": ["repo.content.read", permission]}]);
+        let scoped =
+            json!([{"entity": {"type": "user", "name": entity}, "permissions": ["repo.content.read", permission]}]);
         json!({"name": "me", "orgs": [], "auth": {"accessToken": {"role": "fineGrained", "fineGrained": {"scoped": scoped}}}})
     }
 
@@ -184,7 +197,11 @@ mod tests {
         for (account, is_new, why) in [
             (json!({"name": "you", "orgs": []}), true, "write the repository as you/NAME"),
             (json!({"name": "you", "orgs": [{"name": "them"}]}), true, "belongs to \"you\""),
-            (json!({"name": "you", "orgs": [{"name": "me", "roleInOrg": "read"}]}), true, "may only read in the organisation"),
+            (
+                json!({"name": "you", "orgs": [{"name": "me", "roleInOrg": "read"}]}),
+                true,
+                "may only read in the organisation",
+            ),
             (with_role("read"), false, "the token may only read"),
             (fine_grained("me", "repo.content.read"), false, "may not write to the repositories"),
             (fine_grained("me/model", "repo.write"), true, "may not make repositories"),

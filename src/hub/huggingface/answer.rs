@@ -81,13 +81,7 @@ pub(super) async fn read(mut answer: Response, max_bytes: usize) -> Result<Vec<u
     unless_interrupted(async { tokio::time::timeout(LONGEST_READ, whole).await.map_err(too_slow)? }).await
 }
 
-/// The body of an answer as JSON.
-pub(super) async fn json<T: DeserializeOwned>(answer: Response, max_bytes: usize) -> Result<T, Fault> {
-    check_is_no_page(answer.headers())?;
-    parse(&read(answer, max_bytes).await?)
-}
-
-/// What a body says.
+/// What a body says, which is JSON.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
     serde_json::from_slice(bytes).map_err(|error| Fault::Lost(format!("its answer cannot be understood: {error}")))
 }

@@ -13,7 +13,7 @@ use reqwest::{Body, Client, Method, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
-pub(super) use super::answer::{Refusal, json, lost, read, shown, sleep, unless_interrupted};
+pub(super) use super::answer::{Refusal, lost, read, shown, sleep, unless_interrupted};
 use super::answer::{check_is_no_page, next_page, parse};
 use super::pause::Patience;
 use super::remembered::{Page, Remembered};

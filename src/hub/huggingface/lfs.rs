@@ -111,7 +111,9 @@ pub(super) async fn ask(http: &Http, repo_id: &str, sources: &[&Source], what: &
             let orders = wanted.iter().map(|(oid, _)| order(http, &batch, oid, what));
             Ok(Transfer::Basic(orders.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect()))
         }
-        Some(other) => Err(misunderstood(http, what, &format!("wants files by a way {:?} that was not offered", shown(other)))),
+        Some(other) => {
+            Err(misunderstood(http, what, &format!("wants files by a way {:?} that was not offered", shown(other))))
+        }
     }
 }
 
@@ -144,7 +146,9 @@ impl Action {
         for (name, value) in told.header.iter().flatten() {
             let name = HeaderName::try_from(name).ok()?;
             // The length is the file's, and how the connection is used is not for the hub to say.
-            if !["content-length", "transfer-encoding", "connection", "host", "expect", "te", "upgrade"].contains(&name.as_str()) {
+            if !["content-length", "transfer-encoding", "connection", "host", "expect", "te", "upgrade"]
+                .contains(&name.as_str())
+            {
                 headers.insert(name, HeaderValue::try_from(value).ok()?);
             }
         }

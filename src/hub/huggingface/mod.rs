@@ -23,12 +23,13 @@ mod xet;
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
 
 use super::file_hashes::FileHashes;
 use super::progress::Observer;
 use super::{Hub, RemoteFile, Sha256Sum, Upload};
+pub(crate) use account::ANY_NAMESPACE;
 use http::Http;
 pub use pause::Patience;
 use throttle::Throttle;

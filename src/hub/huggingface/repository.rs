@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::account::write_error;
 use super::http::{Call, Fault, Http};
+use super::listing::is_absence;
 use crate::error::{Failure, input};
 use crate::hub::names;
 
@@ -31,17 +32,14 @@ pub(super) async fn look(http: &Http, repo_id: &str) -> Result<Option<Repository
     let (namespace, name) = names::repository(repo_id).map_err(input)?;
     let repository: Repository = match http.get_json(http.url(["api", "models", namespace, name]), MAX_BYTES).await {
         Ok(repository) => repository,
-        // A hub hides what is not ours to see, and calls it "not found", by this word also where it says 401.
-        Err(Fault::Refused(refusal))
-            if refusal.status == StatusCode::NOT_FOUND || refusal.code.as_deref() == Some("RepoNotFound") =>
-        {
-            return Ok(None);
-        }
+        Err(fault) if is_absence(&fault) => return Ok(None),
         Err(fault) => return Err(http.error(fault, &format!("{repo_id} could not be looked at"))),
     };
     if let Some(id) = repository.id.as_deref().filter(|id| *id != repo_id && names::repository(id).is_ok()) {
         let hub = http.endpoint();
-        return Err(input(format!("{repo_id} is called {id} at {hub} now; write that name into the recipe (hub.repo).")));
+        return Err(input(format!(
+            "{repo_id} is called {id} at {hub} now; write that name into the recipe (hub.repo)."
+        )));
     }
     if repository.commit.as_deref().is_some_and(|commit| !names::is_commit(commit)) {
         let hub = http.endpoint();

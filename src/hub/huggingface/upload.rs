@@ -119,8 +119,7 @@ impl<'a> Uploader<'a> {
             return Ok(commit.clone());
         }
         let modes = self.large().await?;
-        let (large, small): (Vec<_>, Vec<_>) =
-            self.sources.iter().zip(modes).partition(|(_, is_large)| *is_large);
+        let (large, small): (Vec<_>, Vec<_>) = self.sources.iter().zip(modes).partition(|(_, is_large)| *is_large);
         let [large, small] = [large, small].map(|files| files.into_iter().map(|(file, _)| file).collect::<Vec<_>>());
         match lfs::ask(&self.hub.http, self.upload.repo_id, &large, &self.what()).await? {
             Transfer::Xet => xet::commit(self, &parent).await,

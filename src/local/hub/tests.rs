@@ -608,37 +608,48 @@ fn what_the_folder_hub_has_uploaded_is_served_even_if_it_wrote_no_sums_down() {
 /// The crate that assay writes with.
 #[test]
 fn hf_hub_creates_uploads_lists_and_downloads() {
+    use futures_util::TryStreamExt;
     use hf_hub::repository::{CommitOperation, RepoTreeEntry, RepoTypeModel};
     let world = World::new(Options::default());
     let cache = tempfile::tempdir().unwrap();
     let client = hf_hub::HFClient::builder().endpoint(world.endpoint()).token("t").cache_dir(cache.path());
-    let client = client.build_sync().unwrap();
-    for exist_ok in [false, true] {
-        let create = client.create_repository().repo_id(REPO).repo_type(RepoTypeModel).private(true).exist_ok(exist_ok);
-        assert_eq!(create.send().unwrap().url, format!("{}/{REPO}", world.endpoint()));
-    }
-    let model = client.model("miner", "model");
-    let first = model.list_commits().send().unwrap().remove(0).id;
-    let add = |name: &str, content: &[u8]| CommitOperation::add_bytes(name, content.to_vec());
-    let operations = vec![add("config.json", b"{}"), add("model.safetensors", &weights())];
-    let commit = |operations, parent: &str| {
-        model.create_commit().operations(operations).commit_message("A model").parent_commit(parent.to_owned()).send()
-    };
-    let made = commit(operations, &first).unwrap().commit_oid.unwrap();
-    assert_eq!(made, world.newest());
-    assert!(commit(vec![CommitOperation::delete("config.json")], &first).unwrap_err().to_string().contains("412"));
-    let info = model.info().send().unwrap();
-    assert_eq!((info.sha.as_deref(), info.private), (Some(made.as_str()), Some(true)));
-    let sizes: Vec<_> = model.list_tree().revision(made.as_str()).recursive(true).send().unwrap();
-    let sizes = sizes.iter().map(|entry| match entry {
-        RepoTreeEntry::File { path, size, .. } => (path.as_str(), *size),
-        RepoTreeEntry::Directory { path, .. } => panic!("{path} is a folder"),
+    let client = client.build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        for exist_ok in [false, true] {
+            let create = client.create_repository().repo_id(REPO).repo_type(RepoTypeModel).private(true);
+            let made = create.exist_ok(exist_ok).send().await.unwrap();
+            assert_eq!(made.url, format!("{}/{REPO}", world.endpoint()));
+        }
+        let model = client.model("miner", "model");
+        let commits: Vec<_> = model.list_commits().send().unwrap().try_collect().await.unwrap();
+        let first = &commits[0].id;
+        let add = |name: &str, content: &[u8]| CommitOperation::add_bytes(name, content.to_vec());
+        let operations = vec![add("config.json", b"{}"), add("model.safetensors", &weights())];
+        let commit = |operations| {
+            let commit = model.create_commit().operations(operations).commit_message("A model");
+            commit.parent_commit(first.to_owned()).send()
+        };
+        let made = commit(operations).await.unwrap().commit_oid.unwrap();
+        assert_eq!(made, world.newest());
+        let stale = commit(vec![CommitOperation::delete("config.json")]).await.unwrap_err();
+        assert!(stale.to_string().contains("412"), "{stale}");
+        let info = model.info().send().await.unwrap();
+        assert_eq!((info.sha.as_deref(), info.private), (Some(made.as_str()), Some(true)));
+        let tree = model.list_tree().revision(made.as_str()).recursive(true).send().unwrap();
+        let entries: Vec<_> = tree.try_collect().await.unwrap();
+        let sizes: Vec<_> = entries
+            .iter()
+            .map(|entry| match entry {
+                RepoTreeEntry::File { path, size, .. } => (path.as_str(), *size),
+                RepoTreeEntry::Directory { path, .. } => panic!("{path} is a folder"),
+            })
+            .collect();
+        assert_eq!(sizes[1..], [("config.json", 2), ("model.safetensors", 3_000_001)]);
+        let path = model.download_file().filename("model.safetensors").revision(made.as_str()).send().await.unwrap();
+        assert!(fs::read(path).unwrap() == weights());
+        model.update_settings().private(false).send().await.unwrap();
     });
-    let sizes: Vec<_> = sizes.collect();
-    assert_eq!(sizes[1..], [("config.json", 2), ("model.safetensors", 3_000_001)]);
-    let path = model.download_file().filename("model.safetensors").revision(made.as_str()).send().unwrap();
-    assert!(fs::read(path).unwrap() == weights());
-    model.update_settings().private(false).send().unwrap();
     assert_eq!(world.hub.is_private(REPO).unwrap(), Some(false));
 }
 

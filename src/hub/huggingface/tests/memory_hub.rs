@@ -184,7 +184,8 @@ impl Shared {
         let mut answer = None;
         for when in [When::Before, When::After] {
             let mut contents = self.contents.lock().unwrap();
-            let fate = self.script.lock().unwrap().as_mut().map_or(Fate::Go, |script| script(&request, when, &mut contents));
+            let fate =
+                self.script.lock().unwrap().as_mut().map_or(Fate::Go, |script| script(&request, when, &mut contents));
             match fate {
                 Fate::Go if when == When::Before => answer = Some(contents.handle(endpoint, &request)),
                 Fate::Go => {}
@@ -259,7 +260,11 @@ impl Contents {
         match request.kind() {
             "look" => {
                 let id = self.id.as_deref().unwrap_or("me/model");
-                (200, String::new(), json!({"id": id, "sha": newest.map(|commit| &commit.oid), "private": self.private}))
+                (
+                    200,
+                    String::new(),
+                    json!({"id": id, "sha": newest.map(|commit| &commit.oid), "private": self.private}),
+                )
             }
             "settings" => {
                 self.private = body["private"] == true;
@@ -276,7 +281,11 @@ impl Contents {
                     let is_large = file["size"].as_u64().unwrap() > LARGE_BYTES as u64;
                     json!({"path": file["path"], "uploadMode": if is_large { "lfs" } else { "regular" }})
                 };
-                (200, String::new(), json!({"files": body["files"].as_array().unwrap().iter().map(mode).collect::<Value>()}))
+                (
+                    200,
+                    String::new(),
+                    json!({"files": body["files"].as_array().unwrap().iter().map(mode).collect::<Value>()}),
+                )
             }
             "batch" => {
                 assert_eq!(body["transfers"], json!(["basic", "xet"]));
@@ -317,7 +326,8 @@ impl Contents {
 
     fn commit(&mut self, body: &[u8]) -> Answer {
         let newest = self.commits.as_ref().unwrap().last().cloned();
-        let (mut files, mut large) = newest.as_ref().map_or_else(Default::default, |c| (c.files.clone(), c.large.clone()));
+        let (mut files, mut large) =
+            newest.as_ref().map_or_else(Default::default, |c| (c.files.clone(), c.large.clone()));
         for line in body.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
             let line: Value = serde_json::from_slice(line).unwrap();
             let value = &line["value"];
@@ -362,7 +372,8 @@ impl Commit {
     fn entry(&self, path: &str, content: &[u8]) -> Value {
         let mut blob = Sha1::new_with_prefix(format!("blob {}\0", content.len()));
         blob.update(content);
-        let mut entry = json!({"type": "file", "path": path, "size": content.len(), "oid": format!("{:x}", blob.finalize())});
+        let mut entry =
+            json!({"type": "file", "path": path, "size": content.len(), "oid": format!("{:x}", blob.finalize())});
         if self.large.iter().any(|name| name == path) {
             entry["lfs"] = json!({"oid": sha256(content), "size": content.len(), "pointerSize": 134});
         }

@@ -62,7 +62,8 @@ impl World {
     }
 
     fn upload(&self) -> anyhow::Result<String> {
-        let upload = Upload { card: Some("# A model\n"), ..Upload::new("me/model", self.model.path(), &NAMES, "Train") };
+        let upload =
+            Upload { card: Some("# A model\n"), ..Upload::new("me/model", self.model.path(), &NAMES, "Train") };
         self.client().upload(&upload)
     }
 
@@ -197,7 +198,9 @@ fn a_lost_request_or_answer_leaves_one_commit_at_each_step() {
 #[test]
 fn a_hub_that_fails_for_a_moment_is_asked_again_and_waited_for() {
     for (status, headers, least) in [(500, "", 0.0), (504, "", 0.0), (429, "Retry-After: 1\r\n", 1.0)] {
-        for (nth, kind) in ["look", "create", "tree", "preupload", "batch", "put", "verify", "commit"].into_iter().enumerate() {
+        for (nth, kind) in
+            ["look", "create", "tree", "preupload", "batch", "put", "verify", "commit"].into_iter().enumerate()
+        {
             // Each wait takes a second: not all of them.
             if least > 0.0 && nth % 3 == 2 {
                 continue;

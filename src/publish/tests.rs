@@ -17,7 +17,7 @@ use crate::error::exit_code;
 use crate::hub::fetch::Cache;
 use crate::hub::folder::FolderHub;
 use crate::hub::hash::directory_hash;
-use crate::hub::{Hub, RemoteFile, Sha256Sum, Upload};
+use crate::hub::{ATTRIBUTES_FILE, Hub, RemoteFile, Sha256Sum, Upload};
 use crate::model::arch::Arch;
 use crate::model::weights;
 use crate::rules::Rules;
@@ -130,11 +130,14 @@ impl Fixture {
         assert_eq!(killed.unwrap_err().to_string(), "killed", "{step:?}");
     }
 
-    /// The commits of the repository, and what the hotkey has ever committed.
+    /// The commits of the repository, but for one that the hub makes by itself, and what the hotkey has ever committed.
     fn written(&self) -> (Vec<String>, Vec<String>) {
         let texts = self.ledger.commitments_of("miner").unwrap();
         let texts = texts.into_iter().map(|commitment| String::from_utf8(commitment.bytes).unwrap()).collect();
-        (self.network.hub.commits("me/model").unwrap(), texts)
+        let hub = &self.network.hub;
+        let is_ours =
+            |commit: &String| hub.files("me/model", commit).unwrap().iter().any(|file| file.path != ATTRIBUTES_FILE);
+        (hub.commits("me/model").unwrap().into_iter().filter(is_ours).collect(), texts)
     }
 
     /// Panics unless there is one commit, one commitment, and they are of the model `a`.

@@ -132,14 +132,15 @@ impl Remote {
         Self { fixture, folder: FolderHub::open(&dir).unwrap(), death, _server: server }
     }
 
-    /// How often the model stands in the repository, and what was committed to the chain.
+    /// How many commits the repository has with files of ours, and what was committed to the chain.
     fn written(&self) -> (usize, Vec<String>) {
-        let holds_model = |commit: &String| {
-            let files = self.folder.files("me/model", commit).unwrap();
-            files.iter().any(|file| file.path == "model.safetensors")
+        let is_ours = |commit: &String| {
+            self.folder.files("me/model", commit).unwrap().iter().any(|file| file.path != ATTRIBUTES_FILE)
         };
-        let num_commits = self.folder.commits("me/model").unwrap().iter().filter(|commit| holds_model(commit)).count();
-        (num_commits, self.fixture.written().1)
+        let commits = self.folder.commits("me/model").unwrap();
+        let texts = self.fixture.ledger.commitments_of("miner").unwrap();
+        let texts = texts.into_iter().map(|commitment| String::from_utf8(commitment.bytes).unwrap()).collect();
+        (commits.iter().filter(|commit| is_ours(commit)).count(), texts)
     }
 }
 

@@ -108,3 +108,6 @@ impl Hub for HuggingFace {
         bail!("not yet")
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -129,4 +129,15 @@ mod tests {
         drop(lock);
         lock_serving(&link, "the ledger L").unwrap();
     }
+
+    #[test]
+    fn at_least_one_service_is_asked_for() {
+        use clap::Parser;
+        let parses =
+            |args: &[&str]| crate::cli::Cli::try_parse_from([&["assay", "local", "serve"], args].concat()).is_ok();
+        assert!(
+            parses(&["--rpc", "0"]) && parses(&["--hub", "0"]) && parses(&["--rpc", "0", "--hub", "0", "--token", "t"])
+        );
+        assert!(!parses(&[]) && !parses(&["--rpc", "0", "--token", "t"]));
+    }
 }

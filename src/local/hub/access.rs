@@ -6,6 +6,7 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 
 use super::files::Sums;
 use super::objects::Objects;
@@ -22,6 +23,8 @@ pub(super) struct World {
     pub(super) hub: Arc<FolderHub>,
     pub(super) objects: Objects,
     pub(super) sums: Sums,
+    /// For those who send much: the others wait for their turn.
+    pub(super) turns: Semaphore,
     pub(super) options: Options,
 }
 

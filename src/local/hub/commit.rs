@@ -56,6 +56,7 @@ pub(super) async fn preupload(
         let there = commit.as_deref().map_or(Ok(Vec::new()), |commit| world.hub.files(&repo_id, commit))?;
         let mut files = Vec::with_capacity(plan.files.len());
         for Planned { path, size } in plan.files {
+            check_name(&path)?; // before gigabytes go up
             let mode = if is_large(&path, size) { "lfs" } else { "regular" };
             let mut file = json!({ "path": path, "uploadMode": mode, "shouldIgnore": false });
             if let (Some(commit), Some(old)) = (&commit, there.iter().find(|old| old.path == path)) {
@@ -119,7 +120,9 @@ pub(super) async fn commit(
         let sentence = format!("A commit has at most {} MiB, large files aside.", MAX_BODY_BYTES >> 20);
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, sentence)
     };
+    let _turn = world.turns.acquire().await; // never closed
     let body = to_bytes(request.into_body(), MAX_BODY_BYTES).await.map_err(too_large)?;
+    let world = Arc::clone(&world);
     blocking(move || {
         let mut wanted = read(&body)?;
         drop(body);

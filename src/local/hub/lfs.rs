@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::HttpBody;
@@ -12,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::access::{Place, Visitor, World, blocking};
 use super::objects::{Grant, is_sha256};
@@ -22,6 +24,8 @@ use crate::model::weights::FileSum;
 const MAX_FILES: usize = 1000;
 /// Parts of an upload that wait to be written.
 const MAX_WAITING: usize = 8;
+/// How long the next part of an upload is waited for.
+const STALL: Duration = Duration::from_secs(60);
 
 /// What a client wants to upload.
 #[derive(Deserialize)]
@@ -132,11 +136,18 @@ pub(super) async fn put(
         let sentence = format!("The hub's disk has no room for {size} bytes more.");
         return Err(Refusal::new(StatusCode::INSUFFICIENT_STORAGE, sentence));
     }
+    let _turn = world.turns.acquire().await; // never closed
     let (sender, parts) = mpsc::channel(MAX_WAITING);
-    let writing = tokio::spawn(blocking(move || Ok(world.objects.receive(&oid, size, parts)?)));
+    let writing = {
+        let world = Arc::clone(&world);
+        tokio::spawn(blocking(move || Ok(world.objects.receive(&oid, size, parts)?)))
+    };
     let mut received = 0;
     // Where the client goes away, this ends here, and what writes sees that the file is not whole.
-    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+    loop {
+        let frame = timeout(STALL, poll_fn(|context| Pin::new(&mut body).poll_frame(context))).await;
+        let frame = frame.map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "No more of the file came."))?;
+        let Some(frame) = frame else { break };
         let frame = frame.map_err(|error| Refusal::bad(format!("The file did not come to its end: {error}")))?;
         let Ok(part) = frame.into_data() else { continue };
         received += part.len() as u64;

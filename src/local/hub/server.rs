@@ -17,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::serve::IncomingStream;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::access::{World, is_own};
 use super::objects::Objects;
@@ -28,6 +28,8 @@ use crate::local::loopback;
 
 /// What is sent as JSON, but for commits, which are bounded by themselves.
 const MAX_JSON_BYTES: usize = 1 << 20;
+/// As many large files and commits come at once.
+const MAX_SENDERS: usize = 8;
 /// Requests wait for the disk; more threads only wait.
 const MAX_WAITING_THREADS: usize = 32;
 /// How long the end waits for answers that are under way.
@@ -46,7 +48,8 @@ impl Server {
         let objects = Objects::of(hub.dir())?;
         let listener = loopback::listen(port)?;
         let address = listener.local_addr()?;
-        let world = Arc::new(World { hub, objects, sums: Mutex::new(HashMap::new()), options });
+        let (sums, turns) = (Mutex::new(HashMap::new()), Semaphore::new(MAX_SENDERS));
+        let world = Arc::new(World { hub, objects, sums, turns, options });
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .max_blocking_threads(MAX_WAITING_THREADS)

@@ -266,3 +266,7 @@ impl Cache {
 fn touch(dir: &Path) {
     let _ = File::open(dir).and_then(|folder| folder.set_modified(SystemTime::now()));
 }
+
+#[cfg(test)]
+#[path = "cache_tests.rs"]
+mod tests;

@@ -111,6 +111,12 @@ impl FileHashes {
         Ok(())
     }
 
+    /// Whether a file's hash is known without reading it.
+    #[cfg(test)]
+    pub(super) fn knows(&self, path: &Path) -> bool {
+        Stamp::of(path).is_ok_and(|stamp| self.remembered([stamp.key(TOLD)]) != [None])
+    }
+
     fn remembered<const N: usize>(&self, keys: [Key; N]) -> [Option<String>; N] {
         let mut values = self.memo.get(&keys).into_iter();
         let hash = |value: Vec<u8>| String::from_utf8(value).ok().filter(|hash| hash.len() == HASH_LEN);

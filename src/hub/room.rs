@@ -112,3 +112,7 @@ fn look_at(dir: PathBuf) -> Option<Held> {
     }
     Some(Held { dir, bytes, used })
 }
+
+#[cfg(test)]
+#[path = "room_tests.rs"]
+mod tests;

@@ -71,7 +71,7 @@ pub(super) async fn read(mut answer: Response, max_bytes: usize) -> Result<Vec<u
         let mut bytes = Vec::new();
         while let Some(part) = answer.chunk().await.map_err(lost)? {
             if bytes.len() + part.len() > max_bytes {
-                return Err(Fault::Lost(format!("its answer has more than {max_bytes} bytes")));
+                return Err(Fault::TooLong(max_bytes));
             }
             bytes.extend_from_slice(&part);
         }
@@ -95,15 +95,17 @@ pub(super) fn check_is_no_page(headers: &HeaderMap) -> Result<(), Fault> {
     }
 }
 
-/// Where a list goes on that an answer from `url` begins, by its Link; only ever on the same server.
-pub(super) fn next_page(url: &Url, headers: &HeaderMap) -> Option<Url> {
+/// Where a list goes on that an answer from `url` begins, by its Link; a fault where that is another server.
+pub(super) fn next_page(url: &Url, headers: &HeaderMap) -> Result<Option<Url>, Fault> {
     let links = headers.get_all(LINK).iter().filter_map(|link| link.to_str().ok()).flat_map(|links| links.split(','));
     let next = links.filter_map(|link| {
         let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
         let is_next = |parameter: &str| matches!(parameter.trim(), "rel=\"next\"" | "rel=next");
-        parameters.split(';').any(is_next).then(|| url.join(target).ok())?
+        parameters.split(';').any(is_next).then_some(target)
     });
-    next.into_iter().find(|next| next.origin() == url.origin())
+    let Some(target) = next.into_iter().next() else { return Ok(None) };
+    let next = url.join(target).ok().filter(|next| next.origin() == url.origin());
+    next.map(Some).ok_or_else(|| Fault::Lost("its list goes on at another server".to_owned()))
 }
 
 /// What went wrong with a connection, without the address, which may carry a signature.
@@ -151,7 +153,7 @@ mod tests {
         let url = Url::parse("http://hub:80/api/tree").unwrap();
         let next = |link: &str| {
             let headers = HeaderMap::from_iter([(LINK, link.parse().unwrap())]);
-            next_page(&url, &headers).map(String::from)
+            next_page(&url, &headers).map(|next| next.map(String::from))
         };
         let expected = Some("http://hub/api/tree?cursor=a".to_owned());
         for good in [
@@ -159,21 +161,13 @@ mod tests {
             "</api/tree?cursor=a>;rel=next",
             "<http://hub/1>; rel=\"prev\", <?cursor=a>; rel=\"next\"",
         ] {
-            assert_eq!(next(good), expected, "{good}");
+            assert_eq!(next(good).unwrap(), expected, "{good}");
         }
-        for bad in [
-            "",
-            "<http://hub/x>",
-            "<http://hub/x>; rel=\"prev\"",
-            "<http://other/x>; rel=\"next\"",
-            "http://hub/x; rel=\"next\"",
-            "<https://hub/x>; rel=\"next\"",
-            "<http://hub:81/x>; rel=\"next\"",
-            "<//other/x>; rel=\"next\"",
-            "<",
-            "<>",
-        ] {
-            assert_eq!(next(bad), None, "{bad}");
+        for last in ["", "<http://hub/x>", "<http://hub/x>; rel=\"prev\"", "http://hub/x; rel=\"next\"", "<", "<>"] {
+            assert_eq!(next(last).unwrap(), None, "{last}");
+        }
+        for elsewhere in ["http://other/x", "https://hub/x", "http://hub:81/x", "//other/x", "file:///x", "http://"] {
+            assert!(next(&format!("<{elsewhere}>; rel=\"next\"")).is_err(), "{elsewhere}");
         }
     }
 

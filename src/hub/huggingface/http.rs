@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderMap, IF_NONE_MATCH, LOCATION};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, LOCATION};
 use reqwest::redirect::Policy;
 use reqwest::{Body, Client, Method, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
@@ -35,6 +35,8 @@ pub(super) enum Fault {
     Refused(Refusal),
     /// There is none, or none that can be understood.
     Lost(String),
+    /// There is one of more bytes than this, as none should have.
+    TooLong(usize),
     /// The hub does not take our token, whatever is asked.
     BadToken,
     /// An orderly end was asked for.
@@ -137,11 +139,6 @@ impl Http {
         url
     }
 
-    /// The answer to a GET.
-    pub(super) async fn get(&self, url: Url) -> Result<Response, Fault> {
-        self.send(&Call::new(Method::GET, url)).await
-    }
-
     /// The answer to a GET, as JSON of at most so many bytes.
     pub(super) async fn get_json<T: DeserializeOwned>(&self, url: Url, max_bytes: usize) -> Result<T, Fault> {
         parse(&self.get_page(url, max_bytes).await?.bytes)
@@ -161,7 +158,7 @@ impl Http {
             return known.map(|(_, page)| page).ok_or_else(unasked);
         }
         let etag = headers.get(ETAG).cloned();
-        let page = Arc::new(Page { bytes, next: next_page(&from, &headers) });
+        let page = Arc::new(Page { bytes, next: next_page(&from, &headers)? });
         if let Some(etag) = etag {
             self.remembered.put(url, etag, Arc::clone(&page));
         }
@@ -273,20 +270,27 @@ impl Http {
             if !answer.status().is_redirection() || answer.status() == StatusCode::NOT_MODIFIED {
                 return Ok(answer);
             }
-            let keeps_method = matches!(answer.status().as_u16(), 307 | 308)
-                || call.method == Method::GET
-                || call.method == Method::HEAD;
-            let location = answer.headers().get(LOCATION).and_then(|location| location.to_str().ok());
-            let next = location.and_then(|location| url.join(location).ok()).filter(|_| keeps_method);
-            let next = next.filter(|next| matches!(next.scheme(), "http" | "https"));
-            let Some(next) = next else { return Err(Fault::Lost("it sends elsewhere, and not to where".to_owned())) };
-            if url.scheme() == "https" && next.scheme() == "http" {
-                let host = next.host_str().unwrap_or("nobody");
-                return Err(Fault::Lost(format!("it sends to an unencrypted address of {host}")));
-            }
-            url = next;
+            url = Self::destination(&url, answer.status(), answer.headers().get(LOCATION), &call.method)?;
         }
         Err(Fault::Lost(format!("it sends elsewhere more than {MAX_REDIRECTS} times")))
+    }
+
+    /// Where an answer from `url` sends; never from an encrypted connection to one that is not.
+    pub(super) fn destination(
+        url: &Url,
+        status: StatusCode,
+        location: Option<&HeaderValue>,
+        method: &Method,
+    ) -> Result<Url, Fault> {
+        let keeps_method = matches!(status.as_u16(), 307 | 308) || matches!(*method, Method::GET | Method::HEAD);
+        let next = location.and_then(|location| url.join(location.to_str().ok()?).ok());
+        let next = next.filter(|next| keeps_method && matches!(next.scheme(), "http" | "https") && next.has_host());
+        let next = next.ok_or_else(|| Fault::Lost("it sends elsewhere, and not to where".to_owned()))?;
+        if (url.scheme(), next.scheme()) == ("https", "http") {
+            let host = next.host_str().unwrap_or("nobody");
+            return Err(Fault::Lost(format!("it sends to an unencrypted address of {host}")));
+        }
+        Ok(next)
     }
 
     /// Waits for the beginning of an answer, from when the last of a body has gone out.
@@ -318,6 +322,9 @@ impl Http {
         match fault {
             Fault::Interrupted => Failure::Interrupted(format!("{what}: interrupted")).into(),
             Fault::Lost(reason) => Failure::Unreachable(format!("{what}: {hub} would not answer ({reason})")).into(),
+            Fault::TooLong(bytes) => {
+                Failure::Unreachable(format!("{what}: the answer of {hub} has more than {bytes} bytes")).into()
+            }
             Fault::BadToken => {
                 let source = self.token.as_ref().map_or("nowhere", |token| token.source());
                 input(format!("{what}: {hub} does not take the token of {source}; put a valid one there, or none"))
@@ -342,13 +349,14 @@ impl Http {
     }
 
     /// The same of a question about a stranger's repository: whatever the hub finds wrong with it is the stranger's doing,
-    /// down to a name that it does not allow.
+    /// down to a name that it does not allow, or a list without end.
     pub(super) fn reading_error(&self, fault: Fault, what: &str) -> anyhow::Error {
-        let is_about_us = matches!(fault, Fault::BadToken);
-        match self.error(fault, what).downcast::<Failure>() {
-            Ok(Failure::Input(said)) if !is_about_us => Failure::No(said).into(),
-            Ok(failure) => failure.into(),
-            Err(error) => error,
-        }
+        let is_theirs = match &fault {
+            Fault::Refused(refusal) => refusal.is_hubs && refusal.is_final() && refusal.status.is_client_error(),
+            Fault::TooLong(_) => true,
+            _ => false,
+        };
+        let error = self.error(fault, what);
+        if is_theirs { Failure::No(error.to_string()).into() } else { error }
     }
 }

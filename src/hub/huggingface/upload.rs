@@ -47,7 +47,7 @@ impl Setback {
     /// What follows from the end of a request that was made but once.
     pub(super) fn of(http: &Http, fault: Fault, what: &str) -> Self {
         let is_again = match &fault {
-            Fault::Lost(_) => true,
+            Fault::Lost(_) | Fault::TooLong(_) => true,
             Fault::Refused(refusal) => match refusal.status.as_u16() {
                 // These were waited for already.
                 429 | 503 => false,

@@ -1,0 +1,236 @@
+//! Downloads over connections that end anywhere: the right file comes at last, once, and to its place.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use super::server::{Reply, Server};
+use super::*;
+use crate::error::exit_code;
+use crate::hub::Checksum;
+
+pub(super) const ETAG: &str = "\"v1\"";
+
+/// A folder for downloads in one of its own, so that what is written beside it is seen.
+pub(super) struct Place {
+    root: TempDir,
+}
+
+impl Place {
+    pub(super) fn new() -> Self {
+        let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        fs::create_dir(root.path().join("into")).unwrap();
+        Self { root }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.root.path().join("into")
+    }
+
+    /// Where the file comes to lie.
+    pub(super) fn path(&self) -> PathBuf {
+        self.dir().join("model.safetensors")
+    }
+
+    /// Whether just these files are there, and nothing beside their folder.
+    pub(super) fn holds(&self, names: &[&str]) -> bool {
+        names_in(self.root.path()) == ["into"] && names_in(&self.dir()) == names
+    }
+}
+
+fn names_in(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort_unstable();
+    names
+}
+
+/// A file with the SHA-256 of its content.
+pub(super) fn file(content: &[u8]) -> RemoteFile {
+    let sum = Some(Checksum::Sha256(Sha256::digest(content).into()));
+    RemoteFile { path: "model.safetensors".to_owned(), bytes: content.len() as u64, sum }
+}
+
+pub(super) fn download(hub: &HuggingFace, file: &RemoteFile, place: &Place) -> Result<Sha256Sum> {
+    Ok(hub.download(REPO, &commit(), &[file], &place.dir())?[0])
+}
+
+#[test]
+fn a_file_cut_at_random_points_comes_whole_and_once() {
+    let mut random_numbers = fastrand::Rng::with_seed(8);
+    let (mut num_cuts, mut least_sent, mut most_sent) = (0, u64::MAX, 0);
+    for trial in 0..100 {
+        let content = random(trial, random_numbers.usize(1..400_000));
+        let wanted = file(&content);
+        let len = content.len();
+        let cuts = Mutex::new(fastrand::Rng::with_seed(trial));
+        let server = Server::start(move |request| {
+            // Most connections end somewhere on the way, some of them before the first byte.
+            let cut = cuts.lock().unwrap().usize(0..len + len / 4);
+            Reply::file(request, &content, ETAG).cut(if request.index % 8 == 7 { usize::MAX } else { cut })
+        });
+        let place = Place::new();
+        // In every second trial the process is another one after each cut.
+        let tries = if trial % 2 == 0 { 8 } else { 1 };
+        let patient = Patience { tries, ..patience() };
+        let hub = || HuggingFace::new(Options { patience: patient.clone(), ..options(&server) }).unwrap();
+        let mut client = hub();
+        let sum = loop {
+            match download(&client, &wanted, &place) {
+                Ok(sum) => break sum,
+                Err(error) => assert!(trial % 2 == 1 && exit_code(&error) == 3, "{trial}: {error:#}"),
+            }
+            assert!(place.holds(&["model.safetensors"]));
+            client = hub();
+        };
+        assert_eq!(Some(Checksum::Sha256(sum)), wanted.sum);
+        let arrived = fs::read(place.path()).unwrap();
+        assert_eq!(Some(Checksum::Sha256(Sha256::digest(arrived).into())), wanted.sum, "{trial}");
+        assert!(place.holds(&["model.safetensors"]));
+        num_cuts += server.requests().len() - 1;
+        (least_sent, most_sent) =
+            (least_sent.min(server.num_sent() * 100 / len as u64), most_sent.max(server.num_sent() * 100 / len as u64));
+    }
+    assert!(num_cuts >= 50, "only {num_cuts} cuts");
+    assert!(least_sent >= 100 && most_sent <= 105, "{least_sent} to {most_sent} % of a file were sent");
+}
+
+#[test]
+fn a_connection_that_falls_silent_is_left_for_another_one() {
+    let content = random(1, 100_000);
+    let wanted = file(&content);
+    let server = Server::start(move |request| {
+        let reply = Reply::file(request, &content, ETAG);
+        if request.index == 0 { reply.cut(50_000).linger(Duration::from_millis(1500)) } else { reply }
+    });
+    let place = Place::new();
+    download(&client(&server), &wanted, &place).unwrap();
+    assert_eq!(server.requests().iter().map(super::server::Request::start).collect::<Vec<_>>(), [0, 50_000]);
+    assert_eq!(server.requests()[1].header("if-range"), Some(ETAG));
+}
+
+#[test]
+fn a_server_without_ranges_and_a_file_that_changes_are_begun_anew() {
+    let [old, new] = [1, 2].map(|seed| random(seed, 200_000));
+    let wanted = file(&new);
+    let place = Place::new();
+    let content = new.clone();
+    let server = Server::start(move |request| {
+        let reply = Reply::new(200, content.as_slice());
+        if request.index == 0 { reply.cut(150_000) } else { reply }
+    });
+    download(&client(&server), &wanted, &place).unwrap();
+    assert_eq!(server.requests()[1].start(), 150_000);
+    assert!(fs::read(place.path()).unwrap() == new);
+
+    let place = Place::new();
+    let content = new.clone();
+    let server = Server::start(move |request| match request.index {
+        0 => Reply::file(request, &old, "\"old\"").cut(150_000),
+        _ => Reply::file(request, &content, "\"new\""),
+    });
+    download(&client(&server), &wanted, &place).unwrap();
+    assert!(fs::read(place.path()).unwrap() == new);
+    assert_eq!(server.requests().len(), 2);
+}
+
+#[test]
+fn a_part_of_before_is_gone_on_with_and_a_wrong_one_replaced() {
+    let content = random(1, 100_000);
+    let wanted = file(&content);
+    let served = content.clone();
+    let server = Server::start(move |request| Reply::file(request, &served, ETAG));
+    let place = Place::new();
+    let path = place.path();
+    let hub = client(&server);
+    for (there, starts) in [
+        (content[..70_000].to_vec(), vec![70_000]),
+        (content.clone(), vec![]),
+        (random(2, 70_000), vec![70_000, 0]),
+        (random(2, 100_000), vec![0]),
+        (random(2, 100_001), vec![0]),
+    ] {
+        let before = server.requests().len();
+        fs::write(&path, there).unwrap();
+        download(&hub, &wanted, &place).unwrap();
+        assert!(fs::read(&path).unwrap() == content);
+        assert_eq!(server.requests()[before..].iter().map(super::server::Request::start).collect::<Vec<_>>(), starts);
+    }
+    // Without a sum nobody would see that a part is another file's.
+    fs::write(&path, random(2, 70_000)).unwrap();
+    download(&hub, &RemoteFile { sum: None, ..wanted }, &place).unwrap();
+    assert!(fs::read(&path).unwrap() == content);
+}
+
+#[test]
+fn small_files_are_held_against_the_name_that_git_gives_them() {
+    for content in [random(3, 1000), Vec::new()] {
+        let served = content.clone();
+        let server = Server::start(move |request| Reply::file(request, &served, ETAG));
+        let blob = Sha1::digest([format!("blob {}\0", content.len()).as_bytes(), content.as_slice()].concat());
+        let with = |sum: [u8; 20]| RemoteFile { sum: Some(Checksum::GitBlob(sum)), ..file(&content) };
+        let place = Place::new();
+        let sum = download(&client(&server), &with(blob.into()), &place).unwrap();
+        assert_eq!(sum, <Sha256Sum>::from(Sha256::digest(&content)));
+        assert_eq!(server.requests().len(), usize::from(!content.is_empty()));
+        assert_eq!(exit_code(&download(&client(&server), &with([1; 20]), &place).unwrap_err()), 3);
+        assert!(place.holds(&[]));
+    }
+}
+
+#[test]
+fn nothing_is_written_outside_or_through_a_link() {
+    let content = random(1, 1000);
+    let served = content.clone();
+    let server = Server::start(move |request| Reply::file(request, &served, ETAG));
+    let hub = client(&server);
+    let place = Place::new();
+    for path in ["../x", "/tmp/x", "a/b", "..", ".", "", "a\0b", "a\\b", "//x", "into/../../x"] {
+        let error = download(&hub, &RemoteFile { path: path.to_owned(), ..file(&content) }, &place).unwrap_err();
+        assert!(exit_code(&error) == 4 && error.to_string().contains("no name of a file here"), "{path}: {error}");
+    }
+    assert!(place.holds(&[]) && server.requests().is_empty());
+
+    let outside = TempDir::new().unwrap();
+    let (other, path) = (outside.path().join("other"), place.path());
+    fs::write(&other, "theirs").unwrap();
+    let links: [&dyn Fn(); 3] =
+        [&|| symlink(&other, &path).unwrap(), &|| symlink(outside.path().join("new"), &path).unwrap(), &|| {
+            fs::hard_link(&other, &path).or_else(|_| symlink(&other, &path)).unwrap()
+        }];
+    for link in links {
+        link();
+        download(&hub, &file(&content), &place).unwrap();
+        assert!(fs::symlink_metadata(&path).unwrap().is_file() && fs::read(&path).unwrap() == content);
+        assert_eq!(
+            (names_in(outside.path()), fs::read(&other).unwrap()),
+            (vec!["other".to_owned()], b"theirs".to_vec())
+        );
+        fs::remove_file(&path).unwrap();
+    }
+    fs::create_dir(&path).unwrap();
+    assert_eq!(exit_code(&download(&hub, &file(&content), &place).unwrap_err()), 1);
+}
+
+#[test]
+fn all_downloads_together_keep_to_the_rate() {
+    let content = random(1, 500_000);
+    let wanted = file(&content);
+    let server = Server::start(move |request| Reply::file(request, &content, ETAG));
+    let hub = HuggingFace::new(Options { max_bytes_per_second: Some(2_000_000), ..options(&server) }).unwrap();
+    let started = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| download(&hub, &wanted, &Place::new()).unwrap());
+        }
+    });
+    // Two million bytes, less the burst.
+    assert!(started.elapsed() >= Duration::from_millis(740), "{:?}", started.elapsed());
+}

@@ -1,0 +1,221 @@
+//! A server that says what a test wants, byte by byte: with the wrong length, cut anywhere, or slowly.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// A request as it came.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) method: String,
+    /// With what follows a question mark.
+    pub(super) path: String,
+    /// By their names in small letters.
+    pub(super) headers: BTreeMap<String, String>,
+    /// How many came to this server before it.
+    pub(super) index: usize,
+}
+
+impl Request {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(String::as_str)
+    }
+
+    /// From where on a file is asked for.
+    pub(super) fn start(&self) -> usize {
+        let range = self.header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
+        range.map_or(0, |start| start.parse().unwrap())
+    }
+}
+
+/// What is answered.
+#[derive(Clone, Debug)]
+pub(super) struct Reply {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+    length: Option<usize>,
+    cut: usize,
+    drip: Option<Duration>,
+    delay: Duration,
+    linger: Duration,
+}
+
+impl Reply {
+    pub(super) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
+        let body = body.into();
+        let (length, cut) = (Some(body.len()), usize::MAX);
+        Self {
+            status,
+            headers: Vec::new(),
+            body,
+            length,
+            cut,
+            drip: None,
+            delay: Duration::ZERO,
+            linger: Duration::ZERO,
+        }
+    }
+
+    pub(super) fn header(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.headers.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// With another Content-Length than it has; `None`: without any.
+    pub(super) fn length(self, length: Option<usize>) -> Self {
+        Self { length, ..self }
+    }
+
+    /// Ends the connection after so many bytes of the body.
+    pub(super) fn cut(self, cut: usize) -> Self {
+        Self { cut, ..self }
+    }
+
+    /// A byte at a time, with a pause after each.
+    pub(super) fn drip(self, pause: Duration) -> Self {
+        Self { drip: Some(pause), ..self }
+    }
+
+    /// Not before so long.
+    pub(super) fn delay(self, delay: Duration) -> Self {
+        Self { delay, ..self }
+    }
+
+    /// Stays connected for so long after the last byte.
+    pub(super) fn linger(self, linger: Duration) -> Self {
+        Self { linger, ..self }
+    }
+
+    /// Sends elsewhere.
+    pub(super) fn redirect(to: String) -> Self {
+        Self::new(302, "").header("location", to)
+    }
+
+    /// A hub's no.
+    pub(super) fn refusal(status: u16, code: &str) -> Self {
+        Self::new(status, format!("{{\"error\":\"{code} in words\"}}")).header("x-error-code", code)
+    }
+
+    /// What a request asks for of a file.
+    pub(super) fn file(request: &Request, content: &[u8], etag: &str) -> Self {
+        let is_same = request.header("if-range").is_none_or(|wanted| wanted == etag);
+        let start = request.start();
+        let reply = if start == 0 || !is_same {
+            Self::new(200, content)
+        } else if start >= content.len() {
+            Self::new(416, "")
+        } else {
+            let (last, total) = (content.len() - 1, content.len());
+            Self::new(206, &content[start..]).header("content-range", format!("bytes {start}-{last}/{total}"))
+        };
+        reply.header("etag", etag)
+    }
+
+    fn send(&self, stream: &mut TcpStream, num_sent: &AtomicU64) -> std::io::Result<()> {
+        thread::sleep(self.delay);
+        let mut head = format!("HTTP/1.1 {} status\r\nconnection: close\r\n", self.status);
+        for (name, value) in &self.headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        if let Some(length) = self.length {
+            head += &format!("content-length: {length}\r\n");
+        }
+        stream.write_all((head + "\r\n").as_bytes())?;
+        let body = &self.body[..self.body.len().min(self.cut)];
+        for part in body.chunks(if self.drip.is_some() { 1 } else { 32 << 10 }) {
+            stream.write_all(part)?;
+            num_sent.fetch_add(part.len() as u64, Ordering::SeqCst);
+            self.drip.into_iter().for_each(thread::sleep);
+        }
+        thread::sleep(self.linger);
+        Ok(())
+    }
+}
+
+/// A server on loopback, until it is dropped.
+pub(super) struct Server {
+    address: SocketAddr,
+    requests: Arc<Mutex<Vec<Request>>>,
+    num_sent: Arc<AtomicU64>,
+    is_over: Arc<AtomicBool>,
+    listener: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    pub(super) fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (requests, num_sent, is_over) = (Arc::default(), Arc::default(), Arc::new(AtomicBool::new(false)));
+        let (seen, sent, over) = (Arc::clone(&requests), Arc::clone(&num_sent), Arc::clone(&is_over));
+        let answer = Arc::new(answer);
+        let listener = thread::spawn(move || {
+            for stream in listener.incoming() {
+                if over.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (answer, seen, sent) = (Arc::clone(&answer), Arc::clone(&seen), Arc::clone(&sent));
+                thread::spawn(move || serve(stream.unwrap(), answer.as_ref(), &seen, &sent));
+            }
+        });
+        Self { address, requests, num_sent, is_over, listener: Some(listener) }
+    }
+
+    pub(super) fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What came so far.
+    pub(super) fn requests(&self) -> Vec<Request> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    /// Bytes of bodies that were sent so far.
+    pub(super) fn num_sent(&self) -> u64 {
+        self.num_sent.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(self.address);
+        let _ = self.listener.take().map(JoinHandle::join);
+    }
+}
+
+fn serve(
+    mut stream: TcpStream,
+    answer: &(impl Fn(&Request) -> Reply + ?Sized),
+    requests: &Mutex<Vec<Request>>,
+    num_sent: &AtomicU64,
+) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut line = || {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap_or_default();
+        line.trim_end().to_owned()
+    };
+    let first = line();
+    let mut words = first.split(' ').map(str::to_owned);
+    let (Some(method), Some(path)) = (words.next(), words.next()) else { return };
+    let mut headers = BTreeMap::new();
+    while let Some((name, value)) = line().split_once(':') {
+        headers.insert(name.to_lowercase(), value.trim().to_owned());
+    }
+    let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
+    std::io::copy(&mut reader.take(length), &mut std::io::sink()).unwrap();
+    let request = {
+        let mut requests = requests.lock().unwrap();
+        let index = requests.len();
+        requests.push(Request { method, path, headers, index });
+        requests.last().unwrap().clone()
+    };
+    // Whoever has hung up does not want the rest.
+    let _ = answer(&request).send(&mut stream, num_sent);
+    let _ = stream.shutdown(Shutdown::Both);
+}

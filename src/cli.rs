@@ -5,7 +5,7 @@ pub mod wallet;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::chain::UNITS_PER_TAO;
 use crate::model::arch::Reference;
@@ -356,20 +356,34 @@ pub enum LocalCommand {
         #[command(flatten)]
         network: NetworkArgs,
     },
-    /// Serve the embedded chain on this machine as a node of Bittensor's would, until Ctrl-C.
+    /// Serve the embedded chain as a node of Bittensor's would, or the hub as Hugging Face does, or both, until Ctrl-C.
     ///
-    /// Recipes and other programs reach it as `endpoint: ws://127.0.0.1:PORT`. Whoever is registered by a name and not by
-    /// an address has the key //NAME there. It listens on loopback only, and takes commitments and weights.
+    /// Recipes and other programs reach the chain as `endpoint: ws://127.0.0.1:PORT`. Whoever is registered by a name and
+    /// not by an address has the key //NAME there. The node takes commitments and weights.
+    ///
+    /// They reach the hub as `endpoint: http://127.0.0.1:PORT`, and Python's huggingface_hub and transformers by
+    /// HF_ENDPOINT. There is one user, to whom every namespace belongs; he is known by any token, or by the only one with
+    /// --token. The hub is made if it is not there.
+    ///
+    /// Both listen on loopback only.
+    #[command(group = ArgGroup::new("services").args(["rpc", "hub"]).required(true).multiple(true))]
     Serve {
-        /// The port; 0 takes one that is free.
+        /// Serve the chain on this port; 0 takes one that is free.
         #[arg(long, value_name = "PORT")]
-        rpc: u16,
+        rpc: Option<u16>,
+        /// Serve the hub on this port; 0 takes one that is free.
+        #[arg(long, value_name = "PORT")]
+        hub: Option<u16>,
         /// The folder of the embedded network.
         #[arg(long, visible_alias = "local", value_name = "DIR", default_value = crate::recipe::LOCAL_DIR)]
         dir: PathBuf,
         /// The version of the chain's program that it looks like: 143 (March 2024) or 185.
         #[arg(long, value_name = "VERSION", default_value_t = 143)]
         spec: u32,
+        /// The only token that the hub takes; default any. Other users of this machine can see it here: it is to practise
+        /// with, and no secret.
+        #[arg(long, value_name = "TOKEN", requires = "hub")]
+        token: Option<String>,
     },
 }
 

@@ -14,8 +14,11 @@ use crate::cli::{LocalArgs, LocalCommand};
 use crate::clock::{Clock, SystemClock};
 use crate::error::input;
 use crate::figures::count;
+use crate::hub::Hub;
+use crate::hub::folder::FolderHub;
 use crate::interrupt;
 use crate::local;
+use crate::local::hub::{self, HubServer};
 use crate::local::rpc::{self, Devnet, Spec};
 use crate::lock;
 use crate::metrics::printer::Printer;
@@ -32,7 +35,15 @@ pub fn run(args: &LocalArgs, printer: &Printer) -> Result<()> {
             let options = local::Options { block_ms: (block_seconds * 1000.0).round() as u64 };
             printer.result(&network::make(&place.hub, &place.chain, &options)?)
         }
-        LocalCommand::Serve { rpc, dir, spec } => serve(*rpc, dir, *spec, printer),
+        LocalCommand::Serve { rpc, hub, dir, spec, token } => {
+            interrupt::install()?;
+            let _hub = hub.map(|port| serve_hub(port, dir, token.clone(), printer)).transpose()?;
+            let _chain = rpc.map(|port| serve_chain(port, dir, *spec, printer)).transpose()?;
+            while !interrupt::requested() {
+                SystemClock.sleep(Duration::from_secs(60));
+            }
+            Ok(())
+        }
         LocalCommand::Register { hotkey, stake, network } => {
             let place = Place::of(network)?;
             let ledger = Ledger::open(&place.chain.ledger)?;
@@ -51,13 +62,24 @@ pub fn run(args: &LocalArgs, printer: &Printer) -> Result<()> {
     }
 }
 
-/// Serves the ledger until an end is asked for, which is how this command is meant to end.
-fn serve(port: u16, dir: &Path, spec: u32, printer: &Printer) -> Result<()> {
+/// Serves the hub folder, which is made if it is not there, until the server is dropped.
+fn serve_hub(port: u16, dir: &Path, token: Option<String>, printer: &Printer) -> Result<HubServer> {
+    let (hub, _) = network::local_sections(dir);
+    let hub = Arc::new(FolderHub::create(&hub.dir)?);
+    let server = HubServer::start(Arc::clone(&hub), port, hub::Options { token, ..hub::Options::default() })?;
+    let (hub, endpoint) = (hub.describe(), server.endpoint());
+    printer.result(&format!(
+        "Serving {hub} until Ctrl-C, as `endpoint: {endpoint}` in recipes and HF_ENDPOINT={endpoint} for other programs."
+    ))?;
+    Ok(server)
+}
+
+/// Serves the ledger until the node is dropped. The lock goes after it.
+fn serve_chain(port: u16, dir: &Path, spec: u32, printer: &Printer) -> Result<(Devnet, File)> {
     let spec = Spec::of(spec)?;
     let (_, chain) = network::local_sections(dir);
     let ledger = Arc::new(Ledger::open(&chain.ledger)?);
-    let _lock = lock_serving(&chain.ledger, &ledger.describe())?;
-    interrupt::install()?;
+    let lock = lock_serving(&chain.ledger, &ledger.describe())?;
     let devnet = Devnet::start_lagging(Arc::clone(&ledger), port, spec, FINALITY_LAG)?;
     let snapshot = ledger.snapshot()?;
     let mut text = format!(
@@ -76,10 +98,7 @@ fn serve(port: u16, dir: &Path, spec: u32, printer: &Printer) -> Result<()> {
         text.push_str(&format!("\n  uid {}: {key}", neuron.uid));
     }
     printer.result(&text)?;
-    while !interrupt::requested() {
-        SystemClock.sleep(Duration::from_secs(60));
-    }
-    Ok(())
+    Ok((devnet, lock))
 }
 
 /// Keeps a second node from the ledger, whose transactions this one would not know of. The lock is a file of its own:
@@ -109,5 +128,16 @@ mod tests {
         assert!(error.to_string().contains(&holder), "{error}");
         drop(lock);
         lock_serving(&link, "the ledger L").unwrap();
+    }
+
+    #[test]
+    fn at_least_one_service_is_asked_for() {
+        use clap::Parser;
+        let parses =
+            |args: &[&str]| crate::cli::Cli::try_parse_from([&["assay", "local", "serve"], args].concat()).is_ok();
+        assert!(
+            parses(&["--rpc", "0"]) && parses(&["--hub", "0"]) && parses(&["--rpc", "0", "--hub", "0", "--token", "t"])
+        );
+        assert!(!parses(&[]) && !parses(&["--rpc", "0", "--token", "t"]));
     }
 }

@@ -5,6 +5,7 @@
 //! as a whole: an init that was killed half-way is simply repeated.
 
 pub mod hub;
+mod loopback;
 pub mod rpc;
 pub mod unigram;
 

@@ -146,7 +146,7 @@ impl Phrase {
 }
 
 /// Fills bytes with what nobody can guess.
-pub(super) fn fill_with_chance(bytes: &mut [u8]) -> Result<()> {
+pub(crate) fn fill_with_chance(bytes: &mut [u8]) -> Result<()> {
     use crypto_secretbox::aead::OsRng;
     use crypto_secretbox::aead::rand_core::RngCore;
     OsRng.try_fill_bytes(bytes).map_err(|error| anyhow!("the system gives no random numbers: {error}"))

@@ -26,6 +26,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::Result;
 
+pub(crate) use key::fill_with_chance;
 pub use key::{Keypair, Signer};
 pub use keyring::Keyring;
 

@@ -2,13 +2,12 @@
 //!
 //! What waits for the ledger or for another request does so on threads of its own, so that two are enough to listen.
 
-use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Result};
 use jsonrpsee::RpcModule;
 use jsonrpsee::server::middleware::http::HostFilterLayer;
 use jsonrpsee::server::{BatchRequestConfig, RandomStringIdProvider, ServerBuilder, ServerConfig};
@@ -17,9 +16,9 @@ use tower::ServiceBuilder;
 
 use super::methods::METHODS;
 use super::node::Node;
-use super::origin::{OWN_HOSTS, OriginLayer};
+use super::origin::OriginLayer;
 use super::subscriptions::{self, FINALIZED_HEADS, NAMES};
-use crate::error::input;
+use crate::local::loopback::{self, OWN_HOSTS};
 
 /// Keys of a thousand storage entries have some 140 kB.
 const MAX_REQUEST_BYTES: u32 = 1 << 20;
@@ -49,16 +48,7 @@ pub(super) struct Server {
 impl Server {
     /// Serves a node.
     pub(super) fn start(node: Arc<Node>, port: u16) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|error| match error.kind() {
-            ErrorKind::AddrInUse => {
-                input(format!("port {port} of this machine is in use: give another one, or 0 for any that is free"))
-            }
-            ErrorKind::PermissionDenied => {
-                input(format!("port {port} of this machine is not for every user: give one above 1023"))
-            }
-            _ => Error::new(error).context(format!("cannot listen on port {port} of this machine")),
-        })?;
-        listener.set_nonblocking(true)?;
+        let listener = loopback::listen(port)?;
         let address = listener.local_addr()?;
         let module = module(&node)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()

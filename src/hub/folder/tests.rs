@@ -3,13 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::symlink;
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::thread;
 
 use tempfile::TempDir;
 
 use super::*;
 use crate::error::exit_code;
+use crate::lock;
 
 const REPO: &str = "miner/model";
 
@@ -67,8 +69,12 @@ fn what_was_uploaded_comes_back_byte_by_byte_and_cannot_be_written_to() {
     assert!(names::is_commit(&first) && names::is_commit(&second));
     assert_eq!(hub.commits(REPO).unwrap(), [second.clone(), first.clone()]);
     assert_eq!(hub.newest_commit(REPO).unwrap(), Some(second.clone()));
-    let file = |path: &str, bytes| RemoteFile::new(path, bytes);
-    let expected = [file("config.json", 2), file("model.safetensors", BUFFER_BYTES as u64 + 3)];
+    let expected = NAMES.map(|name| {
+        let content = fs::read(model(1).path().join(name)).unwrap();
+        let sum = Some(Checksum::Sha256(Sha256::digest(&content).into()));
+        RemoteFile { path: name.to_owned(), bytes: content.len() as u64, sum }
+    });
+    let expected: Vec<_> = expected.into_iter().rev().collect();
     assert_eq!(hub.files(REPO, &first).unwrap(), expected);
     for (seed, commit) in [(1, &first), (2, &second)] {
         let original = fs::read(model(seed).path().join("model.safetensors")).unwrap();
@@ -354,4 +360,104 @@ fn a_hub_that_cannot_be_written_is_refused_before_anything_is_made() {
     let can_write = fs::create_dir(hub.dir.join("probe")).is_ok();
     assert_eq!(hub.check_writable("fourth/model").is_ok(), can_write);
     fs::set_permissions(&hub.dir, Permissions::from_mode(0o755)).unwrap();
+}
+
+/// The change that adds a large file, takes away one, and leaves the model as it is.
+fn change(hub: &FolderHub, parent: Option<&str>, from: &Path) -> Result<Changed> {
+    let sum = FileSum { bytes: 5, sha256: hex::write(Sha256::digest(b"large"))[2..].to_owned() };
+    let add = [
+        ("large.bin".to_owned(), Addition::File(from.to_owned(), sum)),
+        ("notes.txt".to_owned(), Addition::Bytes("notes".into())),
+    ];
+    let (add, delete) = (BTreeMap::from(add), ["config.json".to_owned()]);
+    hub.change(&Change { repo_id: REPO, parent, add: &add, delete: &delete, message: "a change" })
+}
+
+#[test]
+fn a_change_killed_anywhere_and_repeated_makes_exactly_one_commit() {
+    let scratch = folder(&[("large", b"large")]);
+    let from = scratch.path().join("large");
+    let (_dir, peer) = hub();
+    let parent = upload(&peer, 1).unwrap();
+    let Changed::Made(expected) = change(&peer, Some(&parent), &from).unwrap() else { panic!("nothing was made") };
+    let mut num_operations = 0;
+    loop {
+        let (_dir, mut hub) = hub();
+        upload(&hub, 1).unwrap();
+        hub.disk.kill_after(num_operations);
+        let finished = change(&hub, Some(&parent), &from).is_ok();
+        hub.disk = Disk::default();
+        if hub.commits(REPO).unwrap().len() == 1 {
+            assert_eq!(change(&hub, Some(&parent), &from).unwrap(), Changed::Made(expected.clone()));
+        }
+        // Whoever could not know that it was done is told so.
+        assert_eq!(change(&hub, Some(&parent), &from).unwrap(), Changed::Stale);
+        assert_eq!(hub.commits(REPO).unwrap(), [expected.clone(), parent.clone()]);
+        assert_eq!(leftovers(&hub), BTreeSet::new());
+        assert_eq!(fs::read(&from).unwrap(), b"large");
+        if finished {
+            break;
+        }
+        num_operations += 1;
+    }
+    assert!(num_operations >= 8, "{num_operations}");
+}
+
+#[test]
+fn a_change_links_what_stays_and_writes_down_the_sums_of_all() {
+    use std::os::unix::fs::MetadataExt;
+    let scratch = folder(&[("large", b"large")]);
+    let (_dir, hub) = hub();
+    let parent = upload(&hub, 1).unwrap();
+    let Changed::Made(commit) = change(&hub, None, &scratch.path().join("large")).unwrap() else { panic!("not made") };
+    let inode = |commit: &str| fs::metadata(hub.dir.join(REPO).join(commit).join("model.safetensors")).unwrap().ino();
+    assert_eq!(inode(&parent), inode(&commit));
+    for file in hub.files(REPO, &commit).unwrap() {
+        let content = downloaded(&hub, &commit, &file.path);
+        assert_eq!(file.sum, Some(Checksum::Sha256(Sha256::digest(content).into())), "{}", file.path);
+        let mode = fs::metadata(hub.dir.join(REPO).join(&commit).join(&file.path)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o444);
+    }
+    let names: Vec<_> = hub.files(REPO, &commit).unwrap().into_iter().map(|file| file.path).collect();
+    assert_eq!(names, ["large.bin", "model.safetensors", "notes.txt"]);
+    let absent = Change { repo_id: REPO, parent: None, add: &BTreeMap::new(), delete: &["x".to_owned()], message: "" };
+    assert_eq!(hub.change(&absent).unwrap(), Changed::Missing("x".to_owned()));
+    assert_eq!(exit_code(&hub.change(&Change { repo_id: "miner/other", ..absent }).unwrap_err()), 4);
+    let outside = BTreeMap::from([("../x".to_owned(), Addition::Bytes("x".into()))]);
+    let outside = Change { repo_id: REPO, parent: None, add: &outside, delete: &[], message: "" };
+    assert_eq!(exit_code(&hub.change(&outside).unwrap_err()), 2);
+    assert_eq!((hub.newest_commit(REPO).unwrap(), leftovers(&hub)), (Some(commit), BTreeSet::new()));
+}
+
+#[test]
+fn a_private_repository_is_never_seen_by_others_wherever_its_making_is_killed() {
+    let model = model(1);
+    for num_operations in 0..20 {
+        let (_dir, mut hub) = hub();
+        let upload = |hub: &FolderHub| {
+            hub.upload(&Upload { private: true, ..Upload::new(REPO, model.path(), &NAMES, "a model") })
+        };
+        hub.disk.kill_after(num_operations);
+        let _ = upload(&hub);
+        hub.disk = Disk::default();
+        let is_seen =
+            |hub: &FolderHub| hub.newest_commit(REPO).unwrap().is_some() && hub.is_private(REPO).unwrap() != Some(true);
+        assert!(!is_seen(&hub), "{num_operations}");
+        upload(&hub).unwrap();
+        assert!(!is_seen(&hub), "{num_operations}");
+        assert!(!hub.create_repository(REPO, false, &[("a", b"a")]).unwrap(), "it was made twice");
+        assert_eq!(hub.is_private(REPO).unwrap(), Some(true));
+    }
+}
+
+#[test]
+fn a_repository_is_created_once_with_its_first_files() {
+    let (_dir, hub) = hub();
+    assert!(hub.create_repository(REPO, false, &[(".gitattributes", b"x")]).unwrap());
+    let first = hub.commits(REPO).unwrap();
+    assert!(!hub.create_repository(REPO, true, &[(".gitattributes", b"y")]).unwrap());
+    assert_eq!((hub.commits(REPO).unwrap(), hub.is_private(REPO).unwrap()), (first.clone(), Some(false)));
+    // What hubs put into each repository is no part of a model.
+    let commit = upload(&hub, 1).unwrap();
+    assert_eq!(hub.commits(REPO).unwrap(), [commit, first[0].clone()]);
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! HUB/namespace/name/COMMIT/        the files of a commit, which nobody may write to
-//! HUB/namespace/name/commits.jsonl  the line of commits, oldest first
+//! HUB/namespace/name/commits.jsonl  the line of commits with the sums of their files, oldest first
 //! HUB/namespace/name/.lock          held by the process that makes a commit
 //! HUB/namespace/name/.private       is there if only the owner sees the repository, where others can tell
 //! ```
@@ -11,23 +11,26 @@
 //! are written under a temporary name and synced, the line is replaced, and with the last rename the commit is there;
 //! what a killed upload leaves behind, the next one removes. No link inside the hub is followed.
 
-use std::fmt::Write as _;
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Read, Write as _};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+mod commit;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Access, OFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{ATTRIBUTES_FILE, CARD_FILE, Hub, RemoteFile, Sha256Sum, Upload, names};
-use crate::disk::{Disk, is_out_of_space};
+pub use self::commit::{Addition, Change, Changed};
+use super::{Checksum, Hub, RemoteFile, Sha256Sum, Upload, names};
+use crate::disk::Disk;
 use crate::error::{Failure, input};
-use crate::lock;
-use crate::model::weights::{FileSum, HashedWriter, is_plain_name};
+use crate::hex;
+use crate::model::weights::{FileSum, is_plain_name};
 use crate::regular_file;
 
 const LINE_FILE: &str = "commits.jsonl";
@@ -50,11 +53,14 @@ pub struct FolderHub {
 }
 
 /// A commit in the line.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Entry {
-    commit: String,
-    message: String,
+pub(crate) struct Entry {
+    pub(crate) commit: String,
+    pub(crate) message: String,
+    /// SHA-256 of its files in hexadecimal; those of old commits are not written down.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) sums: BTreeMap<String, String>,
 }
 
 impl FolderHub {
@@ -103,8 +109,49 @@ impl FolderHub {
         Ok(entries)
     }
 
-    /// The folder of a commit that exists.
-    fn commit_dir(&self, repo_id: &str, commit: &str) -> Result<PathBuf> {
+    /// Where it lies.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The commits of a repository, oldest first; none if there is no such repository.
+    pub(crate) fn log(&self, repo_id: &str) -> Result<Vec<Entry>> {
+        self.line(&self.repository(repo_id)?)
+    }
+
+    /// Where a file of a repository lies that has this content and stands in some commit.
+    pub(crate) fn find_content(&self, repo_id: &str, sum: &FileSum) -> Result<Option<PathBuf>> {
+        let repository = self.repository(repo_id)?;
+        for entry in self.line(&repository)?.iter().rev() {
+            let dir = repository.join(&entry.commit);
+            for (name, _) in entry.sums.iter().filter(|(_, sha256)| **sha256 == sum.sha256) {
+                let metadata = fs::symlink_metadata(dir.join(name));
+                if metadata.is_ok_and(|metadata| metadata.is_file() && metadata.len() == sum.bytes) {
+                    return Ok(Some(dir.join(name)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// When a commit was made.
+    pub(crate) fn commit_time(&self, repo_id: &str, commit: &str) -> Result<SystemTime> {
+        let dir = self.repository(repo_id)?.join(commit);
+        let time = fs::metadata(&dir).and_then(|metadata| metadata.modified());
+        time.with_context(|| format!("cannot read {}", dir.display()))
+    }
+
+    /// Opens a file of a commit; `None` where it holds none of that name.
+    pub(crate) fn open_file(&self, repo_id: &str, commit: &str, name: &str) -> Result<Option<File>> {
+        let (dir, _) = self.commit_dir(repo_id, commit)?;
+        if !is_plain_name(name) {
+            return Ok(None);
+        }
+        regular_file::open_no_link(&dir.join(name)).with_context(|| format!("cannot read {name}"))
+    }
+
+    /// The folder of a commit that exists, and what the line says of it.
+    fn commit_dir(&self, repo_id: &str, commit: &str) -> Result<(PathBuf, Entry)> {
         let repository = self.repository(repo_id)?;
         if !names::is_commit(commit) {
             let digits = names::COMMIT_DIGITS;
@@ -113,82 +160,10 @@ impl FolderHub {
         if !is_folder_below(&self.dir, &repository) {
             return Err(no(format!("There is no repository {repo_id} in {}.", self.describe())));
         }
-        if !self.line(&repository)?.iter().any(|entry| entry.commit == commit) {
+        let Some(entry) = self.line(&repository)?.into_iter().find(|entry| entry.commit == commit) else {
             return Err(no(format!("{repo_id} has no commit {commit} in {}.", self.describe())));
-        }
-        Ok(repository.join(commit))
-    }
-
-    /// Makes the folders of a repository, where it is not there: a private one, if so.
-    fn make_repository(&self, repository: &Path, private: bool) -> Result<()> {
-        let is_new = !is_folder_below(&self.dir, repository);
-        for folder in below(&self.dir, repository) {
-            // Another process may make it at the same time.
-            match self.disk.create_dir(folder) {
-                Err(error) if !is_folder(folder) => return Err(error),
-                Err(_) => {}
-                Ok(()) => self.disk.sync_dir(folder.parent().unwrap_or(&self.dir))?,
-            }
-        }
-        let marker = repository.join(PRIVATE_FILE);
-        if is_new && private && fs::symlink_metadata(&marker).is_err() {
-            self.disk.write(&marker, || {
-                fs::write(&marker, "").with_context(|| format!("cannot write {}", marker.display()))
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Adds a commit to the line. The caller holds the lock and has removed what is temporary.
-    fn commit(
-        &self,
-        repository: &Path,
-        dir: &Path,
-        names: &[&str],
-        card: Option<&str>,
-        message: &str,
-    ) -> Result<String> {
-        let mut line = self.line(repository)?;
-        if let Some(newest) = line.last()
-            && holds(&repository.join(&newest.commit), dir, names)?
-        {
-            return Ok(newest.commit.clone());
-        }
-        let temporary = repository.join(format!("{TEMPORARY}commit"));
-        self.disk.create_dir(&temporary)?;
-        let mut tree = Vec::with_capacity(names.len());
-        for &name in names {
-            let target = temporary.join(name);
-            tree.push((name, self.disk.write(&target, || copy(&dir.join(name), &target))?));
-        }
-        if let Some(card) = card {
-            let target = temporary.join(CARD_FILE);
-            tree.push((CARD_FILE, self.disk.write(&target, || write_whole(card.as_bytes(), &target))?));
-        }
-        self.disk.sync_dir(&temporary)?;
-        let commit = commit_name(line.last().map(|entry| entry.commit.as_str()), &tree, message)?;
-        let commit_dir = repository.join(&commit);
-        if fs::symlink_metadata(&commit_dir).is_ok() {
-            // It stood in no line: the line was lost, or somebody put it there.
-            self.disk.rename(&commit_dir, &repository.join(format!("{TEMPORARY}stray")))?;
-        }
-        line.push(Entry { commit: commit.clone(), message: message.to_owned() });
-        self.write_line(repository, &line)?;
-        self.disk.rename(&temporary, &commit_dir)?;
-        self.disk.sync_dir(repository)?;
-        Ok(commit)
-    }
-
-    fn write_line(&self, repository: &Path, line: &[Entry]) -> Result<()> {
-        let mut text = Vec::new();
-        for entry in line {
-            serde_json::to_writer(&mut text, entry)?;
-            text.push(b'\n');
-        }
-        let temporary = repository.join(format!("{TEMPORARY}{LINE_FILE}"));
-        self.disk.write(&temporary, || write_whole(&text, &temporary))?;
-        self.disk.rename(&temporary, &repository.join(LINE_FILE))?;
-        self.disk.sync_dir(repository)
+        };
+        Ok((repository.join(commit), entry))
     }
 
     fn remove_temporary(&self, repository: &Path) -> Result<()> {
@@ -244,19 +219,18 @@ impl Hub for FolderHub {
     }
 
     fn files(&self, repo_id: &str, commit: &str) -> Result<Vec<RemoteFile>> {
-        list(&self.commit_dir(repo_id, commit)?)
+        let (dir, entry) = self.commit_dir(repo_id, commit)?;
+        let mut files = list(&dir)?;
+        for file in &mut files {
+            file.sum = entry.sums.get(&file.path).and_then(|sum| parse_sum(sum)).map(Checksum::Sha256);
+        }
+        Ok(files)
     }
 
     fn download(&self, repo_id: &str, commit: &str, files: &[&RemoteFile], into: &Path) -> Result<Vec<Sha256Sum>> {
-        let commit_dir = self.commit_dir(repo_id, commit)?;
         let mut sums = Vec::with_capacity(files.len());
         for RemoteFile { path, .. } in files {
-            let stored = if is_plain_name(path) {
-                regular_file::open_no_link(&commit_dir.join(path)).with_context(|| format!("cannot read {path}"))?
-            } else {
-                None
-            };
-            let Some(mut stored) = stored else {
+            let Some(mut stored) = self.open_file(repo_id, commit, path)? else {
                 let hub = self.describe();
                 return Err(no(format!("{repo_id} holds no file {path:?} at the commit {commit} in {hub}.")));
             };
@@ -271,41 +245,7 @@ impl Hub for FolderHub {
     }
 
     fn upload(&self, upload: &Upload<'_>) -> Result<String> {
-        let &Upload { repo_id, dir, names, card, message, private } = upload;
-        self.check_writable(repo_id)?;
-        let repository = self.repository(repo_id)?;
-        let mut names = names.to_vec();
-        names.sort_unstable();
-        names.dedup();
-        if names.is_empty() {
-            return Err(input(format!("There is no file to upload to {repo_id}.")));
-        }
-        for name in &names {
-            if !is_plain_name(name) || !dir.join(name).is_file() {
-                return Err(input(format!("{name:?} is no file of {}.", dir.display())));
-            }
-        }
-        self.make_repository(&repository, private)?;
-        let Some(_lock) = lock::wait(&repository.join(LOCK_FILE), self.patience)? else {
-            let hub = self.describe();
-            let sentence = format!("Another process is uploading to {repo_id} in {hub}; try again when it is done.");
-            return Err(Failure::Unreachable(sentence).into());
-        };
-        self.remove_temporary(&repository)?;
-        let made = self.commit(&repository, dir, &names, card, message);
-        // Best effort: what cannot be removed now is removed by the next upload.
-        let _ = self.remove_temporary(&repository);
-        made.map_err(|error| {
-            let hub = self.describe();
-            if is_out_of_space(&error) {
-                error.context(format!(
-                    "No space left in {hub} for {}: nothing was uploaded to {repo_id}. Free some space and try again",
-                    dir.display()
-                ))
-            } else {
-                error.context(format!("{} could not be uploaded to {repo_id} in {hub}", dir.display()))
-            }
-        })
+        self.upload_folder(upload)
     }
 
     fn is_private(&self, repo_id: &str) -> Result<Option<bool>> {
@@ -365,54 +305,6 @@ fn list(commit_dir: &Path) -> Result<Vec<RemoteFile>> {
     Ok(files)
 }
 
-/// Whether a commit holds just these files (sorted) of a folder, with the same content, beside what is no part of a model.
-fn holds(commit_dir: &Path, dir: &Path, names: &[&str]) -> Result<bool> {
-    let mut stored = list(commit_dir)?;
-    stored.retain(|file| {
-        ![CARD_FILE, ATTRIBUTES_FILE].contains(&file.path.as_str()) || names.contains(&file.path.as_str())
-    });
-    if !stored.iter().map(|file| file.path.as_str()).eq(names.iter().copied()) {
-        return Ok(false);
-    }
-    for file in stored {
-        let (path, stored_path) = (dir.join(&file.path), commit_dir.join(&file.path));
-        let context = || format!("cannot compare {} and {}", path.display(), stored_path.display());
-        let ours = regular_file::open(&path).with_context(context)?;
-        let Some(theirs) = regular_file::open_no_link(&stored_path).with_context(context)? else { return Ok(false) };
-        if ours.metadata().with_context(context)?.len() != file.bytes
-            || !same_content(ours, theirs, file.bytes).with_context(context)?
-        {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Whether two files of the same size hold the same bytes; ends at the first difference, so two models are told apart
-/// by their first block.
-fn same_content(mut first: File, mut second: File, bytes: u64) -> io::Result<bool> {
-    let mut buffers = [vec![0; BUFFER_BYTES], vec![0; BUFFER_BYTES]];
-    let mut left = bytes;
-    while left > 0 {
-        let len = left.min(BUFFER_BYTES as u64) as usize;
-        let [ours, theirs] = buffers.each_mut().map(|buffer| &mut buffer[..len]);
-        first.read_exact(ours)?;
-        second.read_exact(theirs)?;
-        if ours != theirs {
-            return Ok(false);
-        }
-        left -= len as u64;
-    }
-    Ok(true)
-}
-
-/// Writes a new file, and waits until it is on disk.
-fn write_whole(bytes: &[u8], to: &Path) -> Result<FileSum> {
-    let mut writer = HashedWriter::create(to)?;
-    writer.write_bytes(bytes)?;
-    writer.finish()
-}
-
 /// Copies what is left of a file, and says what it hashes to.
 fn copy_hashed(from: &mut File, to: &mut File) -> io::Result<Sha256Sum> {
     let mut buffer = vec![0; BUFFER_BYTES];
@@ -430,34 +322,10 @@ fn copy_hashed(from: &mut File, to: &mut File) -> io::Result<Sha256Sum> {
     }
 }
 
-/// Copies a file to a new one that nobody may write to, and waits until it is on disk.
-fn copy(from: &Path, to: &Path) -> Result<FileSum> {
-    let context = || format!("cannot read {}", from.display());
-    let mut source = regular_file::open(from).with_context(context)?;
-    let mut writer = HashedWriter::create(to)?;
-    fs::set_permissions(to, Permissions::from_mode(0o444)).with_context(|| format!("cannot write {}", to.display()))?;
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        match source.read(&mut buffer) {
-            Ok(0) => return writer.finish(),
-            Ok(len) => writer.write_bytes(&buffer[..len])?,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error).with_context(context),
-        }
-    }
-}
-
-/// The name of a commit. What is hashed is JSON, in which no two commits have the same text.
-fn commit_name(parent: Option<&str>, tree: &[(&str, FileSum)], message: &str) -> Result<String> {
-    let tree: Vec<_> = tree.iter().map(|(name, sum)| (name, sum.bytes, &sum.sha256)).collect();
-    let digest = Sha256::digest(serde_json::to_vec(&(parent, tree, message))?);
-    let mut commit = String::new();
-    for byte in &digest[..names::COMMIT_DIGITS / 2] {
-        write!(commit, "{byte:02x}")?;
-    }
-    Ok(commit)
+/// A SHA-256 that is written in hexadecimal.
+fn parse_sum(text: &str) -> Option<Sha256Sum> {
+    hex::read(text)?.try_into().ok()
 }
 
 #[cfg(test)]
-#[path = "folder_tests.rs"]
 mod tests;

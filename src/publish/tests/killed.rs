@@ -149,8 +149,8 @@ fn killed_between_any_two_requests_a_model_is_published_exactly_once() {
     for visibility in BOTH {
         let unharmed = Remote::new(visibility, usize::MAX);
         unharmed.fixture.publish("a").unwrap();
-        unharmed.fixture.assert_published_once("unharmed");
         let num_events = unharmed.death.num_events.load(Ordering::SeqCst);
+        unharmed.fixture.assert_published_once("unharmed");
         assert!(num_events > 20, "{num_events}");
 
         for at in 0..num_events {

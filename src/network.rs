@@ -47,7 +47,8 @@ impl Network {
             hub: open_hub(hub, losses.hashes(), printer)?,
             chain,
             hotkeys,
-            cache: Cache::with_hashes(&hub.cache, losses.hashes().clone()),
+            cache: Cache::with_hashes(&hub.cache, losses.hashes().clone())
+                .with_budget(hub.cache_gb.map(|gigabytes| (gigabytes * 1e9) as u64)),
             losses,
         })
     }

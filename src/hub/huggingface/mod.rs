@@ -15,6 +15,7 @@ mod throttle;
 mod token;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use tokio::runtime::Runtime;
@@ -48,7 +49,7 @@ pub struct Options {
 pub struct HuggingFace {
     runtime: Runtime,
     http: Http,
-    throttle: Throttle,
+    throttle: Arc<Throttle>,
     hashes: FileHashes,
 }
 
@@ -62,7 +63,7 @@ impl HuggingFace {
             .enable_all()
             .build()
             .context("the threads that ask the hub cannot be started")?;
-        let throttle = Throttle::new(options.max_bytes_per_second);
+        let throttle = Arc::new(Throttle::new(options.max_bytes_per_second));
         Ok(Self { runtime, http, throttle, hashes: options.hashes })
     }
 }

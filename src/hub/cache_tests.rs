@@ -256,7 +256,7 @@ fn what_does_not_fit_is_not_begun() {
     let criteria = Criteria { max_repo_bytes: u64::MAX, ..criteria() };
     let error = fetch(&huge, &cache, &metadata, &criteria).unwrap_err();
     let text = format!("{error:#}");
-    assert!(text.starts_with("No space left in the cache") && text.contains("needs 1024.00 PiB more, and"), "{text}");
+    assert!(text.starts_with("No space left in the cache") && text.contains("needs 3072.00 PiB more, and"), "{text}");
     assert_eq!(huge.inner.num_sent(), 0);
 }
 

@@ -22,6 +22,7 @@ mod upload;
 mod xet;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
@@ -59,7 +60,7 @@ pub struct Options {
 pub struct HuggingFace {
     runtime: Runtime,
     http: Http,
-    throttle: Throttle,
+    throttle: Arc<Throttle>,
     hashes: FileHashes,
     observer: Observer,
 }
@@ -74,7 +75,7 @@ impl HuggingFace {
             .enable_all()
             .build()
             .context("the threads that ask the hub cannot be started")?;
-        let throttle = Throttle::new(options.max_bytes_per_second);
+        let throttle = Arc::new(Throttle::new(options.max_bytes_per_second));
         Ok(Self { runtime, http, throttle, hashes: options.hashes, observer: options.observer })
     }
 }

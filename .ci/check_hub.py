@@ -13,8 +13,7 @@ With the huggingface_hub that this Python has, and with the one in `--current`, 
 - A private repository is there for whoever has a token and for nobody else, until it is made public; a token that is not
   the named one is refused.
 - What the one wrote, the other reads.
-
-assay's own client against the same server is the second part.
+- The rival of an embedded network, fetched by the reference's own steps, has the hash that stands on the ledger.
 """
 
 import argparse
@@ -23,6 +22,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -194,7 +194,7 @@ def client(step, endpoint, **arguments):
     elif step == "wrong token":
         api, other = huggingface_hub.HfApi(endpoint, token=TOKEN), huggingface_hub.HfApi(endpoint, token="hf_other")
         expect("the user", api.whoami()["type"], "user")
-        api.create_repo("a/b")
+        api.create_repo("a/b", exist_ok=True)
         expect_error("a wrong token", "HfHubHTTPError", 401, lambda: other.create_repo("a/c"))
         expect_error("a wrong token", "HfHubHTTPError", 401, lambda: other.model_info("a/b"))
 
@@ -221,13 +221,19 @@ class Server:
             expect("the server's exit code", code, 0)
 
 
-def run_client(site_packages, endpoint, home, step, **arguments):
-    """Runs a step in a process whose huggingface_hub is that of a folder, or this Python's."""
+def clean_environment(site_packages, endpoint, home):
+    """The environment of a process whose huggingface_hub is that of a folder, or this Python's."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": home, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": site_packages} if site_packages else {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
+    environment |= {f"HF_HUB_DISABLE_{what}": "1" for what in ("XET", "TELEMETRY", "PROGRESS_BARS")}
+    return environment | ({"PYTHONPATH": site_packages} if site_packages else {})
+
+
+def run_client(site_packages, endpoint, home, step, **arguments):
+    """Runs a step in a process of its own."""
     text = json.dumps({"step": step, "endpoint": endpoint} | arguments)
-    if subprocess.run([sys.executable, HERE, "--client", text], env=environment).returncode != 0:
+    command = [sys.executable, HERE, "--client", text]
+    if subprocess.run(command, env=clean_environment(site_packages, endpoint, home)).returncode != 0:
         sys.exit(f"the step {step!r} failed ({site_packages or 'this Python'})")
 
 
@@ -237,13 +243,27 @@ def check_python(assay, versions, scratch):
         for number, version in enumerate(versions):
             answer = scratch / f"written-{number}.json"
             names = {"namespace": "n" * (number + 1), "folder": str(scratch / f"model-{number}"), "answer": str(answer)}
-            run_client(version, endpoint, str(scratch / "home"), "write", **names)
+            run_client(version, endpoint, scratch / "home", "write", **names)
             written.append(json.loads(answer.read_text()))
         for version, other in zip(versions, reversed(written)):
-            run_client(version, endpoint, str(scratch / "home"), "read", **other)
+            run_client(version, endpoint, scratch / "home", "read", **other)
     with Server(assay, scratch / "other", "--token", TOKEN) as endpoint:
-        for version in versions[:1]:
-            run_client(version, endpoint, str(scratch / "home"), "wrong token")
+        for version in versions:
+            run_client(version, endpoint, scratch / "home", "wrong token")
+
+
+def check_committed(assay, versions, scratch):
+    """The reference's hash of what `assay local init` has published is the one that it has committed to the chain."""
+    local = scratch / "network"
+    subprocess.run([assay, "--quiet", "local", "init", "--local", local], check=True, stdout=subprocess.DEVNULL)
+    with sqlite3.connect(f"file:{local}/ledger.sqlite?mode=ro", uri=True) as connection:
+        ((text,),) = connection.execute("SELECT bytes FROM commitments")
+    namespace, name, commit, expected = bytes(text).decode().split(":")
+    with Server(assay, local) as endpoint:
+        for version in versions:
+            command = [sys.executable, HERE.parent / "reference_hash.py", f"{namespace}/{name}", commit, "--endpoint", endpoint]
+            environment = clean_environment(version, endpoint, scratch / "home")
+            subprocess.run([*command, "--expect", expected], check=True, env=environment)
 
 
 def main():
@@ -257,6 +277,7 @@ def main():
     versions = [None] + ([arguments.current] if arguments.current else [])
     with tempfile.TemporaryDirectory() as scratch:
         check_python(arguments.assay, versions, Path(scratch))
+        check_committed(arguments.assay, versions, Path(scratch))
 
 
 if __name__ == "__main__":

@@ -89,11 +89,8 @@ fn answer(world: &World, visitor: &Visitor, repo_id: &str, object: &Object, by_x
     let grant = world.objects.grant(oid, *size);
     let query = grant.query();
     let address = |what: &str| json!({ "href": format!("{}/lfs/{oid}{what}?{query}", visitor.endpoint), "header": {} });
-    answer["actions"] = match by_xet {
-        // The client asks for a token where it uploads; that there is something to do is all that counts here.
-        true => json!({ "upload": { "href": format!("{}/lfs/{oid}?{query}", visitor.endpoint), "header": {} } }),
-        false => json!({ "upload": address(""), "verify": address("/verify") }),
-    };
+    // A client of Xet asks for a token of its own; to it this says only that there is something to do.
+    answer["actions"] = json!({ "upload": address(""), "verify": address("/verify") });
     Ok(answer)
 }
 
@@ -204,7 +201,8 @@ async fn xet_token(world: Arc<World>, visitor: Visitor, place: Place, to_write: 
         if to_write {
             visitor.check_user()?;
         }
-        let xet = world.xet().ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "Files are not kept by Xet here."))?;
+        let sentence = "Files are not kept by Xet here: set HF_HUB_DISABLE_XET=1 for Python's huggingface_hub.";
+        let xet = world.xet().ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, sentence))?;
         let access = xet.access();
         let headers = [
             ("x-xet-cas-url", access.cas_url.clone()),

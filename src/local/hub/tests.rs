@@ -237,6 +237,9 @@ fn a_model_goes_up_as_a_large_file_and_comes_down_whole_or_in_part() {
     let config = world.nobody_gets(&format!("/{REPO}/resolve/main/config.json")).assert(200);
     assert_eq!((config.header("etag"), config.body.as_slice()), (format!("\"{blob}\"").as_str(), b"{}".as_slice()));
 
+    let absent = world.nobody_gets(&format!("/{REPO}/resolve/main/absent.json")).assert(404);
+    assert_eq!((absent.header("x-error-code"), absent.header("x-repo-commit")), ("EntryNotFound", commit.as_str()));
+
     // The folder's own view: the sum is known without a look at the file.
     let files = world.hub.files(REPO, &commit).unwrap();
     let stored = files.iter().find(|file| file.path == "model.safetensors").unwrap();
@@ -258,12 +261,20 @@ fn what_was_uploaded_waits_for_its_commit_across_a_restart() {
     world.commit(REPO, &[header(None), large("model.safetensors", &content)]).assert(200);
     assert!(world.nobody_gets(&format!("/{REPO}/resolve/main/model.safetensors")).body == content);
 
-    // After a day it goes.
+    // After a day it goes, and after a few minutes what a server that was killed has left of one.
     let other = b"other".repeat(1000);
     world.send("PUT", &world.address(&other), &[], other.clone()).assert(200);
-    let path = world.lfs().join(sha256(&other));
-    let times = fs::FileTimes::new().set_modified(std::time::SystemTime::now() - Duration::from_secs(24 * 3600 + 60));
-    fs::File::open(&path).unwrap().set_times(times).unwrap();
+    fs::write(world.lfs().join(".tmp-x"), "half").unwrap();
+    let lfs = world.lfs();
+    let age = |name: &str, seconds| {
+        let times = fs::FileTimes::new().set_modified(std::time::SystemTime::now() - Duration::from_secs(seconds));
+        fs::File::open(lfs.join(name)).unwrap().set_times(times).unwrap();
+    };
+    age(&sha256(&other), 24 * 3600 - 60);
+    age(".tmp-x", 660);
+    world.restart();
+    assert_eq!(world.waiting(), [sha256(&other)]);
+    age(&sha256(&other), 24 * 3600 + 60);
     world.restart();
     assert!(world.waiting().is_empty());
 }

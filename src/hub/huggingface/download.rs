@@ -1,25 +1,26 @@
 //! Files of a commit, brought here: gone on with by range where a connection was cut, never longer than the hub has said, and
 //! held against its sums.
 //!
-//! Network and disk overlap: what comes goes through a short channel to a thread that hashes and writes it. What the hub
+//! Network and disk overlap: what comes goes through a short channel to the thread that hashes and writes it. What the hub
 //! lists and what it sends are two sayings of the hub, so that nothing follows about the model where they differ: the error
 //! is that of a hub which would not answer, and no verdict on the model.
 
 use std::path::Path;
-use std::thread;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE};
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::mpsc::{self, Sender};
-use tokio::time::Instant;
 
 use super::HuggingFace;
 use super::answer::{check_is_no_page, lost};
 use super::http::{Call, Fault, sleep, unless_interrupted};
 use super::listing::check_names;
 use super::part::Part;
+use super::throttle::Throttle;
 use crate::error::Failure;
 use crate::figures::count;
 use crate::hub::{RemoteFile, Sha256Sum};
@@ -65,7 +66,7 @@ impl HuggingFace {
         let mut reason = String::new();
         for _ in 0..2 {
             match self.fill(&url, &mut part) {
-                Ok(()) => match part.finish()? {
+                Ok(()) => match part.sum() {
                     Some(sum) => return Ok(sum),
                     None => reason = "its checksum is another than the one that the hub tells".to_owned(),
                 },
@@ -137,42 +138,47 @@ impl HuggingFace {
             return Err(Cut::Contradiction(format!("{length} bytes where {missing} are missing")));
         }
         *etag = headers.get(ETAG).filter(|etag| etag.as_bytes().starts_with(b"\"")).cloned();
-        let missing = part.missing();
         let (sender, receiver) = mpsc::channel(PARTS_AHEAD);
-        let (received, written) = thread::scope(|scope| {
-            let writer = scope.spawn(|| part.take(receiver));
-            let received = self.runtime.block_on(unless_interrupted(self.receive(answer, missing, sender)));
-            (received, writer.join().expect("writing does not panic"))
-        });
-        written.map_err(Cut::Ours)?;
-        match received? {
+        let received = receive(answer, part.missing(), sender, Arc::clone(&self.throttle), self.http.patience.stall);
+        // As a task it runs where the connection does, and the two do not wake each other from thread to thread.
+        let received = self.runtime.spawn(unless_interrupted(received));
+        if let Err(error) = part.take(receiver) {
+            received.abort();
+            return Err(Cut::Ours(error));
+        }
+        match self.runtime.block_on(received).expect("receiving does not panic")? {
             true => Ok(()),
             false => Err(Cut::Contradiction("it is longer than listed".to_owned())),
         }
     }
+}
 
-    /// Hands on what comes of a body, at most `missing` bytes; whether that was all.
-    async fn receive(&self, mut answer: Response, mut missing: u64, parts: Sender<Bytes>) -> Result<bool, Fault> {
-        let stall = self.http.patience.stall;
-        let (mut since, mut bytes_since) = (Instant::now(), 0);
-        while let Some(bytes) = answer.chunk().await.map_err(lost)? {
-            let Some(left) = missing.checked_sub(bytes.len() as u64) else { return Ok(false) };
-            missing = left;
-            bytes_since += bytes.len();
-            if since.elapsed() >= stall {
-                if (bytes_since as f64) < stall.as_secs_f64() * LEAST_BYTES_PER_SECOND {
-                    return Err(Fault::Lost(format!("{bytes_since} bytes came in {} s", stall.as_secs_f32())));
-                }
-                (since, bytes_since) = (Instant::now(), 0);
+/// Hands on what comes of a body, at most `missing` bytes; whether that was all.
+async fn receive(
+    mut answer: Response,
+    mut missing: u64,
+    parts: Sender<Bytes>,
+    throttle: Arc<Throttle>,
+    stall: Duration,
+) -> Result<bool, Fault> {
+    let (mut since, mut bytes_since) = (Instant::now(), 0);
+    while let Some(bytes) = answer.chunk().await.map_err(lost)? {
+        let Some(left) = missing.checked_sub(bytes.len() as u64) else { return Ok(false) };
+        missing = left;
+        bytes_since += bytes.len();
+        if since.elapsed() >= stall {
+            if (bytes_since as f64) < stall.as_secs_f64() * LEAST_BYTES_PER_SECOND {
+                return Err(Fault::Lost(format!("{bytes_since} bytes came in {} s", stall.as_secs_f32())));
             }
-            self.throttle.pass(bytes.len()).await;
-            if parts.send(bytes).await.is_err() {
-                // The disk has failed, which the writer tells.
-                return Ok(true);
-            }
+            (since, bytes_since) = (Instant::now(), 0);
         }
-        Ok(true)
+        throttle.pass(bytes.len()).await;
+        if parts.send(bytes).await.is_err() {
+            // The disk has failed, which the writer tells.
+            return Ok(true);
+        }
     }
+    Ok(true)
 }
 
 /// Whether a part of a file is its end from there on.

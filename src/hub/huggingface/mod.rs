@@ -1,8 +1,8 @@
 //! The hub of Hugging Face, or another server that speaks as it does (`assay local serve --hub`).
 //!
 //! What is read is read by requests of our own: sizes first, then files, gone on with by range after a cut, and held against
-//! the sums that the hub tells. What is written goes the way that the hub offers: through the `hf-hub` crate where that is
-//! Xet, as it is at Hugging Face, and else by requests of our own, for that crate would put a whole model into one of them.
+//! the sums that the hub tells. What is written is written so too ([`upload`]), and through the `hf-hub` crate where the hub
+//! takes large files by Xet ([`xet`]).
 
 mod account;
 mod answer;
@@ -22,6 +22,7 @@ mod upload;
 mod xet;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
@@ -60,7 +61,7 @@ pub struct Options {
 pub struct HuggingFace {
     runtime: Runtime,
     http: Http,
-    throttle: Throttle,
+    throttle: Arc<Throttle>,
     hashes: FileHashes,
     observer: Observer,
 }
@@ -75,7 +76,7 @@ impl HuggingFace {
             .enable_all()
             .build()
             .context("the threads that ask the hub cannot be started")?;
-        let throttle = Throttle::new(options.max_bytes_per_second);
+        let throttle = Arc::new(Throttle::new(options.max_bytes_per_second));
         Ok(Self { runtime, http, throttle, hashes: options.hashes, observer: options.observer })
     }
 }

@@ -5,6 +5,8 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::thread;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -18,6 +20,8 @@ use crate::hub::{Checksum, RemoteFile, Sha256Sum};
 use crate::interrupt;
 
 const BUFFER_BYTES: usize = 1 << 20;
+/// So much is written before the disk is to take it over.
+const SYNC_BYTES: usize = 64 << 20;
 
 /// A file of which the first bytes are here.
 pub(super) struct Part<'a> {
@@ -50,14 +54,30 @@ impl<'a> Part<'a> {
         self.wanted.bytes - self.len
     }
 
-    /// Writes what comes, until nothing more does.
+    /// Writes what comes, until nothing more does. Meanwhile another thread has the disk take over what is written, so that
+    /// little is left to wait for at the end.
     pub(super) fn take(&mut self, mut parts: Receiver<Bytes>) -> Result<()> {
-        while let Some(bytes) = parts.blocking_recv() {
-            self.hash(&bytes);
-            self.file.write_all(&bytes).with_context(|| self.cannot_write())?;
-            self.len += bytes.len() as u64;
-        }
-        Ok(())
+        let Self { file, sha256, git_blob, len, .. } = self;
+        let file = &*file;
+        let taken = thread::scope(|scope| {
+            let (wake, woken) = sync_channel(1);
+            let syncer = scope.spawn(move || woken.iter().try_for_each(|()| file.sync_data()));
+            let mut unsynced = 0;
+            let mut write = |bytes: &Bytes| {
+                hash(sha256, git_blob, bytes);
+                (&mut &*file).write_all(bytes)?;
+                *len += bytes.len() as u64;
+                unsynced += bytes.len();
+                if unsynced >= SYNC_BYTES && wake.try_send(()).is_ok() {
+                    unsynced = 0;
+                }
+                Ok(())
+            };
+            let written = std::iter::from_fn(|| parts.blocking_recv()).try_for_each(|bytes| write(&bytes));
+            drop(wake);
+            written.and(syncer.join().expect("syncing does not panic"))
+        });
+        taken.with_context(|| self.cannot_write())
     }
 
     /// Drops what is here.
@@ -67,8 +87,8 @@ impl<'a> Part<'a> {
         Ok(())
     }
 
-    /// Waits until all is on disk, and says what it hashes to; `None` if that is not what the hub says.
-    pub(super) fn finish(&mut self) -> Result<Option<Sha256Sum>> {
+    /// What it hashes to; `None` if that is not what the hub says.
+    pub(super) fn sum(&self) -> Option<Sha256Sum> {
         let sum: Sha256Sum = self.sha256.clone().finalize().into();
         let is_right = match self.wanted.sum {
             Some(Checksum::Sha256(wanted)) => sum == wanted,
@@ -77,11 +97,7 @@ impl<'a> Part<'a> {
             }
             None => true,
         };
-        if !is_right {
-            return Ok(None);
-        }
-        self.file.sync_all().with_context(|| self.cannot_write())?;
-        Ok(Some(sum))
+        is_right.then_some(sum)
     }
 
     /// Removes the file.
@@ -113,7 +129,7 @@ impl<'a> Part<'a> {
                 Ok(0) => break,
                 Ok(len) => {
                     let len = len.min((there - self.len) as usize);
-                    self.hash(&buffer[..len]);
+                    hash(&mut self.sha256, &mut self.git_blob, &buffer[..len]);
                     self.len += len as u64;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -123,16 +139,14 @@ impl<'a> Part<'a> {
         self.file.seek(SeekFrom::Start(self.len)).with_context(|| self.cannot_write()).map(drop)
     }
 
-    fn hash(&mut self, bytes: &[u8]) {
-        self.sha256.update(bytes);
-        if let Some(git_blob) = &mut self.git_blob {
-            git_blob.update(bytes);
-        }
-    }
-
     fn cannot_write(&self) -> String {
         format!("cannot write {}", self.path.display())
     }
+}
+
+fn hash(sha256: &mut Sha256, git_blob: &mut Option<Sha1>, bytes: &[u8]) {
+    sha256.update(bytes);
+    git_blob.iter_mut().for_each(|git_blob| git_blob.update(bytes));
 }
 
 /// Opens a file to read and write it, which is made if need be. A link, or a file that has another name elsewhere, makes

@@ -10,11 +10,11 @@ use crate::chain::wallet::{self, Access, Keyring};
 use crate::chain::{Chain, Hotkey};
 use crate::data;
 use crate::error::input;
-use crate::hub::Hub;
 use crate::hub::fetch::Cache;
 use crate::hub::file_hashes::FileHashes;
 use crate::hub::folder::FolderHub;
 use crate::hub::huggingface::{self, HuggingFace};
+use crate::hub::{self, Hub};
 use crate::local;
 use crate::metrics::printer::Printer;
 use crate::recipe::{self, HubKind, LOCAL_DIR};
@@ -89,6 +89,7 @@ pub fn open_hub(hub: &recipe::Hub, hashes: &FileHashes) -> Result<Box<dyn Hub>> 
         max_bytes_per_second: hub.download_mb_per_second.map(|megabytes| (megabytes * 1e6) as u64),
         hashes: hashes.clone(),
         patience: huggingface::Patience::default(),
+        observer: hub::progress::Observer::default(),
     };
     Ok(Box::new(HuggingFace::new(options)?))
 }

@@ -141,6 +141,11 @@ impl Stamp {
         Ok(Self { path: fs::canonicalize(path).with_context(context)?, numbers })
     }
 
+    /// The size of the file.
+    pub fn bytes(&self) -> u64 {
+        self.numbers[2]
+    }
+
     /// Whether the file was written or changed within `age` before `now`, or later.
     fn is_younger_than(&self, age: Duration, now: SystemTime) -> bool {
         let [_, _, _, written, written_ns, changed, changed_ns] = self.numbers.map(|number| number as i64);

@@ -16,6 +16,7 @@ pub mod judge;
 mod known_hash;
 pub mod model_id;
 pub mod names;
+pub mod progress;
 pub(crate) mod room;
 
 use std::path::Path;

@@ -14,6 +14,8 @@ use crate::interrupt;
 const MAX_MESSAGE_CHARS: usize = 300;
 /// No error's text is longer.
 const MAX_ERROR_BYTES: usize = 1 << 16;
+/// It is not waited for any longer: its status has told the most.
+const LONGEST_ERROR_READ: Duration = Duration::from_secs(10);
 /// A body that is not there within this time trickles.
 const LONGEST_READ: Duration = Duration::from_secs(300);
 /// How often it is looked whether an orderly end is asked for.
@@ -40,7 +42,8 @@ impl Refusal {
         let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let (status, code, told) = (answer.status(), header("x-error-code"), header("x-error-message"));
         let asked_pause = asked_pause(answer.headers(), SystemTime::now());
-        let text = read(answer, MAX_ERROR_BYTES).await.unwrap_or_default();
+        let text = tokio::time::timeout(LONGEST_ERROR_READ, read(answer, MAX_ERROR_BYTES)).await;
+        let text = text.ok().and_then(Result::ok).unwrap_or_default();
         let json: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
         let error = json["error"].as_str();
         let is_hubs = is_at_hub && (code.is_some() || told.is_some() || error.is_some());
@@ -48,9 +51,14 @@ impl Refusal {
         Self { status, code: code.map(|code| shown(&code)), message, is_hubs, asked_pause }
     }
 
-    /// Whether the same would be said again, and not only at this moment.
+    /// One that the hub tells inside an answer.
+    pub(super) fn told(status: StatusCode, message: &str) -> Self {
+        Self { status, code: None, message: shown(message), is_hubs: true, asked_pause: None }
+    }
+
+    /// Whether the same would be said again, and not only at this moment. A hub without room (507) stays without.
     pub(super) fn is_final(&self) -> bool {
-        !matches!(self.status.as_u16(), 408 | 429 | 500 | 502..=599)
+        !matches!(self.status.as_u16(), 408 | 429 | 500 | 502..=506 | 508..=599)
     }
 }
 
@@ -76,13 +84,7 @@ pub(super) async fn read(mut answer: Response, max_bytes: usize) -> Result<Vec<u
     unless_interrupted(async { tokio::time::timeout(LONGEST_READ, whole).await.map_err(too_slow)? }).await
 }
 
-/// The body of an answer as JSON.
-pub(super) async fn json<T: DeserializeOwned>(answer: Response, max_bytes: usize) -> Result<T, Fault> {
-    check_is_no_page(answer.headers())?;
-    parse(&read(answer, max_bytes).await?)
-}
-
-/// What a body says.
+/// What a body says, which is JSON.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
     serde_json::from_slice(bytes).map_err(|error| Fault::Lost(format!("its answer cannot be understood: {error}")))
 }

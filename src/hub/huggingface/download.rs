@@ -19,7 +19,7 @@ use super::HuggingFace;
 use super::answer::{check_is_no_page, lost};
 use super::http::{Call, Fault, sleep, unless_interrupted};
 use super::listing::check_names;
-use super::part::Part;
+use super::part::{Part, Tell};
 use super::throttle::Throttle;
 use crate::error::Failure;
 use crate::figures::count;
@@ -50,8 +50,15 @@ impl From<Fault> for Cut {
 }
 
 impl HuggingFace {
-    /// Brings a file of a commit into a folder, and returns what it hashes to.
-    pub(super) fn bring(&self, repo_id: &str, commit: &str, file: &RemoteFile, into: &Path) -> Result<Sha256Sum> {
+    /// Brings a file of a commit into a folder, and returns what it hashes to. Meanwhile `tell` hears how many bytes are here.
+    pub(super) fn bring(
+        &self,
+        repo_id: &str,
+        commit: &str,
+        file: &RemoteFile,
+        into: &Path,
+        tell: Tell<'_>,
+    ) -> Result<Sha256Sum> {
         check_names(repo_id, Some(commit))?;
         if !is_plain_name(&file.path) {
             let sentence = format!(
@@ -65,7 +72,7 @@ impl HuggingFace {
         let mut part = Part::open(into.join(&file.path), file)?;
         let mut reason = String::new();
         for _ in 0..2 {
-            match self.fill(&url, &mut part) {
+            match self.fill(&url, &mut part, tell) {
                 Ok(()) => match part.sum() {
                     Some(sum) => return Ok(sum),
                     None => reason = "its checksum is another than the one that the hub tells".to_owned(),
@@ -82,11 +89,11 @@ impl HuggingFace {
     }
 
     /// Downloads what is missing of a file.
-    fn fill(&self, url: &Url, part: &mut Part<'_>) -> Result<(), Cut> {
+    fn fill(&self, url: &Url, part: &mut Part<'_>, tell: Tell<'_>) -> Result<(), Cut> {
         let patience = &self.http.patience;
         let (mut etag, mut tries, mut furthest) = (None, 1, part.len());
         while part.missing() > 0 {
-            let fault = match self.stream(url, part, &mut etag) {
+            let fault = match self.stream(url, part, &mut etag, tell) {
                 Ok(()) => Fault::Lost("the connection ended early".to_owned()),
                 // Where the hub has sent us to, it is refused; the hub may send us elsewhere next time.
                 Err(Cut::Fault(Fault::Refused(refusal))) if !refusal.is_hubs => Fault::Refused(refusal),
@@ -108,7 +115,13 @@ impl HuggingFace {
     }
 
     /// Downloads what is missing of a file over one connection, as far as that goes.
-    fn stream(&self, url: &Url, part: &mut Part<'_>, etag: &mut Option<HeaderValue>) -> Result<(), Cut> {
+    fn stream(
+        &self,
+        url: &Url,
+        part: &mut Part<'_>,
+        etag: &mut Option<HeaderValue>,
+        tell: Tell<'_>,
+    ) -> Result<(), Cut> {
         let mut call = Call::new(Method::GET, url.clone());
         call.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if part.len() > 0 {
@@ -142,7 +155,7 @@ impl HuggingFace {
         let received = receive(answer, part.missing(), sender, Arc::clone(&self.throttle), self.http.patience.stall);
         // As a task it runs where the connection does, and the two do not wake each other from thread to thread.
         let received = self.runtime.spawn(unless_interrupted(received));
-        if let Err(error) = part.take(receiver) {
+        if let Err(error) = part.take(receiver, tell) {
             received.abort();
             return Err(Cut::Ours(error));
         }

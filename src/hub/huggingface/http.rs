@@ -13,7 +13,7 @@ use reqwest::{Body, Client, Method, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
-pub(super) use super::answer::{Refusal, json, lost, read, shown, sleep, unless_interrupted};
+pub(super) use super::answer::{Refusal, lost, read, shown, sleep, unless_interrupted};
 use super::answer::{check_is_no_page, next_page, parse};
 use super::pause::Patience;
 use super::remembered::{Page, Remembered};
@@ -22,9 +22,11 @@ use crate::error::{Failure, input};
 
 /// A request is sent on so often at most.
 const MAX_REDIRECTS: usize = 5;
+/// An answer that begins and does not end is asked for so often at most.
+const MAX_READS: u32 = 3;
 /// How long a token is taken for good that the hub has called good.
 const TOKEN_IS_GOOD_FOR: Duration = Duration::from_secs(600);
-const USER_AGENT: &str = concat!("assay/", env!("CARGO_PKG_VERSION"));
+pub(super) const USER_AGENT: &str = concat!("assay/", env!("CARGO_PKG_VERSION"));
 
 /// Why there is no good answer.
 #[derive(Debug)]
@@ -74,6 +76,15 @@ impl Call {
         self.repeats = false;
         self
     }
+}
+
+/// An answer that has come down to its end.
+struct Whole {
+    status: StatusCode,
+    /// Where it came from in the end.
+    url: Url,
+    headers: HeaderMap,
+    bytes: Vec<u8>,
 }
 
 /// A hub that is asked over HTTP.
@@ -128,11 +139,6 @@ impl Http {
         url
     }
 
-    /// The answer to a GET.
-    pub(super) async fn get(&self, url: Url) -> Result<Response, Fault> {
-        self.send(&Call::new(Method::GET, url)).await
-    }
-
     /// The answer to a GET, as JSON of at most so many bytes.
     pub(super) async fn get_json<T: DeserializeOwned>(&self, url: Url, max_bytes: usize) -> Result<T, Fault> {
         parse(&self.get_page(url, max_bytes).await?.bytes)
@@ -146,19 +152,39 @@ impl Http {
         if let Some((etag, _)) = &known {
             call.headers.insert(IF_NONE_MATCH, etag.clone());
         }
-        let answer = self.send(&call).await?;
-        if answer.status() == StatusCode::NOT_MODIFIED {
+        let Whole { status, url: from, headers, bytes } = self.whole(&call, max_bytes).await?;
+        if status == StatusCode::NOT_MODIFIED {
             let unasked = || Fault::Lost("it says that nothing has changed, which it was not asked".to_owned());
             return known.map(|(_, page)| page).ok_or_else(unasked);
         }
-        check_is_no_page(answer.headers())?;
-        let etag = answer.headers().get(ETAG).cloned();
-        let next = next_page(answer.url(), answer.headers())?;
-        let page = Arc::new(Page { bytes: read(answer, max_bytes).await?, next });
+        let etag = headers.get(ETAG).cloned();
+        let page = Arc::new(Page { bytes, next: next_page(&from, &headers)? });
         if let Some(etag) = etag {
             self.remembered.put(url, etag, Arc::clone(&page));
         }
         Ok(page)
+    }
+
+    /// The answer to a request, as JSON of at most so many bytes.
+    pub(super) async fn ask<T: DeserializeOwned>(&self, call: &Call, max_bytes: usize) -> Result<T, Fault> {
+        parse(&self.whole(call, max_bytes).await?.bytes)
+    }
+
+    /// The answer to a request down to its end. One that was cut off is asked for again, where the request may be repeated.
+    async fn whole(&self, call: &Call, max_bytes: usize) -> Result<Whole, Fault> {
+        let mut tries = 1;
+        loop {
+            let answer = self.send(call).await?;
+            check_is_no_page(answer.headers())?;
+            let (status, url, headers) = (answer.status(), answer.url().clone(), answer.headers().clone());
+            match read(answer, max_bytes).await {
+                Ok(bytes) => return Ok(Whole { status, url, headers, bytes }),
+                Err(Fault::Lost(_)) if call.repeats && tries < MAX_READS => {}
+                Err(fault) => return Err(fault),
+            }
+            sleep(self.patience.pause(tries)).await?;
+            tries += 1;
+        }
     }
 
     /// Makes a request until it has an answer that is no fault of a moment.
@@ -229,10 +255,14 @@ impl Http {
         let mut url = call.url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let client = if call.body.is_some() { &self.sender } else { &self.client };
-            let mut request = client.request(call.method.clone(), url.clone()).headers(call.headers.clone());
-            if let Some(token) = self.token.as_ref().filter(|_| url.origin() == self.endpoint.origin()) {
-                request = request.header(AUTHORIZATION, token.header());
+            let mut headers = call.headers.clone();
+            if url.origin() != call.url.origin() {
+                headers.remove(AUTHORIZATION);
             }
+            if let Some(token) = self.token.as_ref().filter(|_| url.origin() == self.endpoint.origin()) {
+                headers.entry(AUTHORIZATION).or_insert_with(|| token.header());
+            }
+            let mut request = client.request(call.method.clone(), url.clone()).headers(headers);
             if let Some(body) = &call.body {
                 request = request.body(body());
             }

@@ -4,28 +4,37 @@
 //! the sums that the hub tells. What is written is written through the `hf-hub` crate, but for large files where the hub
 //! takes them by plain PUT, which that crate does not do.
 
+mod account;
 mod answer;
+mod commit;
 mod download;
 mod http;
+mod lfs;
 mod listing;
 mod part;
 mod pause;
 mod remembered;
+mod repository;
+mod source;
 mod throttle;
 mod token;
+mod upload;
+mod xet;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
 
 use super::file_hashes::FileHashes;
+use super::progress::{Observer, Progress};
 use super::{Hub, RemoteFile, Sha256Sum, Upload};
 use http::Http;
 pub use pause::Patience;
 use throttle::Throttle;
 pub use token::{Token, looks_like_token};
+use upload::Uploader;
 
 /// Where Hugging Face is.
 pub const ENDPOINT: &str = "https://huggingface.co";
@@ -43,6 +52,8 @@ pub struct Options {
     pub hashes: FileHashes,
     /// How long is waited.
     pub patience: Patience,
+    /// Who is told how far up- and downloads are.
+    pub observer: Observer,
 }
 
 /// A hub that is asked over HTTP.
@@ -51,6 +62,7 @@ pub struct HuggingFace {
     http: Http,
     throttle: Arc<Throttle>,
     hashes: FileHashes,
+    observer: Observer,
 }
 
 impl HuggingFace {
@@ -64,7 +76,7 @@ impl HuggingFace {
             .build()
             .context("the threads that ask the hub cannot be started")?;
         let throttle = Arc::new(Throttle::new(options.max_bytes_per_second));
-        Ok(Self { runtime, http, throttle, hashes: options.hashes })
+        Ok(Self { runtime, http, throttle, hashes: options.hashes, observer: options.observer })
     }
 }
 
@@ -77,8 +89,11 @@ impl Hub for HuggingFace {
         true
     }
 
-    fn check_writable(&self, _repo_id: &str) -> Result<()> {
-        bail!("not yet")
+    fn check_writable(&self, repo_id: &str) -> Result<()> {
+        self.runtime.block_on(async {
+            let is_new = repository::look(&self.http, repo_id).await?.is_none();
+            account::check_may_write(&self.http, repo_id, is_new).await
+        })
     }
 
     fn newest_commit(&self, repo_id: &str) -> Result<Option<String>> {
@@ -94,19 +109,29 @@ impl Hub for HuggingFace {
     }
 
     fn download(&self, repo_id: &str, commit: &str, files: &[&RemoteFile], into: &Path) -> Result<Vec<Sha256Sum>> {
-        files.iter().map(|file| self.bring(repo_id, commit, file, into)).collect()
+        let what = format!("downloading {repo_id}");
+        let total_bytes = files.iter().map(|file| file.bytes).fold(0, u64::saturating_add);
+        let mut before = 0;
+        let bring = |file: &&RemoteFile| {
+            let tell = |len: u64| self.observer.tell(Progress { what: &what, done_bytes: before + len, total_bytes });
+            let sum = self.bring(repo_id, commit, file, into, &tell)?;
+            before += file.bytes;
+            Ok(sum)
+        };
+        files.iter().map(bring).collect()
     }
 
-    fn upload(&self, _upload: &Upload<'_>) -> Result<String> {
-        bail!("not yet")
+    fn upload(&self, upload: &Upload<'_>) -> Result<String> {
+        let uploader = Uploader::new(self, upload)?;
+        self.runtime.block_on(uploader.run())
     }
 
     fn is_private(&self, repo_id: &str) -> Result<Option<bool>> {
         self.runtime.block_on(self.ask_is_private(repo_id))
     }
 
-    fn set_private(&self, _repo_id: &str, _private: bool) -> Result<()> {
-        bail!("not yet")
+    fn set_private(&self, repo_id: &str, private: bool) -> Result<()> {
+        self.runtime.block_on(repository::set_private(&self.http, repo_id, private))
     }
 }
 

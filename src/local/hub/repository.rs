@@ -25,7 +25,8 @@ const MAX_PAGE: usize = 100;
 pub(super) async fn whoami(visitor: Visitor) -> Result<Json<Value>, Refusal> {
     visitor.check_user()?;
     Ok(Json(json!({
-        "type": "user", "id": "0", "name": USER, "fullname": USER, "isPro": false, "orgs": [],
+        // Organisations are not told: who is asked for is this user, whatever the namespace.
+        "type": "user", "id": "0", "name": USER, "fullname": USER, "isPro": false,
         "auth": { "type": "access_token", "accessToken": { "displayName": USER, "role": "write" } },
     })))
 }

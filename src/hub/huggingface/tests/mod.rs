@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod cached;
 mod downloads;
 mod faults;
 mod listings;
+mod memory_hub;
 mod requests;
 mod server;
+mod writing;
 
 use std::time::Duration;
 
@@ -40,6 +43,7 @@ fn options(server: &Server) -> Options {
         max_bytes_per_second: None,
         hashes: FileHashes::default(),
         patience: patience(),
+        observer: Observer::default(),
     }
 }
 

@@ -18,6 +18,7 @@ use crate::hub::Hub;
 use crate::hub::fetch::{Cache, Unreadable, fetch_of, publishable_paths};
 use crate::hub::file_hashes::Stamp;
 use crate::hub::model_id::ModelMetadata;
+use crate::interrupt::StopOnDrop;
 use crate::memory;
 use crate::model::arch::{Arch, Position, Reference, RopeMemory, RopeScaling};
 use crate::model::config::ModelConfig;
@@ -93,7 +94,7 @@ pub fn bring_ahead<B>(
 const BRINGERS: usize = 4;
 
 /// Hands what `bring` makes of each item to `work`, in their order and on this thread, and lets `bring` be a few items ahead
-/// of it on other ones.
+/// of it on other ones. Once `work` has broken off or failed, those are interrupted.
 pub fn ahead<T: Sync, U: Send, B>(
     items: &[T],
     bring: impl Fn(&T) -> Result<U> + Sync,
@@ -102,9 +103,13 @@ pub fn ahead<T: Sync, U: Send, B>(
     thread::scope(|scope| {
         // Each thread brings every fourth item, and waits with it until its turn comes: none is further ahead than that.
         let bring = &bring;
+        // Whatever ends `work`, the threads for which the scope then waits have nobody left to work for.
+        let end = StopOnDrop::default();
         let start = |first: usize| {
             let (sender, receiver) = mpsc::sync_channel(0);
+            let stop = end.0.clone();
             scope.spawn(move || {
+                stop.watch();
                 for item in items.iter().skip(first).step_by(BRINGERS) {
                     let brought = bring(item);
                     let is_last = brought.is_err();

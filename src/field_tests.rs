@@ -178,6 +178,25 @@ fn an_error_waits_for_its_turn_and_ends_the_work() {
     assert_eq!((result.unwrap_err().to_string().as_str(), done), ("item 2", vec![0, 1]));
 }
 
+/// Each of the items ahead would take a minute, and looks whether it is to end.
+#[test]
+fn what_is_brought_for_nobody_is_interrupted() {
+    let started = Instant::now();
+    let bring = |&item: &usize| {
+        let begun = Instant::now();
+        while item > 0 && begun.elapsed() < Duration::from_secs(60) && !crate::interrupt::requested() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(item)
+    };
+    let flow = ahead(&[0, 1, 2, 3, 4, 5], bring, |_, _| Ok(ControlFlow::Break("enough")));
+    assert_eq!(flow.unwrap(), ControlFlow::Break("enough"));
+    let result = ahead(&[0, 1, 2, 3, 4, 5], bring, |_, _| -> Result<ControlFlow<()>> { bail!("failed") });
+    assert_eq!(result.unwrap_err().to_string(), "failed");
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+    assert!(!crate::interrupt::requested(), "this thread was not to end");
+}
+
 #[test]
 fn whoever_breaks_off_does_not_wait_for_all() {
     let num_brought = AtomicUsize::new(0);

@@ -61,7 +61,7 @@ pub(crate) fn is_models_name(name: &str) -> bool {
 }
 
 /// Deletes folders of models of one repository; whether it did, for somebody who is just bringing a model of the repository
-/// is left in peace. `is_locked`: that is the caller himself.
+/// is left in peace. `is_locked`: that is the caller himself. What a killed process has left on its way out goes too.
 pub(crate) fn delete(disk: &Disk, repository: &Path, dirs: &[&Path], is_locked: bool) -> Result<bool> {
     let lock = match is_locked {
         true => None,
@@ -70,7 +70,10 @@ pub(crate) fn delete(disk: &Disk, repository: &Path, dirs: &[&Path], is_locked: 
             lock => lock,
         },
     };
-    for (index, dir) in dirs.iter().enumerate() {
+    disk.remove_all(repository, TEMPORARY)?;
+    let is_there =
+        |dir: &&&Path| !dir.file_name().unwrap_or_default().as_encoded_bytes().starts_with(TEMPORARY.as_bytes());
+    for (index, dir) in dirs.iter().filter(is_there).enumerate() {
         // Under another name first: a part of a model must not look like one.
         let doomed = repository.join(format!("{TEMPORARY}deleted-{index}"));
         disk.rename(dir, &doomed)?;
@@ -100,6 +103,11 @@ fn held(cache: &Path) -> Vec<Held> {
     let dirs = repositories.iter().flat_map(|repository| folders(repository).unwrap_or_default());
     let is_model = |dir: &PathBuf| dir.file_name().and_then(|name| name.to_str()).is_some_and(is_models_name);
     dirs.filter(is_model).filter_map(look_at).collect()
+}
+
+/// When a model was used for the last time: the folder is touched then, and its files are written.
+pub(crate) fn last_used(dir: &Path) -> Option<SystemTime> {
+    look_at(dir.to_owned()).map(|held| held.used)
 }
 
 fn look_at(dir: PathBuf) -> Option<Held> {

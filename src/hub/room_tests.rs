@@ -69,6 +69,16 @@ fn what_is_in_use_or_worked_on_stays_and_parts_go_like_models() {
     assert!(!used.exists() && worked_on.exists());
 }
 
+/// As a process leaves it that was killed between giving a model another name and removing it.
+#[test]
+fn what_was_left_half_deleted_is_in_nobodys_way() {
+    let (_dir, cache) = world(0);
+    let left = make(&cache, "a--a", &format!("{TEMPORARY}deleted-0"), 1);
+    let model = make(&cache, "a--a", &commit('1'), 60);
+    cache.make_room(0, Path::new(""));
+    assert!(!model.exists() && !left.exists());
+}
+
 #[test]
 fn without_a_budget_all_stays() {
     let dir = tempfile::tempdir().unwrap();

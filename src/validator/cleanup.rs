@@ -1,8 +1,8 @@
 //! Deletes models that nobody evaluates any more from the validator's own folder: an hour after the start for the first
-//! time, then every five minutes. A model that came within the last five minutes stays: it may be about to be evaluated.
+//! time, then every five minutes. A model that came or was used within the last five minutes stays: it may be about to be
+//! evaluated.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +16,7 @@ use crate::hub::room::{self, folders, is_models_name};
 pub const FIRST_AFTER: Duration = Duration::from_secs(3600);
 /// How often models are deleted.
 const EVERY: Duration = Duration::from_secs(300);
-/// A model of which a file is younger stays.
+/// A model that was used since stays.
 const GRACE_MS: u64 = 300_000;
 
 impl Validator<'_> {
@@ -39,7 +39,7 @@ impl Validator<'_> {
     }
 }
 
-/// Deletes all models in a cache but those in the folders to keep and those with a file that is younger than the grace
+/// Deletes all models in a cache but those in the folders to keep and those that were used within the grace
 /// period. What goes wrong with one does not stop the others.
 fn delete_all_but(keep: &BTreeSet<PathBuf>, cache: &Path, now: u64, disk: &Disk) -> (usize, Vec<anyhow::Error>) {
     let (mut num_models, mut faults) = (0, Vec::new());
@@ -62,25 +62,18 @@ fn delete_in(repository: &Path, keep: &BTreeSet<PathBuf>, now: u64, disk: &Disk)
     Ok(if is_deleted { stale.len() } else { 0 })
 }
 
-/// Whether no file below a folder is young; one without files is always old.
+/// Whether a model was not used within the grace period.
 fn is_old(dir: &Path, now: u64) -> bool {
-    let Ok(entries) = fs::read_dir(dir) else { return false };
-    entries.flatten().all(|entry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => is_old(&entry.path(), now),
-        Ok(metadata) => {
-            let since = metadata.modified().ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
-            let modified = since.and_then(|since| u64::try_from(since.as_millis()).ok()).unwrap_or(u64::MAX);
-            modified.saturating_add(GRACE_MS) < now
-        }
-        Err(_) => false,
-    })
+    let since = room::last_used(dir).and_then(|used| used.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let used = since.and_then(|since| u64::try_from(since.as_millis()).ok()).unwrap_or(u64::MAX);
+    used.saturating_add(GRACE_MS) < now
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::fs::File;
+    use std::fs::{self, File};
 
     use super::*;
     use crate::hub::cache::{LOCK_FILE, PART, TEMPORARY};
@@ -88,11 +81,13 @@ mod tests {
 
     const NOW: u64 = 1_710_000_000_000;
 
-    fn make(dir: &Path, age_ms: Option<u64>) {
-        fs::create_dir_all(dir.join("deeper")).unwrap();
-        let Some(age_ms) = age_ms else { return };
-        let file = File::create(dir.join("deeper/file")).unwrap();
-        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_millis(NOW - age_ms)).unwrap();
+    /// A model that came so long ago, and was used so long ago.
+    fn make(dir: &Path, came_ms: u64, used_ms: u64) {
+        fs::create_dir_all(dir).unwrap();
+        let file = File::create(dir.join("file")).unwrap();
+        for (file, age_ms) in [(file, came_ms), (File::open(dir).unwrap(), used_ms)] {
+            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_millis(NOW - age_ms)).unwrap();
+        }
     }
 
     #[test]
@@ -100,20 +95,27 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = |repository: &str, digit: &str| dir.path().join(repository).join(digit.repeat(40));
         let (kept, old, young) = (path("a--b", "1"), path("a--b", "2"), path("a--b", "3"));
-        let (empty, elsewhere) = (path("c--d", "4"), dir.path().join("c--d/notes"));
-        for (dir, age_ms) in [(&kept, 900_000), (&old, 300_001), (&young, 300_000), (&elsewhere, 900_000)] {
-            make(dir, Some(age_ms));
-        }
-        make(&empty, None);
-        let torn = dir.path().join("c--d").join(format!("{TEMPORARY}commit"));
-        make(&torn, Some(900_000));
+        let (used, elsewhere) = (path("c--d", "4"), dir.path().join("c--d/notes"));
+        let torn = dir.path().join("c--d").join(format!("{TEMPORARY}deleted-0"));
         let part = dir.path().join("c--d").join(format!("{PART}{}", "5".repeat(40)));
-        make(&part, Some(900_000));
+        let writing = dir.path().join("e--f").join(format!("{PART}{}", "6".repeat(40)));
+        for (dir, came_ms, used_ms) in [
+            (&kept, 900_000, 900_000),
+            (&old, 300_001, 300_001),
+            (&young, 300_000, 300_000),
+            (&used, 900_000, 300_000),
+            (&elsewhere, 900_000, 900_000),
+            (&torn, 900_000, 900_000),
+            (&part, 900_000, 900_000),
+            (&writing, 300_000, 900_000),
+        ] {
+            make(dir, came_ms, used_ms);
+        }
         let keep = [kept.clone()].into();
         let (num_models, faults) = delete_all_but(&keep, dir.path(), NOW, &Disk::default());
-        assert_eq!((num_models, faults.len()), (4, 0));
-        let is_there = [&kept, &old, &young, &empty, &elsewhere, &torn, &part].map(|dir| dir.exists());
-        assert_eq!(is_there, [true, false, true, false, true, false, false]);
+        assert_eq!((num_models, faults.len()), (3, 0));
+        let is_there = [&kept, &old, &young, &used, &elsewhere, &torn, &part, &writing].map(|dir| dir.exists());
+        assert_eq!(is_there, [true, false, true, true, true, false, false, true]);
         assert_eq!(delete_all_but(&keep, dir.path(), NOW, &Disk::default()).0, 0);
     }
 
@@ -121,7 +123,7 @@ mod tests {
     fn a_repository_that_somebody_works_on_is_left_in_peace() {
         let dir = tempfile::tempdir().unwrap();
         let model = dir.path().join("a--b").join("1".repeat(40));
-        make(&model, Some(900_000));
+        make(&model, 900_000, 900_000);
         let lock = lock::wait(&dir.path().join("a--b").join(LOCK_FILE), Duration::ZERO).unwrap();
         assert_eq!(delete_all_but(&BTreeSet::new(), dir.path(), NOW, &Disk::default()).0, 0);
         assert!(model.exists());
@@ -134,12 +136,12 @@ mod tests {
         for num_operations in 0..3 {
             let dir = tempfile::tempdir().unwrap();
             let model = dir.path().join("a--b").join("1".repeat(40));
-            make(&model, Some(900_000));
+            make(&model, 900_000, 900_000);
             let disk = Disk::default();
             disk.kill_after(num_operations);
             let (_, faults) = delete_all_but(&BTreeSet::new(), dir.path(), NOW, &disk);
             assert_eq!(faults.len(), usize::from(num_operations < 2));
-            assert_eq!(model.join("deeper/file").exists(), num_operations == 0);
+            assert_eq!(model.join("file").exists(), num_operations == 0);
             assert_eq!(model.exists(), num_operations == 0);
             // Renamed and not removed yet: the next round does it.
             delete_all_but(&BTreeSet::new(), dir.path(), NOW, &Disk::default());

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::fetch::{Stop, Wanted, refused};
 use super::file_hashes::FileHashes;
@@ -114,6 +114,7 @@ impl Cache {
         }
         let _ = self.disk.remove_all(&repository, TEMPORARY);
         placed?;
+        touch(&dir);
         self.make_room(0, &repository);
         Ok(dir)
     }
@@ -179,15 +180,18 @@ impl Cache {
         repository: &Path,
         into: &Path,
     ) -> Result<Vec<Sha256Sum>> {
+        let Some(first) = files.first() else { return Ok(Vec::new()) };
+        // Room is made for the very part that lies here, however old it is.
+        touch(into);
         let there = |file: &&RemoteFile| fs::symlink_metadata(into.join(&file.path)).map_or(0, |there| there.len());
         let missing = files.iter().map(|file| file.bytes.saturating_sub(there(file))).fold(0, u64::saturating_add);
         self.make_room(missing, repository);
-        let download = |file: &&RemoteFile| {
-            let download = || wanted.hub.download(wanted.repo_id, wanted.commit, &[file], into);
-            let sums = self.disk.write(&into.join(&file.path), download)?;
-            sums.into_iter().next().context("the hub tells no sum of what was downloaded")
-        };
-        let downloaded = self.check_space(missing, wanted).and_then(|()| files.iter().map(download).collect());
+        let download = || wanted.hub.download(wanted.repo_id, wanted.commit, files, into);
+        let written = || self.disk.write(&into.join(&first.path), download);
+        let downloaded = self.check_space(missing, wanted).and_then(|()| written()).and_then(|sums| {
+            ensure!(sums.len() == files.len(), "the hub does not tell the sum of each file that was downloaded");
+            Ok(sums)
+        });
         downloaded.map_err(|error| {
             let (repo_id, dir) = (wanted.repo_id, self.dir.display());
             if is_out_of_space(&error) {

@@ -178,6 +178,36 @@ fn what_has_come_of_a_model_is_not_fetched_again() {
 }
 
 #[test]
+fn what_is_gone_on_with_makes_no_room_for_itself() {
+    let (_dir, mut hub, cache) = world();
+    let cache = cache.with_budget(Some(1));
+    let metadata = hub.committed("a", None);
+    let bytes = hub.bytes("a");
+    hub.left = Some(AtomicUsize::new(bytes / 2));
+    assert_eq!(exit_code(&fetched(&hub, &cache, &metadata).unwrap_err()), 3);
+    hub.num_sent();
+    let repository = cache.repository("miner/a");
+    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    let age = || {
+        let part = repository.join(part("a"));
+        let files = fs::read_dir(&part).unwrap().map(|entry| entry.unwrap().path());
+        for path in files.chain([part.clone()]) {
+            File::open(path).unwrap().set_modified(long_ago).unwrap();
+        }
+    };
+    age();
+    hub.left = None;
+    fetched(&hub, &cache, &metadata).unwrap().unwrap();
+    assert_eq!((cached(&cache, "a"), hub.num_sent()), (vec![commit_of("a")], bytes - bytes / 2));
+
+    // Nor does one that was there in full.
+    fs::rename(repository.join(commit_of("a")), repository.join(part("a"))).unwrap();
+    age();
+    fetched(&hub, &cache, &metadata).unwrap().unwrap();
+    assert_eq!((cached(&cache, "a"), hub.num_sent()), (vec![commit_of("a")], 0));
+}
+
+#[test]
 fn a_model_that_has_come_is_not_read_to_be_hashed() {
     let (_dir, hub, cache) = world();
     let dir = fetched(&hub, &cache, &hub.committed("a", None)).unwrap().unwrap();

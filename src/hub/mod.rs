@@ -3,8 +3,8 @@
 //!
 //! Hash and id reproduce the reference's Python exactly, down to the order of file names that are not UTF-8: a hash that
 //! differs in one bit is a model that no validator evaluates. The embedded hub is a [`folder`], the real one is
-//! [`huggingface`]; [`fetch`] brings a published model here, to a [`cache`], and refuses it where a validator would; [`judge`] holds a model
-//! folder against the criteria.
+//! [`huggingface`]; [`fetch`] brings a published model here, to a [`cache`], and refuses it where a validator would;
+//! [`judge`] holds a model folder against the criteria.
 
 pub mod cache;
 pub mod fetch;

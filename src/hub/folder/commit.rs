@@ -197,11 +197,15 @@ impl FolderHub {
         Ok(())
     }
 
-    /// Hides a repository that has no commit yet, if it is to be private: whoever made its folder may have been killed.
+    /// Hides or shows a repository that has no commit yet: whoever made its folder, as he wanted it, may have been killed.
     fn hide_new(&self, repository: &Path, private: bool) -> Result<()> {
         let marker = repository.join(PRIVATE_FILE);
-        if !private || fs::symlink_metadata(&marker).is_ok() {
+        if fs::symlink_metadata(&marker).is_ok() == private {
             return Ok(());
+        }
+        if !private {
+            self.disk.remove(&marker)?;
+            return self.disk.sync_dir(repository);
         }
         let make = || fs::write(&marker, "").with_context(|| format!("cannot write {}", marker.display()));
         self.disk.write(&marker, make)?;

@@ -461,3 +461,20 @@ fn a_repository_is_created_once_with_its_first_files() {
     let commit = upload(&hub, 1).unwrap();
     assert_eq!(hub.commits(REPO).unwrap(), [commit, first[0].clone()]);
 }
+
+/// Somebody who wanted it private was killed before its first commit.
+#[test]
+fn a_public_repository_is_seen_whatever_an_earlier_attempt_has_left() {
+    let model = model(1);
+    let makers: [&dyn Fn(&FolderHub); 2] =
+        [&|hub| drop(hub.upload(&Upload::new(REPO, model.path(), &NAMES, "a model")).unwrap()), &|hub| {
+            assert!(hub.create_repository(REPO, false, &[("config.json", b"{}")]).unwrap())
+        }];
+    for make in makers {
+        let (_dir, hub) = hub();
+        fs::create_dir_all(hub.dir.join(REPO)).unwrap();
+        fs::write(hub.dir.join(REPO).join(PRIVATE_FILE), "").unwrap();
+        make(&hub);
+        assert_eq!(hub.is_private(REPO).unwrap(), Some(false));
+    }
+}

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::to_bytes;
@@ -12,6 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::access::{BRANCH, Place, Visitor, World, blocking};
 use super::attributes::is_large;
@@ -23,6 +25,8 @@ use crate::model::weights::{FileSum, is_plain_name};
 
 /// A commit's body: files of up to 64 MiB together, in base64.
 const MAX_BODY_BYTES: usize = 96 << 20;
+/// How long a commit's body may take on its way, which is within this machine.
+const BODY_TIME: Duration = Duration::from_secs(60);
 /// Lines of a commit's body, at most.
 const MAX_LINES: usize = 10_000;
 /// Bytes of a commit's message, at most.
@@ -109,8 +113,12 @@ pub(super) async fn commit(
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
     let repo_id = place.repo_id();
-    world.check_visible(&visitor, &repo_id)?;
-    visitor.check_user()?;
+    let visitor = {
+        let (world, repo_id) = (Arc::clone(&world), repo_id.clone());
+        let checked =
+            move || world.check_visible(&visitor, &repo_id).and_then(|()| visitor.check_user()).map(|()| visitor);
+        blocking(checked).await?
+    };
     if place.revision() != BRANCH {
         return Err(Refusal::no_revision(place.revision()));
     }
@@ -122,7 +130,12 @@ pub(super) async fn commit(
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, sentence)
     };
     let _turn = world.turns.acquire().await; // never closed
-    let body = to_bytes(request.into_body(), MAX_BODY_BYTES).await.map_err(too_large)?;
+    let too_slow = |_| {
+        let sentence = format!("The commit did not come within {} s.", BODY_TIME.as_secs());
+        Refusal::new(StatusCode::REQUEST_TIMEOUT, sentence)
+    };
+    let body = timeout(BODY_TIME, to_bytes(request.into_body(), MAX_BODY_BYTES)).await.map_err(too_slow)?;
+    let body = body.map_err(too_large)?;
     let world = Arc::clone(&world);
     blocking(move || {
         let mut wanted = read(&body)?;
@@ -148,7 +161,6 @@ pub(super) async fn commit(
                 return Err(Refusal::no_entry(format!("A file with this name doesn't exist: {name}")));
             }
         };
-        wanted.large.values().for_each(|sum| world.objects.remove(&sum.sha256));
         Ok(Json(json!({
             "success": true, "commitOid": commit, "commitUrl": format!("{}/{repo_id}/commit/{commit}", visitor.endpoint),
             "hookOutput": "", "pullRequestUrl": null,

@@ -1,7 +1,8 @@
 //! Large files that were uploaded and wait for their commit: `HUB/.lfs/SHA256`.
 //!
 //! Whoever may upload one gets an address that is signed, for its content and for a while; clients send no token there. A
-//! file is there once all of it is, on the disk, with the content that its name says. A day later it goes.
+//! file is there once all of it is, on the disk, with the content that its name says. A day later it goes, and not with its
+//! commit, which has a link to it: to another client the hub may have said that it is there.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -76,11 +77,6 @@ impl Objects {
         let path = self.path(sha256);
         let metadata = fs::symlink_metadata(&path).ok()?;
         (is_folder(&self.dir) && metadata.is_file() && metadata.len() == size).then_some(path)
-    }
-
-    /// Forgets a file, which has its commit. Best effort: it goes after a day anyway.
-    pub(super) fn remove(&self, sha256: &str) {
-        fs::remove_file(self.path(sha256)).ok();
     }
 
     /// Whether the disk has room for a file.

@@ -64,10 +64,23 @@ impl Server {
         let (stop, stopped) = oneshot::channel::<()>();
         let serve = move || {
             runtime.block_on(async {
-                let service = router(world).into_make_service_with_connect_info::<Connection>();
+                let is_watched = world.options.observer.is_some();
+                let router = router(world);
+                let serving = async {
+                    match is_watched {
+                        true => {
+                            let service = router.into_make_service_with_connect_info::<Watched>();
+                            axum::serve(listener, service).await
+                        }
+                        false => {
+                            let service = router.into_make_service_with_connect_info::<Unwatched>();
+                            axum::serve(listener, service).await
+                        }
+                    }
+                };
                 tokio::select! {
                     _ = stopped => {}
-                    _ = axum::serve(listener, service) => {}
+                    _ = serving => {}
                 }
             });
             runtime.shutdown_timeout(PATIENCE);
@@ -120,13 +133,24 @@ fn router(world: Arc<World>) -> Router {
         .with_state(world)
 }
 
-/// A connection, so that it can be ended without an answer.
+/// A connection of which nothing is kept.
 #[derive(Clone)]
-struct Connection(Option<Arc<TcpStream>>);
+struct Unwatched;
 
-impl Connected<IncomingStream<'_, TcpListener>> for Connection {
+impl Connected<IncomingStream<'_, TcpListener>> for Unwatched {
     fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
         // The parts of an answer are not to wait until the parts before them are acknowledged.
+        stream.io().set_nodelay(true).ok();
+        Self
+    }
+}
+
+/// A connection, so that whoever watches can end it without an answer.
+#[derive(Clone)]
+struct Watched(Option<Arc<TcpStream>>);
+
+impl Connected<IncomingStream<'_, TcpListener>> for Watched {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
         stream.io().set_nodelay(true).ok();
         let socket = stream.io().as_fd().try_clone_to_owned();
         Self(socket.ok().map(|socket| Arc::new(TcpStream::from(socket))))
@@ -134,31 +158,28 @@ impl Connected<IncomingStream<'_, TcpListener>> for Connection {
 }
 
 /// Lets requests of this machine through, and past who watches them.
-async fn watch(
-    State(world): State<Arc<World>>,
-    ConnectInfo(connection): ConnectInfo<Connection>,
-    request: Request,
-    next: Next,
-) -> Response {
+async fn watch(State(world): State<Arc<World>>, request: Request, next: Next) -> Response {
     if !is_own(request.headers()) {
         return Refusal::new(StatusCode::FORBIDDEN, "Only programs of this machine may ask.").into_response();
     }
     let Some(observer) = &world.options.observer else { return next.run(request).await };
+    let connection = request.extensions().get::<ConnectInfo<Watched>>().cloned();
+    let connection = connection.and_then(|ConnectInfo(Watched(socket))| socket);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let done = match observer.sees(Moment::Request, &method, &path) {
         Fate::GoOn => next.run(request).await,
-        fate => return end(fate, &connection).unwrap_or_default(),
+        fate => return end(fate, connection.as_deref()).unwrap_or_default(),
     };
-    end(observer.sees(Moment::Answer, &method, &path), &connection).unwrap_or(done)
+    end(observer.sees(Moment::Answer, &method, &path), connection.as_deref()).unwrap_or(done)
 }
 
 /// What takes the place of an answer; `None`: nothing does.
-fn end(fate: Fate, connection: &Connection) -> Option<Response> {
+fn end(fate: Fate, connection: Option<&TcpStream>) -> Option<Response> {
     match fate {
         Fate::GoOn => None,
         Fate::Say(answer) => Some(*answer),
         Fate::Cut => {
-            if let Some(socket) = &connection.0 {
+            if let Some(socket) = connection {
                 socket.shutdown(Shutdown::Both).ok();
             }
             Some(Response::default()) // which nobody hears

@@ -1,5 +1,5 @@
 //! How far up- and downloads are: a bar for each on a terminal; elsewhere a line now and then, so that a log of the night shows
-//! that something moves.
+//! that something moves, or why nothing does.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::printer::Printer;
 use crate::figures::bytes;
-use crate::hub::progress::{Observer, Progress};
+use crate::hub::progress::{Observer, Progress, Told};
 
 /// How long a transfer goes on without a line, where there is no terminal.
 const QUIET: Duration = Duration::from_secs(60);
@@ -22,24 +22,30 @@ struct Shown {
     told: Instant,
 }
 
-/// Shows transfers until they are whole.
+/// Shows transfers until they end.
 pub fn observer(printer: &Printer) -> Observer {
     let printer = printer.clone();
     let all: Arc<Mutex<HashMap<String, Shown>>> = Arc::default();
-    Observer::new(move |progress| {
+    Observer::new(move |told| {
         let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-        show(&printer, &mut all, progress);
+        hear(&printer, &mut all, told);
     })
+}
+
+fn hear(printer: &Printer, all: &mut HashMap<String, Shown>, told: Told<'_>) {
+    match told {
+        Told::Progress(progress) if progress.done_bytes < progress.total_bytes => show(printer, all, progress),
+        Told::Progress(Progress { what, .. }) | Told::Ended(what) => {
+            if let Some(Shown { bar: Some(bar), .. }) = all.remove(what) {
+                bar.finish_and_clear();
+            }
+        }
+        Told::Waits(why) => printer.note(why),
+    }
 }
 
 fn show(printer: &Printer, all: &mut HashMap<String, Shown>, progress: Progress<'_>) {
     let Progress { what, done_bytes, total_bytes } = progress;
-    if done_bytes >= total_bytes {
-        if let Some(Shown { bar: Some(bar), .. }) = all.remove(what) {
-            bar.finish_and_clear();
-        }
-        return;
-    }
     if !all.contains_key(what) {
         let bar = printer.bar(total_bytes).inspect(|bar| {
             let template = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
@@ -69,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_transfer_is_told_now_and_then_and_forgotten_when_it_is_whole() {
+    fn a_long_transfer_is_told_now_and_then() {
         let (printer, _, told) = captured(false);
         let mut all = HashMap::new();
         let at = |done_bytes| Progress { what: "uploading me/model", done_bytes, total_bytes: 3 << 30 };
@@ -81,7 +87,21 @@ mod tests {
         show(&printer, &mut all, at(2 << 30));
         show(&printer, &mut all, at(2 << 30));
         assert_eq!(told.text(), format!("uploading me/model: {} of {}\n", bytes(2_u64 << 30), bytes(3_u64 << 30)));
-        show(&printer, &mut all, at(3 << 30));
-        assert!(all.is_empty());
+    }
+
+    #[test]
+    fn a_transfer_is_forgotten_when_it_ends_and_pauses_are_told() {
+        let (printer, _, told) = captured(false);
+        let mut all = HashMap::new();
+        let what = "downloading me/model";
+        let at = |done_bytes| Told::Progress(Progress { what, done_bytes, total_bytes: 3 });
+        for end in [at(3), Told::Ended(what)] {
+            hear(&printer, &mut all, at(1));
+            assert_eq!(all.len(), 1);
+            hear(&printer, &mut all, end);
+            assert!(all.is_empty(), "{end:?}");
+        }
+        hear(&printer, &mut all, Told::Waits("the hub asks to wait 300 s"));
+        assert_eq!(told.text(), "the hub asks to wait 300 s\n");
     }
 }

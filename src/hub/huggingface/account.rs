@@ -4,7 +4,9 @@ use anyhow::Result;
 use reqwest::StatusCode;
 use serde::Deserialize;
 
-use super::http::{Fault, Http};
+use super::answer::Refusal;
+use super::fault::Fault;
+use super::http::Http;
 use crate::error::{Failure, input};
 use crate::hub::names;
 
@@ -71,11 +73,13 @@ pub(super) async fn check_may_write(http: &Http, repo_id: &str, is_new: bool) ->
     };
     let account: Account = match http.get_json(http.url(["api", "whoami-v2"]), MAX_BYTES).await {
         Ok(account) => account,
-        Err(Fault::Refused(refusal)) if refusal.status == StatusCode::UNAUTHORIZED => {
+        Err(Fault::Refused(refusal)) if refusal.is_hubs && refusal.status == StatusCode::UNAUTHORIZED => {
             return Err(http.error(Fault::BadToken, &what));
         }
         // A hub that has no such question: the first request to write will tell.
-        Err(Fault::Refused(refusal)) if refusal.status == StatusCode::NOT_FOUND => Account::default(),
+        Err(Fault::Refused(refusal)) if refusal.is_hubs && refusal.status == StatusCode::NOT_FOUND => {
+            Account::default()
+        }
         Err(fault) => return Err(http.error(fault, &what)),
     };
     match account.objection(repo_id, is_new) {
@@ -132,7 +136,8 @@ impl Account {
 
 /// A request to write that came to nothing, as an error; `what` begins its sentence: "a/b could not be uploaded".
 pub(super) fn write_error(http: &Http, fault: Fault, what: &str) -> anyhow::Error {
-    let Fault::Refused(refusal) = &fault else { return http.error(fault, what) };
+    // What a storage says, or who else sits at the address, is not the hub's word on us.
+    let Fault::Refused(refusal @ Refusal { is_hubs: true, .. }) = &fault else { return http.error(fault, what) };
     let hub = http.endpoint();
     let said = if refusal.message.is_empty() { String::new() } else { format!(" ({})", refusal.message) };
     match (refusal.status.as_u16(), http.token()) {

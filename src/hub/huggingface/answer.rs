@@ -6,7 +6,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, LINK};
 use reqwest::{Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
-use super::http::Fault;
+use super::fault::Fault;
 use super::pause::asked_pause;
 use crate::interrupt;
 
@@ -132,16 +132,21 @@ pub(super) async fn sleep(pause: Duration) -> Result<(), Fault> {
     .await
 }
 
-/// Does something, unless an orderly end is asked for meanwhile.
-pub(super) async fn unless_interrupted<T>(work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
-    let interrupted = async {
-        while !interrupt::requested() {
+/// Does something, unless an orderly end is asked for meanwhile, of all or of the thread that calls this.
+pub(super) fn unless_interrupted<T>(
+    work: impl Future<Output = Result<T, Fault>>,
+) -> impl Future<Output = Result<T, Fault>> {
+    let stop = interrupt::Stop::of_this_thread();
+    let interrupted = async move {
+        while !interrupt::requested() && !stop.is_set() {
             tokio::time::sleep(GLANCE).await;
         }
     };
-    tokio::select! {
-        done = work => done,
-        () = interrupted => Err(Fault::Interrupted),
+    async move {
+        tokio::select! {
+            done = work => done,
+            () = interrupted => Err(Fault::Interrupted),
+        }
     }
 }
 

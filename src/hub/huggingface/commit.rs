@@ -1,13 +1,13 @@
 //! The commit of an upload: one request, with small files in it and large ones by their hashes.
 
-use anyhow::Context;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::http::{Call, Fault};
+use super::call::Call;
+use super::fault::Fault;
 use super::source::Source;
 use super::upload::{BRANCH, Parent, Setback, Uploader};
 use crate::error::input;
@@ -16,7 +16,7 @@ use crate::hub::{CARD_FILE, names};
 const ND_JSON: &str = "application/x-ndjson";
 const MAX_BYTES: usize = 1 << 20;
 /// Small files of a model are a few kilobytes; what does not fit here is no configuration.
-const MAX_REGULAR_BYTES: u64 = 32 << 20;
+const MAX_REQUEST_BYTES: u64 = 32 << 20;
 
 /// Asks for a commit on top of another, which must be the newest, and returns its name.
 pub(super) async fn make(
@@ -28,7 +28,7 @@ pub(super) async fn make(
     let (http, upload, what) = (&uploader.hub.http, uploader.upload, uploader.what());
     uploader.check_unchanged()?;
     let bytes = small.iter().map(|source| source.bytes).sum::<u64>();
-    if bytes > MAX_REGULAR_BYTES {
+    if bytes > MAX_REQUEST_BYTES {
         return Err(input(format!("{what}: the hub takes no {bytes} bytes as small files.")).into());
     }
     let mut header = json!({"summary": upload.message, "description": ""});
@@ -48,8 +48,7 @@ pub(super) async fn make(
     }
     lines.extend(uploader.surplus(parent).map(|path| line("deletedFile", &json!({"path": path}))));
 
-    let (namespace, name) = names::repository(upload.repo_id).map_err(anyhow::Error::msg).context("checked before")?;
-    let url = http.url(["api", "models", namespace, name, "commit", BRANCH]);
+    let url = http.model_url(upload.repo_id, &["commit", BRANCH]);
     let call = Call::new(Method::POST, url).with_bytes(ND_JSON, lines.concat().into()).once();
     let answered = async {
         let answer: Commit = http.ask(&call, MAX_BYTES).await?;

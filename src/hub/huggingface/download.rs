@@ -16,8 +16,9 @@ use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::mpsc::{self, Sender};
 
 use super::HuggingFace;
-use super::answer::{check_is_no_page, lost};
-use super::http::{Call, Fault, sleep, unless_interrupted};
+use super::answer::{check_is_no_page, lost, shown, unless_interrupted};
+use super::call::Call;
+use super::fault::Fault;
 use super::listing::check_names;
 use super::part::{Part, Tell};
 use super::throttle::Throttle;
@@ -39,6 +40,8 @@ enum Cut {
     Ours(anyhow::Error),
     /// The hub or the way to it.
     Fault(Fault),
+    /// The same, and another connection may bring the rest.
+    Again(Fault),
     /// The hub sends another file than it has listed.
     Contradiction(String),
 }
@@ -57,11 +60,11 @@ impl HuggingFace {
         if !is_plain_name(&file.path) {
             let sentence = format!(
                 "{repo_id} has a file {:?} at the commit {commit}, which is no name of a file here.",
-                file.path
+                shown(&file.path)
             );
             return Err(Failure::No(sentence).into());
         }
-        let what = format!("{} of {repo_id} at the commit {commit} could not be downloaded", file.path);
+        let what = format!("{} of {repo_id} at the commit {commit} could not be downloaded", shown(&file.path));
         let url = self.http.url(repo_id.split('/').chain(["resolve", commit, &file.path]));
         let mut part = Part::open(into.join(&file.path), file)?;
         let mut reason = String::new();
@@ -73,7 +76,7 @@ impl HuggingFace {
                 },
                 Err(Cut::Contradiction(told)) => reason = told,
                 Err(Cut::Ours(error)) => return Err(error),
-                Err(Cut::Fault(fault)) => return Err(self.http.reading_error(fault, &what)),
+                Err(Cut::Fault(fault) | Cut::Again(fault)) => return Err(self.http.reading_error(fault, &what)),
             }
             part.restart()?;
         }
@@ -87,30 +90,29 @@ impl HuggingFace {
         let patience = &self.http.patience;
         let (mut etag, mut tries, mut furthest) = (None, 1, part.len());
         while part.missing() > 0 {
-            let fault = self.stream(url, part, &mut etag, tell)?;
-            if part.missing() == 0 {
-                break;
-            }
+            let fault = match self.stream(url, part, &mut etag, tell) {
+                Err(Cut::Again(fault)) => fault,
+                ended => return ended,
+            };
             if part.len() >= furthest.saturating_add(PROGRESS_BYTES) {
                 (tries, furthest) = (1, part.len());
             } else if tries >= patience.tries {
                 return Err(Cut::Fault(fault));
             }
-            self.runtime.block_on(sleep(patience.pause(tries))).map_err(Cut::Fault)?;
+            self.runtime.block_on(self.http.rest(patience.pause(tries), &fault)).map_err(Cut::Fault)?;
             tries += 1;
         }
         Ok(())
     }
 
-    /// Downloads what is missing of a file over one connection, as far as that goes; returns what ended it. What another
-    /// connection would not mend either is an error.
+    /// Downloads what is missing of a file over one connection.
     fn stream(
         &self,
         url: &Url,
         part: &mut Part<'_>,
         etag: &mut Option<HeaderValue>,
         tell: Tell<'_>,
-    ) -> Result<Fault, Cut> {
+    ) -> Result<(), Cut> {
         let mut call = Call::new(Method::GET, url.clone());
         call.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if part.len() > 0 {
@@ -125,24 +127,30 @@ impl HuggingFace {
             }
             // The hub says yes and sends elsewhere, where the answer is no; it may send elsewhere the next time.
             Err(Fault::Refused(refusal)) if !refusal.is_hubs && refusal.is_final() => {
-                return Ok(Fault::Refused(refusal));
+                return Err(Cut::Again(Fault::Refused(refusal)));
             }
             Err(fault) => return Err(Cut::Fault(fault)),
         };
         let headers = answer.headers();
-        if let Err(fault) = check_is_no_page(headers) {
-            return Ok(fault);
-        }
-        match answer.status() {
-            StatusCode::PARTIAL_CONTENT if is_rest(headers, part.len()) => {}
-            // All of it, for it has changed, or this server knows no ranges.
-            StatusCode::OK => part.restart().map_err(Cut::Ours)?,
-            status => return Ok(Fault::Lost(format!("it answers {status} with another part than was asked for"))),
-        }
+        check_is_no_page(headers).map_err(Cut::Again)?;
+        let (is_whole, missing) = match answer.status() {
+            StatusCode::PARTIAL_CONTENT if is_rest(headers, part.len()) => (false, part.missing()),
+            // For it has changed, or this server knows no ranges.
+            StatusCode::OK => (true, part.len() + part.missing()),
+            status => {
+                let reason = format!("it answers {status} with another part than was asked for");
+                return Err(Cut::Again(Fault::Lost(reason)));
+            }
+        };
         let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if let Some(length) = length.filter(|length| *length != part.missing()) {
-            let (length, missing) = (count(length), count(part.missing()));
-            return Err(Cut::Contradiction(format!("{length} bytes where {missing} are missing")));
+        if let Some(length) = length.filter(|length| *length != missing) {
+            let reason = format!("{} bytes where {} are missing", count(length), count(missing));
+            // Somebody on the way may have said that, and what is here may be good.
+            let is_doubtful = is_whole && part.len() > 0;
+            return Err(if is_doubtful { Cut::Again(Fault::Lost(reason)) } else { Cut::Contradiction(reason) });
+        }
+        if is_whole {
+            part.restart().map_err(Cut::Ours)?;
         }
         *etag = headers.get(ETAG).filter(|etag| etag.as_bytes().starts_with(b"\"")).cloned();
         let (sender, receiver) = mpsc::channel(PARTS_AHEAD);
@@ -154,10 +162,11 @@ impl HuggingFace {
             return Err(Cut::Ours(error));
         }
         match self.runtime.block_on(received).expect("receiving does not panic") {
-            Ok(true) => Ok(Fault::Lost("the connection ended early".to_owned())),
             Ok(false) => Err(Cut::Contradiction("it is longer than listed".to_owned())),
             Err(Fault::Interrupted) => Err(Cut::Fault(Fault::Interrupted)),
-            Err(fault) => Ok(fault),
+            _ if part.missing() == 0 => Ok(()),
+            Ok(true) => Err(Cut::Again(Fault::Lost("the connection ended early".to_owned()))),
+            Err(fault) => Err(Cut::Again(fault)),
         }
     }
 }

@@ -1,24 +1,26 @@
 //! Requests to a hub and to where it sends: each with time limits, repeated where that helps, and the token to nobody but
 //! the hub.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, LOCATION};
+use reqwest::header::{AUTHORIZATION, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, LOCATION};
 use reqwest::redirect::Policy;
-use reqwest::{Body, Client, Method, Response, StatusCode, Url};
+use reqwest::{Client, Method, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
-pub(super) use super::answer::{Refusal, lost, read, shown, sleep, unless_interrupted};
-use super::answer::{check_is_no_page, next_page, parse};
+use super::answer::{Refusal, check_is_no_page, lost, next_page, parse, read, unless_interrupted};
+use super::call::Call;
+use super::fault::Fault;
 use super::pause::Patience;
 use super::remembered::{Page, Remembered};
 use super::token::Token;
-use crate::error::{Failure, input};
+use crate::error::input;
+use crate::hub::progress::Observer;
 
 /// A request is sent on so often at most.
 const MAX_REDIRECTS: usize = 5;
@@ -27,56 +29,6 @@ const MAX_READS: u32 = 3;
 /// How long a token is taken for good that the hub has called good.
 const TOKEN_IS_GOOD_FOR: Duration = Duration::from_secs(600);
 pub(super) const USER_AGENT: &str = concat!("assay/", env!("CARGO_PKG_VERSION"));
-
-/// Why there is no good answer.
-#[derive(Debug)]
-pub(super) enum Fault {
-    /// There is one, and it is no.
-    Refused(Refusal),
-    /// There is none, or none that can be understood.
-    Lost(String),
-    /// There is one of more bytes than this, as none should have.
-    TooLong(usize),
-    /// The hub does not take our token, whatever is asked.
-    BadToken,
-    /// An orderly end was asked for.
-    Interrupted,
-}
-
-/// A request.
-pub(super) struct Call {
-    pub(super) method: Method,
-    pub(super) url: Url,
-    pub(super) headers: HeaderMap,
-    /// Made anew for each try; `None`: no body.
-    pub(super) body: Option<Box<dyn Fn() -> Body + Send + Sync>>,
-    /// Bytes of the body that have gone out so far, where it is long: who makes it counts them. As long as they grow, the
-    /// answer is waited for.
-    pub(super) sent: Arc<AtomicU64>,
-    /// Whether to make it again although it may have been done: where no answer came back.
-    pub(super) repeats: bool,
-}
-
-impl Call {
-    /// A request without a body.
-    pub(super) fn new(method: Method, url: Url) -> Self {
-        Self { method, url, headers: HeaderMap::new(), body: None, sent: Arc::default(), repeats: true }
-    }
-
-    /// With a body that is sent from memory.
-    pub(super) fn with_bytes(mut self, content_type: &'static str, bytes: Vec<u8>) -> Self {
-        let bytes = Bytes::from(bytes);
-        self.headers.insert(CONTENT_TYPE, content_type.parse().expect("a header"));
-        self.body = Some(Box::new(move || Body::from(bytes.clone())));
-        self
-    }
-
-    /// Not made again once it may have been done.
-    pub(super) fn once(mut self) -> Self {
-        self.repeats = false;
-        self
-    }
-}
 
 /// An answer that has come down to its end.
 struct Whole {
@@ -97,15 +49,27 @@ pub(super) struct Http {
     token_was_good: Mutex<Option<Instant>>,
     remembered: Remembered,
     pub(super) patience: Patience,
+    /// Who is told why nothing moves, and how far transfers are.
+    pub(super) observer: Observer,
 }
 
 impl Http {
     /// A client of the hub at an address.
-    pub(super) fn new(endpoint: &str, token: Option<Token>, patience: Patience) -> Result<Self> {
+    ///
+    /// # Errors
+    /// The address is none, or one where everybody on the way would see the token.
+    pub(super) fn new(endpoint: &str, token: Option<Token>, patience: Patience, observer: Observer) -> Result<Self> {
         let parsed = Url::parse(endpoint).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let endpoint = parsed.filter(|url| url.username().is_empty() && url.password().is_none()).ok_or_else(|| {
             input("hub.endpoint (or HF_ENDPOINT) is no address of a hub: write it as https://huggingface.co, without a token")
         })?;
+        if endpoint.scheme() == "http" && token.is_some() && !is_this_machine(&endpoint) {
+            let host = endpoint.host_str().unwrap_or_default();
+            return Err(input(format!(
+                "hub.endpoint (or HF_ENDPOINT) leads to {host} without encryption, where others would see the token: write it \
+                 as https://{host}, or use no token"
+            )));
+        }
         // Redirects are followed here, without the token.
         let client =
             || Client::builder().user_agent(USER_AGENT).connect_timeout(patience.connect).redirect(Policy::none());
@@ -120,6 +84,7 @@ impl Http {
             token_was_good: Mutex::default(),
             remembered: Remembered::default(),
             patience,
+            observer,
         })
     }
 
@@ -137,6 +102,11 @@ impl Http {
         let mut url = self.endpoint.clone();
         url.path_segments_mut().expect("an address with a host has a path").pop_if_empty().extend(segments);
         url
+    }
+
+    /// What the hub tells of a repository `namespace/name`, or of something below it.
+    pub(super) fn model_url(&self, repo_id: &str, below: &[&str]) -> Url {
+        self.url(["api", "models"].into_iter().chain(repo_id.split('/')).chain(below.iter().copied()))
     }
 
     /// The answer to a GET, as JSON of at most so many bytes.
@@ -179,10 +149,11 @@ impl Http {
             let (status, url, headers) = (answer.status(), answer.url().clone(), answer.headers().clone());
             match read(answer, max_bytes).await {
                 Ok(bytes) => return Ok(Whole { status, url, headers, bytes }),
-                Err(Fault::Lost(_)) if call.repeats && tries < MAX_READS => {}
+                Err(fault @ Fault::Lost(_)) if call.repeats && tries < MAX_READS => {
+                    self.rest(self.patience.pause(tries), &fault).await?;
+                }
                 Err(fault) => return Err(fault),
             }
-            sleep(self.patience.pause(tries)).await?;
             tries += 1;
         }
     }
@@ -211,9 +182,11 @@ impl Http {
             return Ok(());
         }
         match self.insist(&Call::new(Method::GET, self.url(["api", "whoami-v2"]))).await {
-            Err(Fault::Refused(refusal)) if refusal.status == StatusCode::UNAUTHORIZED => return Err(Fault::BadToken),
+            Err(Fault::Refused(refusal)) if refusal.is_hubs && refusal.status == StatusCode::UNAUTHORIZED => {
+                return Err(Fault::BadToken);
+            }
             // A hub that does not answer that question at all.
-            Err(Fault::Refused(refusal)) if refusal.is_final() => {}
+            Err(Fault::Refused(refusal)) if refusal.is_hubs && refusal.is_final() => {}
             Err(fault) => return Err(fault),
             Ok(_) => {}
         }
@@ -245,7 +218,7 @@ impl Http {
             if tries >= self.patience.tries || (may_be_done && !call.repeats) || pause > self.patience.longest_pause {
                 return Err(fault);
             }
-            sleep(pause).await?;
+            self.rest(pause, &fault).await?;
             tries += 1;
         }
     }
@@ -315,48 +288,11 @@ impl Http {
         };
         unless_interrupted(timed).await
     }
+}
 
-    /// A fault as an error; `what` begins its sentence: "a/b could not be listed".
-    pub(super) fn error(&self, fault: Fault, what: &str) -> anyhow::Error {
-        let hub = self.endpoint();
-        match fault {
-            Fault::Interrupted => Failure::Interrupted(format!("{what}: interrupted")).into(),
-            Fault::Lost(reason) => Failure::Unreachable(format!("{what}: {hub} would not answer ({reason})")).into(),
-            Fault::TooLong(bytes) => {
-                Failure::Unreachable(format!("{what}: the answer of {hub} has more than {bytes} bytes")).into()
-            }
-            Fault::BadToken => {
-                let source = self.token.as_ref().map_or("nowhere", |token| token.source());
-                input(format!("{what}: {hub} does not take the token of {source}; put a valid one there, or none"))
-            }
-            Fault::Refused(refusal) => {
-                let Refusal { status, message, is_hubs, asked_pause, .. } = &refusal;
-                let mut said = format!("{what}: {hub} says {status}");
-                if !message.is_empty() {
-                    said = format!("{said}, {message}");
-                }
-                if let Some(pause) = asked_pause.filter(|pause| *pause > self.patience.longest_pause) {
-                    said = format!("{said}; it asks to wait {} s", pause.as_secs());
-                }
-                match status.as_u16() {
-                    408 | 429 | 500..=599 => Failure::Unreachable(said).into(),
-                    _ if !is_hubs => Failure::Unreachable(format!("{said}, but not as a hub does")).into(),
-                    401 | 403 | 404 | 410 | 451 => Failure::No(said).into(),
-                    _ => Failure::Input(said).into(),
-                }
-            }
-        }
-    }
-
-    /// The same of a question about a stranger's repository: whatever the hub finds wrong with it is the stranger's doing,
-    /// down to a name that it does not allow, or a list without end.
-    pub(super) fn reading_error(&self, fault: Fault, what: &str) -> anyhow::Error {
-        let is_theirs = match &fault {
-            Fault::Refused(refusal) => refusal.is_hubs && refusal.is_final() && refusal.status.is_client_error(),
-            Fault::TooLong(_) => true,
-            _ => false,
-        };
-        let error = self.error(fault, what);
-        if is_theirs { Failure::No(error.to_string()).into() } else { error }
-    }
+/// Whether an address leads no further than here.
+fn is_this_machine(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }

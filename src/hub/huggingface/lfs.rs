@@ -15,11 +15,14 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::account::write_error;
-use super::http::{Call, Fault, Http, Refusal, shown};
+use super::answer::{Refusal, shown};
+use super::call::Call;
+use super::fault::Fault;
+use super::http::Http;
 use super::source::{Source, Trouble};
 use super::upload::{BRANCH, Setback};
 use crate::error::Failure;
-use crate::hub::progress::{Observer, Progress};
+use crate::hub::progress::Teller;
 
 const LFS_JSON: &str = "application/vnd.git-lfs+json";
 /// What the hub tells of a model's files, with signed addresses.
@@ -161,7 +164,7 @@ pub(super) async fn send(
     http: &Http,
     order: Order,
     source: &Source,
-    (observer, what): (&Observer, &str),
+    teller: &Teller,
     (done_bytes, total_bytes): (u64, u64),
 ) -> Result<(), Setback> {
     let Order { upload: Action { url, mut headers }, verify, .. } = order;
@@ -170,14 +173,14 @@ pub(super) async fn send(
     let trouble = Trouble::default();
     call.body = Some({
         let (source, trouble, sent) = (source.clone(), Trouble::clone(&trouble), Arc::clone(&call.sent));
-        let (observer, what) = (observer.clone(), what.to_owned());
+        let teller = teller.clone();
         Box::new(move || {
-            let (observer, what, sent) = (observer.clone(), what.clone(), sent.clone());
+            let (teller, sent) = (teller.clone(), sent.clone());
             let mut gone = 0;
             let taken = move |bytes| {
                 gone += bytes;
                 sent.fetch_add(bytes, Ordering::Relaxed);
-                observer.tell(Progress { what: &what, done_bytes: done_bytes + gone, total_bytes });
+                teller.tell(done_bytes + gone, total_bytes);
             };
             source.body(taken, &trouble)
         })

@@ -4,25 +4,24 @@
 use std::fmt;
 
 use anyhow::Result;
-use reqwest::{StatusCode, Url};
+use reqwest::Url;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
 use super::HuggingFace;
-use super::answer::parse;
-use super::http::Fault;
+use super::answer::{parse, shown};
+use super::fault::Fault;
+use super::repository::{self, Repository, is_absence};
 use crate::error::{Failure, input};
 use crate::figures::count;
 use crate::hub::{Checksum, RemoteFile, names};
 
 /// A repository with more entries, folders included, or commits is not looked at.
 const MAX_ENTRIES: usize = 10_000;
-/// Hugging Face's pages of so many entries have no more.
-const MAX_PAGE_BYTES: usize = 16 << 20;
+/// Hugging Face's lists of so many entries have no more, all pages together.
+const MAX_LIST_BYTES: usize = 16 << 20;
 /// Pages may be small, but not without end.
 const MAX_PAGES: usize = 1_000;
-/// What is told of one repository, with its model card.
-const MAX_INFO_BYTES: usize = 4 << 20;
 
 /// A file or a folder of a tree.
 #[derive(Deserialize)]
@@ -48,19 +47,12 @@ struct Commit {
     id: String,
 }
 
-#[derive(Deserialize)]
-struct Info {
-    sha: Option<String>,
-    #[serde(default)]
-    private: bool,
-}
-
 impl HuggingFace {
     /// The files of a repository at a commit, sorted by path.
     pub(super) async fn list_files(&self, repo_id: &str, commit: &str) -> Result<Vec<RemoteFile>> {
         let what = format!("the files of {repo_id} at the commit {commit} could not be listed");
         check_names(repo_id, Some(commit))?;
-        let mut url = self.model_url(repo_id, &["tree", commit]);
+        let mut url = self.http.model_url(repo_id, &["tree", commit]);
         url.query_pairs_mut().append_pair("recursive", "true");
         let entries: Vec<Entry> = self.list(url, &what).await?;
         let files = entries.into_iter().filter(|entry| entry.kind == "file").map(Entry::into_file);
@@ -68,7 +60,10 @@ impl HuggingFace {
         let mut files = files.map_err(|reason| self.http.error(Fault::Lost(reason), &what))?;
         files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         if let Some(twice) = files.windows(2).find(|pair| pair[0].path == pair[1].path) {
-            return Err(no(format!("{repo_id} has the file {:?} twice at the commit {commit}.", twice[0].path)));
+            return Err(no(format!(
+                "{repo_id} has the file {:?} twice at the commit {commit}.",
+                shown(&twice[0].path)
+            )));
         }
         Ok(files)
     }
@@ -77,7 +72,7 @@ impl HuggingFace {
     pub(super) async fn list_commits(&self, repo_id: &str) -> Result<Vec<String>> {
         check_names(repo_id, None)?;
         let what = format!("the commits of {repo_id} could not be listed");
-        let url = self.model_url(repo_id, &["commits", "main"]);
+        let url = self.http.model_url(repo_id, &["commits", "main"]);
         let commits = match self.pages::<Commit>(url).await {
             Err(fault) if is_absence(&fault) => return Ok(Vec::new()),
             Err(fault) => return Err(self.http.reading_error(fault, &what)),
@@ -91,22 +86,20 @@ impl HuggingFace {
     pub(super) async fn ask_newest_commit(&self, repo_id: &str) -> Result<Option<String>> {
         let what = format!("the newest commit of {repo_id} could not be asked for");
         let info = self.info(repo_id, &["revision", "main"], &what).await?;
-        info.and_then(|info| info.sha).map(|sha| self.commit(sha, &what)).transpose()
+        info.and_then(|info| info.commit).map(|sha| self.commit(sha, &what)).transpose()
     }
 
     /// Whether only its owner sees a repository; `None` if it is not there.
     pub(super) async fn ask_is_private(&self, repo_id: &str) -> Result<Option<bool>> {
         let what = format!("who sees {repo_id} could not be asked for");
-        Ok(self.info(repo_id, &[], &what).await?.map(|info| info.private))
+        let Some(info) = self.info(repo_id, &[], &what).await? else { return Ok(None) };
+        let untold = || self.http.error(Fault::Lost("it does not tell whether it is private".to_owned()), &what);
+        info.private.map(Some).ok_or_else(untold)
     }
 
-    async fn info(&self, repo_id: &str, below: &[&str], what: &str) -> Result<Option<Info>> {
+    async fn info(&self, repo_id: &str, below: &[&str], what: &str) -> Result<Option<Repository>> {
         check_names(repo_id, None)?;
-        match self.http.get_json(self.model_url(repo_id, below), MAX_INFO_BYTES).await {
-            Ok(info) => Ok(Some(info)),
-            Err(fault) if is_absence(&fault) => Ok(None),
-            Err(fault) => Err(self.http.reading_error(fault, what)),
-        }
+        repository::ask(&self.http, repo_id, below).await.map_err(|fault| self.http.reading_error(fault, what))
     }
 
     /// The whole of a list of a repository that is there.
@@ -118,10 +111,15 @@ impl HuggingFace {
     /// The whole of a list; `None` if it is too long.
     async fn pages<T: for<'a> Deserialize<'a>>(&self, url: Url) -> Result<Option<Vec<T>>, Fault> {
         let mut all = Vec::new();
+        let mut bytes_left = MAX_LIST_BYTES;
         let mut next = Some(url);
         for _ in 0..MAX_PAGES {
             let Some(url) = next else { return Ok(Some(all)) };
-            let page = self.http.get_page(url, MAX_PAGE_BYTES).await?;
+            let page = self.http.get_page(url, bytes_left).await.map_err(|fault| match fault {
+                Fault::TooLong(_) => Fault::TooLong(MAX_LIST_BYTES),
+                fault => fault,
+            })?;
+            bytes_left = bytes_left.saturating_sub(page.bytes.len());
             let Bounded { entries, is_cut } = parse(&page.bytes)?;
             all.extend(entries);
             if is_cut || all.len() > MAX_ENTRIES {
@@ -130,10 +128,6 @@ impl HuggingFace {
             next = page.next.clone();
         }
         Ok(None)
-    }
-
-    fn model_url(&self, repo_id: &str, below: &[&str]) -> Url {
-        self.http.url(["api", "models"].into_iter().chain(repo_id.split('/')).chain(below.iter().copied()))
     }
 
     /// A commit that the hub names, which names folders here.
@@ -148,7 +142,7 @@ impl HuggingFace {
 impl Entry {
     fn into_file(self) -> Result<RemoteFile, String> {
         let Self { path, size, oid, lfs, .. } = self;
-        let no_sum = || format!("the sum that it tells of {path:?} is none");
+        let no_sum = || format!("the sum that it tells of {:?} is none", shown(&path));
         let (bytes, sum) = match (&lfs, &oid) {
             (Some(lfs), _) => (lfs.size, Some(Checksum::Sha256(digest(&lfs.oid).ok_or_else(no_sum)?))),
             (None, Some(oid)) => (size, Some(Checksum::GitBlob(digest(oid).ok_or_else(no_sum)?))),
@@ -161,14 +155,6 @@ impl Entry {
 fn digest<const N: usize>(text: &str) -> Option<[u8; N]> {
     let is_plain = text.len() == 2 * N && !text.starts_with("0x");
     is_plain.then(|| crate::hex::read(text))?.and_then(|bytes| bytes.try_into().ok())
-}
-
-/// Whether the hub says that there is no such repository, or none that has commits. Of one that we may not know of it says
-/// just that, whoever asks.
-pub(super) fn is_absence(fault: &Fault) -> bool {
-    let Fault::Refused(refusal) = fault else { return false };
-    let is_known_word = refusal.code.as_deref().is_none_or(|code| matches!(code, "RepoNotFound" | "RevisionNotFound"));
-    refusal.is_hubs && is_known_word && matches!(refusal.status, StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED)
 }
 
 pub(super) fn check_names(repo_id: &str, commit: Option<&str>) -> Result<()> {

@@ -6,8 +6,10 @@
 
 mod account;
 mod answer;
+mod call;
 mod commit;
 mod download;
+mod fault;
 mod http;
 mod lfs;
 mod listing;
@@ -28,7 +30,7 @@ use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
 
 use super::file_hashes::FileHashes;
-use super::progress::{Observer, Progress};
+use super::progress::Observer;
 use super::{Hub, RemoteFile, Sha256Sum, Upload};
 pub(crate) use account::ANY_NAMESPACE;
 use http::Http;
@@ -53,7 +55,7 @@ pub struct Options {
     pub hashes: FileHashes,
     /// How long is waited.
     pub patience: Patience,
-    /// Who is told how far up- and downloads are.
+    /// Who is told how far up- and downloads are, and why nothing moves.
     pub observer: Observer,
 }
 
@@ -63,13 +65,12 @@ pub struct HuggingFace {
     http: Http,
     throttle: Arc<Throttle>,
     hashes: FileHashes,
-    observer: Observer,
 }
 
 impl HuggingFace {
     /// A client of a hub, which is not asked yet.
     pub fn new(options: Options) -> Result<Self> {
-        let http = Http::new(&options.endpoint, options.token, options.patience)?;
+        let http = Http::new(&options.endpoint, options.token, options.patience, options.observer)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("hub")
@@ -77,7 +78,7 @@ impl HuggingFace {
             .build()
             .context("the threads that ask the hub cannot be started")?;
         let throttle = Arc::new(Throttle::new(options.max_bytes_per_second));
-        Ok(Self { runtime, http, throttle, hashes: options.hashes, observer: options.observer })
+        Ok(Self { runtime, http, throttle, hashes: options.hashes })
     }
 }
 
@@ -92,8 +93,9 @@ impl Hub for HuggingFace {
 
     fn check_writable(&self, repo_id: &str) -> Result<()> {
         self.runtime.block_on(async {
-            let is_new = repository::look(&self.http, repo_id).await?.is_none();
-            account::check_may_write(&self.http, repo_id, is_new).await
+            let there = repository::look(&self.http, repo_id).await?;
+            there.iter().try_for_each(|there| there.check_open(repo_id))?;
+            account::check_may_write(&self.http, repo_id, there.is_none()).await
         })
     }
 
@@ -110,11 +112,11 @@ impl Hub for HuggingFace {
     }
 
     fn download(&self, repo_id: &str, commit: &str, files: &[&RemoteFile], into: &Path) -> Result<Vec<Sha256Sum>> {
-        let what = format!("downloading {repo_id}");
+        let transfer = self.http.observer.transfer(format!("downloading {repo_id}"));
         let total_bytes = files.iter().map(|file| file.bytes).fold(0, u64::saturating_add);
         let mut before = 0;
         let bring = |file: &&RemoteFile| {
-            let tell = |len: u64| self.observer.tell(Progress { what: &what, done_bytes: before + len, total_bytes });
+            let tell = |len: u64| transfer.teller().tell(before + len, total_bytes);
             let sum = self.bring(repo_id, commit, file, into, &tell)?;
             before += file.bytes;
             Ok(sum)

@@ -5,6 +5,7 @@
 //! was seen. The hub refuses it if there is another one by then, so that no two attempts can both succeed; and where the
 //! answer to any request that changes something is lost, the next attempt looks again.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -15,12 +16,14 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::account::write_error;
-use super::http::{Call, Fault, Http, sleep};
+use super::call::Call;
+use super::fault::Fault;
+use super::http::Http;
 use super::lfs::{self, Transfer};
 use super::source::Source;
 use super::{HuggingFace, commit, repository, xet};
 use crate::error::input;
-use crate::hub::{ATTRIBUTES_FILE, CARD_FILE, RemoteFile, Upload, names};
+use crate::hub::{ATTRIBUTES_FILE, CARD_FILE, RemoteFile, Upload, names, progress};
 
 /// The line of commits.
 pub(super) const BRANCH: &str = "main";
@@ -53,8 +56,9 @@ impl Setback {
                 429 | 503 => false,
                 // Another commit was made since.
                 409 | 412 => true,
-                // What is not the hub's word is that of a storage, where an address is good for a time only.
-                _ => !refusal.is_final() || !refusal.is_hubs,
+                // What is not the hub's word is that of a storage, whose addresses are good for a time only.
+                401 | 403 | 404 | 410 => !refusal.is_hubs,
+                _ => !refusal.is_final(),
             },
             Fault::BadToken | Fault::Interrupted => false,
         };
@@ -68,8 +72,9 @@ pub(super) struct Uploader<'a> {
     pub(super) hub: &'a HuggingFace,
     pub(super) upload: &'a Upload<'a>,
     pub(super) sources: Vec<Source>,
-    /// How many large files have gone up.
-    num_sent: usize,
+    /// The large files that have gone up.
+    sent: BTreeSet<String>,
+    pub(super) transfer: progress::Transfer,
 }
 
 /// The newest commit, on top of which the next one is made.
@@ -87,27 +92,29 @@ impl<'a> Uploader<'a> {
         if sources.is_empty() {
             return Err(input(format!("There is no file to upload to {}.", upload.repo_id)));
         }
-        Ok(Self { hub, upload, sources, num_sent: 0 })
+        let transfer = hub.http.observer.transfer(format!("uploading {}", upload.repo_id));
+        Ok(Self { hub, upload, sources, sent: BTreeSet::new(), transfer })
     }
 
     /// Makes the commit, and returns it.
     pub(super) async fn run(mut self) -> Result<String> {
         let mut tries = 1;
         loop {
-            let num_sent = self.num_sent;
+            let num_sent = self.sent.len();
             let (error, asked) = match self.attempt().await {
                 Ok(commit) => return Ok(commit),
                 Err(Setback::Over(error)) => return Err(error),
                 Err(Setback::Again(error, asked)) => (error, asked),
             };
-            // Who gets on does not give up.
-            tries = if self.num_sent > num_sent { 1 } else { tries + 1 };
+            // Who gets on does not give up; what is sent again, because the hub has lost it, gets nobody on.
+            tries = if self.sent.len() > num_sent { 1 } else { tries + 1 };
             let patience = &self.hub.http.patience;
             let pause = patience.pause_of(tries, asked);
             if tries > patience.tries || pause > patience.longest_pause {
                 return Err(error);
             }
-            sleep(pause).await.map_err(|fault| self.error(fault))?;
+            let rested = self.hub.http.rest_because(pause, &format!("{error:#}")).await;
+            rested.map_err(|fault| self.error(fault))?;
         }
     }
 
@@ -124,16 +131,15 @@ impl<'a> Uploader<'a> {
         match lfs::ask(&self.hub.http, self.upload.repo_id, &large, &self.what()).await? {
             Transfer::Xet => xet::commit(self, &parent).await,
             Transfer::Basic(orders) => {
-                let what = format!("uploading {}", self.upload.repo_id);
                 let total_bytes = large.iter().map(|file| file.bytes).sum();
                 let missing = orders.iter().filter_map(|order| order.source(&large)).map(|file| file.bytes);
                 let mut done_bytes = total_bytes - missing.sum::<u64>().min(total_bytes);
                 for order in orders {
                     let Some(source) = order.source(&large) else { continue };
                     let bytes = (done_bytes, total_bytes);
-                    lfs::send(&self.hub.http, order, source, (&self.hub.observer, &what), bytes).await?;
+                    lfs::send(&self.hub.http, order, source, self.transfer.teller(), bytes).await?;
                     done_bytes += source.bytes;
-                    self.num_sent += 1;
+                    self.sent.insert(source.oid.clone());
                 }
                 commit::make(self, &parent, &large, &small).await
             }
@@ -191,8 +197,7 @@ impl<'a> Uploader<'a> {
             let sample = STANDARD.encode(source.sample()?);
             files.push(json!({"path": source.name, "size": source.bytes, "sample": sample}));
         }
-        let (namespace, name) = names::repository(self.upload.repo_id).map_err(input)?;
-        let url = self.hub.http.url(["api", "models", namespace, name, "preupload", BRANCH]);
+        let url = self.hub.http.model_url(self.upload.repo_id, &["preupload", BRANCH]);
         let call = Call::new(Method::POST, url).with_bytes(JSON, json!({"files": files}).to_string().into());
         let modes: Modes = self.hub.http.ask(&call, MAX_BYTES).await.map_err(|fault| self.error(fault))?;
         let is_large = |source: &Source| {

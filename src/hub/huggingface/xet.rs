@@ -5,18 +5,21 @@
 //! whether there is one is decided where the whole upload is ([`super::upload`]). It would put a whole model into one
 //! request where a hub has no Xet, and is used only where the hub has just offered it.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Context;
+use anyhow::{Context, Result};
 use hf_hub::progress::{ProgressEvent, ProgressHandler, UploadEvent};
 use hf_hub::repository::CommitOperation;
 use hf_hub::{HFClient, HFError};
 use reqwest::redirect::Policy;
+use tokio::runtime::{Builder, Runtime};
 
+use super::answer::{Refusal, lost, shown, unless_interrupted};
 use super::commit::named;
-use super::http::{Fault, Http, Refusal, USER_AGENT, lost, shown, unless_interrupted};
+use super::fault::Fault;
+use super::http::{Http, USER_AGENT};
 use super::upload::{BRANCH, Parent, Setback, Uploader};
-use crate::hub::progress::{Observer, Progress};
+use crate::hub::progress::Teller;
 use crate::hub::{CARD_FILE, names};
 
 /// Sends the files and asks for a commit on top of another, which must be the newest; returns its name.
@@ -28,34 +31,75 @@ pub(super) async fn commit(uploader: &Uploader<'_>, parent: &Parent) -> Result<S
         uploader.sources.iter().map(|source| CommitOperation::add_file(&source.name, source.path())).collect();
     operations.extend(upload.card.map(|card| CommitOperation::add_bytes(CARD_FILE, card.as_bytes().to_vec())));
     operations.extend(uploader.surplus(parent).map(CommitOperation::delete));
-    let watcher = Watcher { observer: uploader.hub.observer.clone(), what: format!("uploading {}", upload.repo_id) };
 
+    let attempt = Attempt::new(uploader.transfer.teller())?;
+    let progress = hf_hub::progress::Progress::new(Watcher(Arc::clone(&attempt.teller)));
     let repository = client(http)?.model(namespace, name);
-    let commit = repository
-        .create_commit()
-        .operations(operations)
-        .commit_message(upload.message)
-        .revision(BRANCH)
-        .maybe_parent_commit(parent.commit.clone())
-        .progress(hf_hub::progress::Progress::new(watcher));
-    let answered = unless_interrupted(async { Ok(Box::pin(commit.send()).await) }).await;
+    let (message, parent) = (upload.message.to_owned(), parent.commit.clone());
+    let send = async move {
+        let commit = repository.create_commit().operations(operations).commit_message(message).revision(BRANCH);
+        Box::pin(commit.maybe_parent_commit(parent).progress(progress).send()).await
+    };
+    let answered = unless_interrupted(attempt.run(send)).await;
+    drop(attempt);
     // It reads the files again, and what it has read is in the commit.
     let is_unchanged = uploader.check_unchanged();
-    let answer = answered.map_err(|fault| Setback::of(http, fault, &what))?;
-    let (fault, asked) = match answer {
-        Ok(answer) => {
+    let fault = match answered {
+        Ok(Ok(answer)) => {
             is_unchanged?;
             match named(answer.commit_oid.as_deref()) {
                 Ok(commit) => return Ok(commit),
-                Err(fault) => (fault, None),
+                Err(fault) => fault,
             }
         }
-        Err(error) => fault(error),
+        // A file of ours that cannot be read.
+        Ok(Err(HFError::Io(error))) => {
+            is_unchanged?;
+            return Err(anyhow::Error::new(error).context(what).into());
+        }
+        Ok(Err(error)) => fault(error),
+        Err(fault) => fault,
     };
-    match Setback::of(http, fault, &what) {
-        // It does not wait by itself.
-        Setback::Over(error) if asked.is_some() => Err(Setback::Again(error, asked)),
-        setback => Err(setback),
+    // It does not wait by itself.
+    let asked = match &fault {
+        Fault::Refused(refusal) if matches!(refusal.status.as_u16(), 429 | 503) => Some(refusal.asked_pause),
+        _ => None,
+    };
+    match (Setback::of(http, fault, &what), asked) {
+        (Setback::Over(error), Some(pause)) => Err(Setback::Again(error, pause)),
+        (setback, _) => Err(setback),
+    }
+}
+
+/// An attempt, all of whose tasks end with it: after a failure, `hf-hub` would leave one that tells its progress for ever.
+struct Attempt {
+    /// None while it is dropped.
+    runtime: Option<Runtime>,
+    /// Who is told how far it is, until it ends.
+    teller: Arc<Mutex<Option<Teller>>>,
+}
+
+impl Attempt {
+    fn new(teller: &Teller) -> Result<Self> {
+        let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("hub-xet").enable_all().build();
+        let runtime = runtime.context("the threads that upload cannot be started")?;
+        Ok(Self { runtime: Some(runtime), teller: Arc::new(Mutex::new(Some(teller.clone()))) })
+    }
+
+    async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Result<T, Fault> {
+        let broken = || Fault::Lost("the upload by Xet broke off".to_owned());
+        let runtime = self.runtime.as_ref().ok_or_else(broken)?;
+        runtime.spawn(work).await.map_err(|_| broken())
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        *self.teller.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        // Not to be waited for where other tasks run.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -82,39 +126,36 @@ fn client(http: &Http) -> anyhow::Result<HFClient> {
         .context("the hub's client cannot be made")
 }
 
-/// What went wrong, and how long was asked to wait.
-fn fault(error: HFError) -> (Fault, Option<Duration>) {
-    let pause = match &error {
-        HFError::RateLimited { retry_after, .. } => Some(retry_after.unwrap_or_default()),
-        _ => None,
-    };
-    let fault = match error {
+/// What went wrong.
+fn fault(error: HFError) -> Fault {
+    match error {
+        HFError::RateLimited { context, retry_after } => {
+            let message = context.server_message.as_deref().unwrap_or_default();
+            Fault::Refused(Refusal { asked_pause: retry_after, ..Refusal::told(context.status, message) })
+        }
         HFError::Http { context }
         | HFError::AuthRequired { context }
         | HFError::Forbidden { context }
         | HFError::Conflict { context }
-        | HFError::RateLimited { context, .. }
         | HFError::RepoNotFound { context: Some(context), .. } => {
             let message = context.server_message.as_deref().unwrap_or_default();
-            Fault::Refused(Refusal::told(context.status, message))
+            let is_hubs = context.error_code.is_some() || context.server_message.is_some();
+            Fault::Refused(Refusal { is_hubs, ..Refusal::told(context.status, message) })
         }
         HFError::Request { source, .. } => lost(source),
         error => Fault::Lost(shown(&error.to_string())),
-    };
-    (fault, pause)
+    }
 }
 
-/// Tells the observer what hf-hub tells.
-struct Watcher {
-    observer: Observer,
-    what: String,
-}
+/// Tells how far `hf-hub` is.
+struct Watcher(Arc<Mutex<Option<Teller>>>);
 
 impl ProgressHandler for Watcher {
     fn on_progress(&self, event: &ProgressEvent) {
-        if let ProgressEvent::Upload(UploadEvent::Progress { bytes_completed, total_bytes, .. }) = event {
-            let (done_bytes, total_bytes) = (*bytes_completed, *total_bytes);
-            self.observer.tell(Progress { what: &self.what, done_bytes, total_bytes });
+        if let ProgressEvent::Upload(UploadEvent::Progress { bytes_completed, total_bytes, .. }) = event
+            && let Some(teller) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            teller.tell(*bytes_completed, *total_bytes);
         }
     }
 }

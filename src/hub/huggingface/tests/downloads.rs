@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use reqwest::StatusCode;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -15,6 +16,10 @@ use super::server::{Reply, Server};
 use super::*;
 use crate::error::exit_code;
 use crate::hub::Checksum;
+use crate::hub::huggingface::answer::Refusal;
+use crate::hub::huggingface::fault::Fault;
+use crate::hub::progress::{Progress, Told};
+use crate::interrupt::StopOnDrop;
 
 pub(super) const ETAG: &str = "\"v1\"";
 
@@ -229,14 +234,88 @@ fn whoever_shows_it_hears_how_far_it_is() {
     });
     let heard = Arc::new(Mutex::new(Vec::new()));
     let ear = Arc::clone(&heard);
-    let observer = Observer::new(move |progress| {
-        assert_eq!((progress.what, progress.total_bytes), ("downloading miner/model", 600_000));
-        ear.lock().unwrap().push(progress.done_bytes);
+    let observer = Observer::new(move |told| match told {
+        Told::Progress(Progress { what, done_bytes, total_bytes }) => {
+            assert_eq!((what, total_bytes), ("downloading miner/model", 600_000));
+            ear.lock().unwrap().push(done_bytes);
+        }
+        Told::Ended(what) => {
+            assert_eq!(what, "downloading miner/model");
+            ear.lock().unwrap().push(u64::MAX);
+        }
+        Told::Waits(why) => panic!("{why}"),
     });
     let hub = HuggingFace::new(Options { observer, ..options(&server) }).unwrap();
     hub.download(REPO, &commit(), &[&first, &second], &Place::new().dir()).unwrap();
     let heard = heard.lock().unwrap();
-    assert!(heard.is_sorted() && heard.contains(&300_000) && heard.last() == Some(&600_000), "{heard:?}");
+    assert!(heard.is_sorted() && heard.contains(&300_000) && heard.ends_with(&[600_000, u64::MAX]), "{heard:?}");
+}
+
+/// Whoever wanted it has gone: the server would take minutes, and then has us wait for minutes.
+#[test]
+fn a_download_for_nobody_ends_soon() {
+    let content = random(1, 300_000);
+    let wanted = file(&content);
+    let slow = Server::start({
+        let content = content.clone();
+        move |request| Reply::file(request, &content, ETAG).drip(Duration::from_millis(1))
+    });
+    let busy = Server::start(|_| Reply::new(429, "").header("retry-after", "300"));
+    for server in [slow, busy] {
+        let minutes = Duration::from_secs(600);
+        let patience = Patience { longest_pause: minutes, stall: minutes, ..patience() };
+        let hub = HuggingFace::new(Options { patience, ..options(&server) }).unwrap();
+        let end = StopOnDrop::default();
+        let (stop, started) = (end.0.clone(), Instant::now());
+        thread::scope(|scope| {
+            let bringing = scope.spawn(|| {
+                stop.watch();
+                download(&hub, &wanted, &Place::new()).unwrap_err()
+            });
+            while server.requests().is_empty() {
+                thread::sleep(Duration::from_millis(5));
+            }
+            thread::sleep(Duration::from_millis(100));
+            drop(end);
+            assert_eq!(exit_code(&bringing.join().unwrap()), 130);
+        });
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn a_long_pause_is_told_with_its_reason() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let ear = Arc::clone(&told);
+    let observer = Observer::new(move |told| ear.lock().unwrap().push(format!("{told:?}")));
+    let server = Server::start(|_| Reply::new(200, ""));
+    let hub = HuggingFace::new(Options { observer, ..options(&server) }).unwrap();
+    let seconds = Duration::from_secs;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // Nobody waits here.
+            let end = StopOnDrop::default();
+            end.0.clone().watch();
+            drop(end);
+            let asked = Refusal { asked_pause: Some(seconds(300)), ..Refusal::told(StatusCode::TOO_MANY_REQUESTS, "") };
+            let busy = Refusal::told(StatusCode::BAD_GATEWAY, "");
+            for (pause, fault) in [
+                (300, Fault::Refused(asked)),
+                (16, Fault::Refused(busy)),
+                (16, Fault::Lost("no answer".to_owned())),
+                (9, Fault::Lost("no answer".to_owned())),
+            ] {
+                assert!(hub.runtime.block_on(hub.http.rest(seconds(pause), &fault)).is_err());
+            }
+        });
+    });
+    let at = server.endpoint();
+    let expected = [
+        format!("Waits(\"{at} asks to wait; trying again in 300 s\")"),
+        format!("Waits(\"{at} says 502 Bad Gateway; trying again in 16 s\")"),
+        format!("Waits(\"{at} would not answer (no answer); trying again in 16 s\")"),
+    ];
+    assert_eq!(*told.lock().unwrap(), expected);
 }
 
 #[test]

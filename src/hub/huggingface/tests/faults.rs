@@ -70,6 +70,22 @@ fn a_file_of_another_length_is_told_and_never_written_in_full() {
     assert!(text.contains("130,000 bytes where 30,000 are missing"), "{text}");
 }
 
+/// Somebody on the way answers once with something of his own.
+#[test]
+fn what_is_here_is_not_dropped_for_a_whole_file_of_another_length() {
+    let content = random(1, 100_000);
+    let wanted = file(&content);
+    let server = Server::start(move |request| match request.index {
+        0 => Reply::file(request, &content, ETAG).cut(70_000),
+        1 => Reply::new(200, random(2, 50_000)),
+        _ => Reply::file(request, &content, ETAG),
+    });
+    let place = Place::new();
+    download(&client(&server), &wanted, &place).unwrap();
+    let starts: Vec<_> = server.requests().iter().map(Request::start).collect();
+    assert_eq!(starts, [0, 70_000, 70_000]);
+}
+
 #[test]
 fn an_error_page_is_never_a_file() {
     let content = random(1, 1000);

@@ -71,6 +71,16 @@ fn a_list_without_end_is_refused_before_it_takes_memory() {
 }
 
 #[test]
+fn all_pages_of_a_list_together_are_bounded() {
+    let page = format!("[{}]", " ".repeat(6 << 20));
+    let endless = Reply::new(200, page).header("link", format!("<{}>; rel=\"next\"", tree_path()));
+    let server = Server::start(move |_| endless.clone());
+    let error = client(&server).files(REPO, &commit()).unwrap_err();
+    assert!(exit_code(&error) == 4 && error.to_string().ends_with("has more than 16777216 bytes"), "{error}");
+    assert_eq!(server.requests().len(), 3);
+}
+
+#[test]
 fn a_list_that_contradicts_itself_or_leads_away_is_none() {
     let with = |change: &dyn Fn(&mut Value)| {
         let mut entry = entry("a");
@@ -101,7 +111,7 @@ fn commits_and_who_sees_them_are_told_or_that_there_are_none() {
     let server = Server::start(move |request| match request.path.as_str() {
         "/api/models/miner/model/revision/main" | "/api/models/miner/model" => Reply::new(200, newest.to_string()),
         "/api/models/miner/model/commits/main" => Reply::new(200, both.to_string()),
-        "/api/models/miner/odd/revision/main" => Reply::new(200, "{\"sha\":\"../../etc\"}"),
+        "/api/models/miner/odd/revision/main" | "/api/models/miner/odd" => Reply::new(200, "{\"sha\":\"../../etc\"}"),
         path if path.contains("gated") => Reply::refusal(403, "GatedRepo"),
         _ => Reply::refusal(404, "RepoNotFound"),
     });
@@ -113,6 +123,7 @@ fn commits_and_who_sees_them_are_told_or_that_there_are_none() {
     assert_eq!(hub.commits("miner/none").unwrap(), Vec::<String>::new());
     assert_eq!(hub.is_private("miner/none").unwrap(), None);
     assert_eq!(exit_code(&hub.newest_commit("miner/odd").unwrap_err()), 3);
+    assert_eq!(exit_code(&hub.is_private("miner/odd").unwrap_err()), 3, "it does not tell");
     assert_eq!(exit_code(&hub.commits("miner/gated").unwrap_err()), 4);
     // Names that lead elsewhere are never sent.
     let num_requests = server.requests().len();

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod by_xet;
 mod cached;
 mod downloads;
 mod faults;
@@ -10,6 +11,7 @@ mod memory_hub;
 mod requests;
 mod served;
 mod server;
+mod setbacks;
 mod writing;
 
 use std::time::Duration;

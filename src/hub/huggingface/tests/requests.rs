@@ -12,7 +12,8 @@ use serde_json::Value;
 use super::server::{Reply, Request, Server};
 use super::*;
 use crate::error::exit_code;
-use crate::hub::huggingface::http::{Call, Fault};
+use crate::hub::huggingface::call::Call;
+use crate::hub::huggingface::fault::Fault;
 
 fn ask(hub: &HuggingFace, path: &str) -> Result<Value, Fault> {
     hub.runtime.block_on(hub.http.get_json(hub.http.url([path]), 1000))
@@ -120,6 +121,25 @@ fn the_token_goes_to_the_hub_and_nowhere_else() {
     let bearer = format!("Bearer {SECRET}");
     let has_token = |request: &Request| request.header("authorization") == Some(bearer.as_str());
     assert!(server.requests().len() == 3 && server.requests().iter().all(has_token));
+}
+
+#[test]
+fn a_token_is_sent_without_encryption_to_this_machine_only() {
+    let made = |endpoint: &str, token: Option<&str>| {
+        let token = token.map(|token| Token::new(token, "the test").unwrap());
+        let options = Options { endpoint: endpoint.to_owned(), token, ..options(&silent()) };
+        HuggingFace::new(options).map(drop)
+    };
+    for endpoint in ["http://hub.example", "http://192.168.0.1:80", "http://127.0.0.1.example", "http://[fe80::1]/a"] {
+        let error = made(endpoint, Some(SECRET)).unwrap_err();
+        let text = format!("{error:#} {error:?}");
+        assert!(exit_code(&error) == 2 && text.contains("write it as https://") && !text.contains(SECRET), "{text}");
+        made(endpoint, None).unwrap();
+        made(&endpoint.replace("http:", "https:"), Some(SECRET)).unwrap();
+    }
+    for endpoint in ["http://127.0.0.1:5000", "http://LOCALHOST", "http://[::1]:80", "http://127.1.2.3"] {
+        made(endpoint, Some(SECRET)).unwrap();
+    }
 }
 
 #[test]

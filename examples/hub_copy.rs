@@ -1,5 +1,5 @@
 //! Uploads the files of a folder to a hub as one commit, or downloads a commit: what `publish` and `validate` do with a hub,
-//! without a recipe or a chain. Says how long it took and how much memory was in use at most.
+//! without a recipe or a chain. The token is that of HF_TOKEN, or of `hf auth login`.
 //!
 //! ```console
 //! cargo run --release --example hub_copy -- upload ENDPOINT NAMESPACE/NAME DIR
@@ -8,26 +8,23 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use assay::hub::file_hashes::FileHashes;
 use assay::hub::huggingface::{HuggingFace, Options, Patience, Token};
-use assay::hub::progress::Observer;
 use assay::hub::{Hub, Upload};
 use assay::metrics::printer::Printer;
+use assay::metrics::transfers;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let printer = Printer::new(false);
-    let start = Instant::now();
     match arguments.as_slice() {
         ["upload", endpoint, repo_id, dir] => {
             let names = names(Path::new(dir))?;
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             let upload = Upload::new(repo_id, Path::new(dir), &names, "Copy a folder");
-            printer.result(&hub(endpoint)?.upload(&upload)?)?;
+            Printer::new(false).result(&hub(endpoint)?.upload(&upload)?)?;
         }
         ["download", endpoint, repo_id, commit, dir] => {
             let hub = hub(endpoint)?;
@@ -37,7 +34,6 @@ fn main() -> Result<()> {
         }
         _ => bail!("give upload ENDPOINT REPO DIR, or download ENDPOINT REPO COMMIT DIR"),
     }
-    printer.note(&format!("{:.1} s, at most {} in memory", start.elapsed().as_secs_f64(), peak_memory()?));
     Ok(())
 }
 
@@ -48,7 +44,7 @@ fn hub(endpoint: &str) -> Result<HuggingFace> {
         max_bytes_per_second: None,
         hashes: FileHashes::default(),
         patience: Patience::default(),
-        observer: Observer::default(),
+        observer: transfers::observer(&Printer::new(false)),
     })
 }
 
@@ -62,11 +58,4 @@ fn names(dir: &Path) -> Result<Vec<String>> {
         }
     }
     Ok(names)
-}
-
-/// As the kernel counts it: "123456 kB".
-fn peak_memory() -> Result<String> {
-    let status = fs::read_to_string("/proc/self/status").context("this needs Linux")?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    Ok(peak.context("the kernel does not tell")?.trim().to_owned())
 }

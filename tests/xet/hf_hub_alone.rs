@@ -1,5 +1,5 @@
-//! Uploads the files of a folder as one commit with the `hf-hub` crate alone, to compare assay's upload by Xet with
-//! (`hub_copy`). Takes the token from HF_TOKEN, and says how long it took and how much memory was in use at most.
+//! Uploads the files of a folder as one commit with the `hf-hub` crate alone, to compare assay's upload by Xet with (the
+//! example `hub_copy`): `/usr/bin/time -v` tells what each takes. The token is that of HF_TOKEN.
 //!
 //! ```console
 //! cargo run --release --example hf_hub_alone -- ENDPOINT NAMESPACE NAME DIR
@@ -7,7 +7,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use assay::metrics::printer::Printer;
@@ -17,13 +16,8 @@ use hf_hub::{HFClient, RepoTypeModel};
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [endpoint, namespace, name, dir] = arguments.as_slice() else { bail!("give ENDPOINT NAMESPACE NAME DIR") };
-    let start = Instant::now();
-    let printer = Printer::new(false);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    printer.result(&runtime.block_on(upload(endpoint, namespace, name, Path::new(dir)))?)?;
-    let status = fs::read_to_string("/proc/self/status").context("this needs Linux")?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the kernel does not tell")?;
-    printer.note(&format!("{:.1} s, at most {} in memory", start.elapsed().as_secs_f64(), peak.trim()));
+    Printer::new(false).result(&runtime.block_on(upload(endpoint, namespace, name, Path::new(dir)))?)?;
     Ok(())
 }
 

@@ -41,7 +41,7 @@ impl Network {
     /// Opens what is there, and shows what a publish that was cut off has left hidden.
     pub fn open(hub: &recipe::Hub, chain: &recipe::Chain, printer: &Printer) -> Result<Self> {
         let (chain, hotkeys) = open_chain(chain)?;
-        repair(hub, chain.as_ref(), printer);
+        repair(hub, chain.as_ref(), Some(&hotkeys), printer);
         let losses = LossCache::beside(&hub.cache);
         Ok(Self {
             hub: open_hub(hub, losses.hashes(), printer)?,
@@ -82,10 +82,10 @@ pub fn needs_making(chain: &recipe::Chain) -> bool {
 }
 
 /// Shows what a publish that was cut off has left hidden. Whatever keeps it from that is told, and keeps nobody from his work.
-pub fn repair(hub: &recipe::Hub, chain: &dyn Chain, printer: &Printer) {
+pub fn repair(hub: &recipe::Hub, chain: &dyn Chain, own: Option<&[Hotkey]>, printer: &Printer) {
     let repaired = repair::pending(chain).and_then(|hotkeys| {
         if !hotkeys.is_empty() {
-            repair::show(open_hub(hub, &FileHashes::default(), printer)?.as_ref(), chain, &hotkeys, printer);
+            repair::show(open_hub(hub, &FileHashes::default(), printer)?.as_ref(), chain, &hotkeys, own, printer);
         }
         Ok(())
     });

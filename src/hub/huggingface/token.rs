@@ -38,12 +38,20 @@ impl Token {
         Ok(Self { secret, source })
     }
 
-    /// The token of the environment, or the one that `hf auth login` has left; `None` if there is none.
-    pub fn find() -> Result<Option<Self>> {
+    /// The token of the environment; `None` if there is none.
+    pub fn of_environment() -> Result<Option<Self>> {
         for name in VARIABLES {
-            if let Some(secret) = env::var(name).ok().filter(|secret| !secret.trim().is_empty()) {
+            if let Some(secret) = env::var(name).ok().map(Zeroizing::new).filter(|secret| !secret.trim().is_empty()) {
                 return Self::new(&secret, format!("the environment variable {name}")).map(Some);
             }
+        }
+        Ok(None)
+    }
+
+    /// The token of the environment, or the one that `hf auth login` has left; `None` if there is none.
+    pub fn find() -> Result<Option<Self>> {
+        if let Some(token) = Self::of_environment()? {
+            return Ok(Some(token));
         }
         let Some(path) = file() else { return Ok(None) };
         // One that is not there, or not ours to read, is none.

@@ -2,7 +2,7 @@
 """Writes and reads the hub folder over HTTP, as `assay local serve --hub` serves it, with Python's huggingface_hub and
 transformers.
 
-    check_hub.py ASSAY_BINARY [--current SITE_PACKAGES]
+    check_hub.py ASSAY_BINARY [--current SITE_PACKAGES] [--model FOLDER]
 
 With the huggingface_hub that this Python has, and with the one in `--current`, each in a process of its own:
 
@@ -13,8 +13,13 @@ With the huggingface_hub that this Python has, and with the one in `--current`, 
 - A private repository is there for whoever has a token and for nobody else, until it is made public; a token that is not
   the named one is refused.
 - What the one wrote, the other reads.
+- The rival of an embedded network, fetched by the reference's own steps, has the hash that stands on the ledger.
 
-assay's own client against the same server is the second part.
+With `--model`, a folder that `assay train` has written with the recipe of the quickstart:
+
+- `assay publish` publishes it over HTTP, hidden until it is committed; then the reference's own steps, without a token, give
+  the hash that stands on the ledger, and the page tells of the training.
+- A model that huggingface_hub has uploaded and somebody has committed is scored by `assay compare`.
 """
 
 import argparse
@@ -23,6 +28,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -194,7 +200,7 @@ def client(step, endpoint, **arguments):
     elif step == "wrong token":
         api, other = huggingface_hub.HfApi(endpoint, token=TOKEN), huggingface_hub.HfApi(endpoint, token="hf_other")
         expect("the user", api.whoami()["type"], "user")
-        api.create_repo("a/b")
+        api.create_repo("a/b", exist_ok=True)
         expect_error("a wrong token", "HfHubHTTPError", 401, lambda: other.create_repo("a/c"))
         expect_error("a wrong token", "HfHubHTTPError", 401, lambda: other.model_info("a/b"))
 
@@ -221,13 +227,19 @@ class Server:
             expect("the server's exit code", code, 0)
 
 
-def run_client(site_packages, endpoint, home, step, **arguments):
-    """Runs a step in a process whose huggingface_hub is that of a folder, or this Python's."""
+def clean_environment(site_packages, endpoint, home):
+    """The environment of a process whose huggingface_hub is that of a folder, or this Python's."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": home, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": site_packages} if site_packages else {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
+    environment |= {f"HF_HUB_DISABLE_{what}": "1" for what in ("XET", "TELEMETRY", "PROGRESS_BARS")}
+    return environment | ({"PYTHONPATH": site_packages} if site_packages else {})
+
+
+def run_client(site_packages, endpoint, home, step, **arguments):
+    """Runs a step in a process of its own."""
     text = json.dumps({"step": step, "endpoint": endpoint} | arguments)
-    if subprocess.run([sys.executable, HERE, "--client", text], env=environment).returncode != 0:
+    command = [sys.executable, HERE, "--client", text]
+    if subprocess.run(command, env=clean_environment(site_packages, endpoint, home)).returncode != 0:
         sys.exit(f"the step {step!r} failed ({site_packages or 'this Python'})")
 
 
@@ -237,19 +249,73 @@ def check_python(assay, versions, scratch):
         for number, version in enumerate(versions):
             answer = scratch / f"written-{number}.json"
             names = {"namespace": "n" * (number + 1), "folder": str(scratch / f"model-{number}"), "answer": str(answer)}
-            run_client(version, endpoint, str(scratch / "home"), "write", **names)
+            run_client(version, endpoint, scratch / "home", "write", **names)
             written.append(json.loads(answer.read_text()))
         for version, other in zip(versions, reversed(written)):
-            run_client(version, endpoint, str(scratch / "home"), "read", **other)
+            run_client(version, endpoint, scratch / "home", "read", **other)
     with Server(assay, scratch / "other", "--token", TOKEN) as endpoint:
-        for version in versions[:1]:
-            run_client(version, endpoint, str(scratch / "home"), "wrong token")
+        for version in versions:
+            run_client(version, endpoint, scratch / "home", "wrong token")
+
+
+def check_committed(assay, versions, scratch):
+    """The reference's hash of what `assay local init` has published is the one that it has committed to the chain."""
+    local = scratch / "network"
+    subprocess.run([assay, "--quiet", "local", "init", "--local", local], check=True, stdout=subprocess.DEVNULL)
+    with sqlite3.connect(f"file:{local}/ledger.sqlite?mode=ro", uri=True) as connection:
+        ((text,),) = connection.execute("SELECT bytes FROM commitments")
+    namespace, name, commit, expected = bytes(text).decode().split(":")
+    with Server(assay, local) as endpoint:
+        for version in versions:
+            command = [sys.executable, HERE.parent / "reference_hash.py", f"{namespace}/{name}", commit, "--endpoint", endpoint]
+            environment = clean_environment(version, endpoint, scratch / "home")
+            subprocess.run([*command, "--expect", expected], check=True, env=environment)
+
+
+def check_assay(assay, versions, model, scratch):
+    """assay publishes, and Python reads it; Python uploads, and assay reads that."""
+    from huggingface_hub import HfApi
+
+    local = scratch / "published"
+    quiet = {"check": True, "stdout": subprocess.DEVNULL}
+    subprocess.run([assay, "--quiet", "local", "init", "--local", local], **quiet)
+    with Server(assay, local, "--token", TOKEN) as endpoint:
+        environment = {**clean_environment(None, endpoint, scratch / "home"), "HF_TOKEN": TOKEN}
+        keys = {"kind": "huggingface", "repo": "me/model", "cache": str(local / "cache")}
+        settings = [f"hub.{key}={value}" for key, value in keys.items()]
+        settings += [f"chain.ledger={local / 'ledger.sqlite'}", "publish.visibility=private-until-committed"]
+        recipe = ["--recipe", HERE.parent.parent / "recipes/quickstart.yaml"]
+        recipe += [argument for setting in settings for argument in ("--set", setting)]
+
+        publish = [assay, "--quiet", "publish", model, "--json", *recipe]
+        published = json.loads(subprocess.run(publish, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+        for version in versions:
+            command = [sys.executable, HERE.parent / "reference_hash.py", "me/model", published["commit"], "--endpoint", endpoint]
+            stranger = clean_environment(version, endpoint, scratch / "home")
+            subprocess.run([*command, "--expect", published["hash"]], env=stranger, **quiet)
+        nobody = HfApi(endpoint, token=False)
+        page = Path(nobody.hf_hub_download("me/model", "README.md", revision=published["commit"], cache_dir=scratch / "page"))
+        expect("the page", all(part in page.read_text() for part in ("library_name: transformers", "Recipe `quickstart`")), True)
+
+        api = HfApi(endpoint, token=TOKEN)
+        api.create_repo("py/model")
+        uploaded = api.upload_folder(repo_id="py/model", folder_path=model)
+        subprocess.run([assay, "--quiet", "local", "register", "python", "--local", local], **quiet)
+        text = f"py:model:{uploaded.oid}:{published['hash']}"
+        subprocess.run([assay, "--quiet", "chain", "commit", text, "--hotkey", "python", "--local", local], **quiet)
+        compare = [assay, "--quiet", "compare", "--batches", "4", "--json", *recipe]
+        compared = json.loads(subprocess.run(compare, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+        losses = {found["hotkey"]: found["average_loss"] for found in compared["models"]}
+        expect("the models that are scored", set(losses), {"unigram", "miner", "python"})
+        expect("the loss of the same model", losses["python"], losses["miner"])
+        print(f"assay: published {published['commitment']}, scored {losses}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("assay", nargs="?", help="the binary")
     parser.add_argument("--current", metavar="SITE_PACKAGES", help="a folder with another huggingface_hub and transformers")
+    parser.add_argument("--model", type=Path, help="a folder that `assay train` has written")
     parser.add_argument("--client", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.client:
@@ -257,6 +323,9 @@ def main():
     versions = [None] + ([arguments.current] if arguments.current else [])
     with tempfile.TemporaryDirectory() as scratch:
         check_python(arguments.assay, versions, Path(scratch))
+        check_committed(arguments.assay, versions, Path(scratch))
+        if arguments.model:
+            check_assay(arguments.assay, versions, arguments.model.resolve(), Path(scratch))
 
 
 if __name__ == "__main__":

@@ -363,7 +363,8 @@ pub enum LocalCommand {
     ///
     /// They reach the hub as `endpoint: http://127.0.0.1:PORT`, and Python's huggingface_hub and transformers by
     /// HF_ENDPOINT. There is one user, to whom every namespace belongs; he is known by any token, or by the only one with
-    /// --token. The hub is made if it is not there.
+    /// --token. Large files are taken by plain PUT, for which newer versions of huggingface_hub want
+    /// HF_HUB_DISABLE_XET=1. The hub is made if it is not there.
     ///
     /// Both listen on loopback only.
     #[command(group = ArgGroup::new("services").args(["rpc", "hub"]).required(true).multiple(true))]

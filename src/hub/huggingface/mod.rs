@@ -1,8 +1,8 @@
 //! The hub of Hugging Face, or another server that speaks as it does (`assay local serve --hub`).
 //!
 //! What is read is read by requests of our own: sizes first, then files, gone on with by range after a cut, and held against
-//! the sums that the hub tells. What is written is written through the `hf-hub` crate, but for large files where the hub
-//! takes them by plain PUT, which that crate does not do.
+//! the sums that the hub tells. What is written is written so too ([`upload`]), and through the `hf-hub` crate where the hub
+//! takes large files by Xet ([`xet`]).
 
 mod account;
 mod answer;
@@ -30,6 +30,7 @@ use tokio::runtime::Runtime;
 use super::file_hashes::FileHashes;
 use super::progress::{Observer, Progress};
 use super::{Hub, RemoteFile, Sha256Sum, Upload};
+pub(crate) use account::ANY_NAMESPACE;
 use http::Http;
 pub use pause::Patience;
 use throttle::Throttle;

@@ -27,6 +27,10 @@ use crate::hex;
 const DIR: &str = ".lfs";
 /// How long a file waits for its commit.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+/// How a file is called of which not all is there.
+const TEMPORARY: &str = ".tmp-";
+/// Nobody adds to it any more if nobody has for so long.
+const ABANDONED: Duration = Duration::from_secs(600);
 /// How long an address is good.
 const GRANT: Duration = Duration::from_secs(6 * 3600);
 /// What a disk must have left beside what is uploaded.
@@ -152,7 +156,7 @@ impl Objects {
             bail!("{} is no folder", self.dir.display());
         }
         self.remove_old();
-        let file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(&self.dir);
+        let file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&self.dir);
         file.with_context(|| format!("cannot write in {}", self.dir.display()))
     }
 
@@ -181,7 +185,8 @@ impl Objects {
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let written = entry.metadata().and_then(|metadata| metadata.modified());
             let age = written.ok().and_then(|written| SystemTime::now().duration_since(written).ok());
-            if age.is_some_and(|age| age > PATIENCE) {
+            let is_temporary = entry.file_name().as_encoded_bytes().starts_with(TEMPORARY.as_bytes());
+            if age.is_some_and(|age| age > if is_temporary { ABANDONED } else { PATIENCE }) {
                 fs::remove_file(entry.path()).ok();
             }
         }

@@ -1,7 +1,7 @@
 //! Answers that are no, in the words of Hugging Face: a status, a code in `X-Error-Code`, and a sentence.
 
 use axum::Json;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
@@ -10,18 +10,22 @@ use crate::error::{Failure, failure};
 
 const ERROR_CODE: HeaderName = HeaderName::from_static("x-error-code");
 const ERROR_MESSAGE: HeaderName = HeaderName::from_static("x-error-message");
+/// The commit that an answer is about.
+pub(super) const REPO_COMMIT: HeaderName = HeaderName::from_static("x-repo-commit");
 
 /// An answer that is no.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
+    code: Option<&'static str>,
     message: String,
-    headers: HeaderMap,
+    /// The commit that was looked at.
+    commit: Option<String>,
 }
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), headers: HeaderMap::new() }
+        Self { status, code: None, message: message.into(), commit: None }
     }
 
     /// The request itself is wrong.
@@ -46,13 +50,13 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, message).with_code("EntryNotFound")
     }
 
-    pub(super) fn with_code(self, code: &'static str) -> Self {
-        self.with_header(ERROR_CODE, HeaderValue::from_static(code))
+    /// With the commit that was looked at, which clients remember.
+    pub(super) fn at(self, commit: &str) -> Self {
+        Self { commit: Some(commit.to_owned()), ..self }
     }
 
-    pub(super) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
-        self
+    fn with_code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
     }
 }
 
@@ -74,9 +78,12 @@ impl IntoResponse for Refusal {
         // A header holds neither line ends nor what is not ASCII; the body has the sentence as it is.
         let show = |character: char| if matches!(character, ' '..='~') { character } else { '?' };
         let shown: String = self.message.chars().map(show).collect();
-        let mut answer = (self.status, self.headers, Json(json!({ "error": self.message }))).into_response();
-        if let Ok(value) = HeaderValue::from_str(&shown) {
-            answer.headers_mut().insert(ERROR_MESSAGE, value);
+        let headers = [(ERROR_CODE, self.code), (ERROR_MESSAGE, Some(&shown)), (REPO_COMMIT, self.commit.as_deref())];
+        let mut answer = (self.status, Json(json!({ "error": self.message }))).into_response();
+        for (name, text) in headers {
+            if let Some(value) = text.and_then(|text| HeaderValue::from_str(text).ok()) {
+                answer.headers_mut().insert(name, value);
+            }
         }
         answer
     }

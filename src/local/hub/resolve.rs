@@ -13,10 +13,9 @@ use futures_util::stream;
 
 use super::access::{Place, Visitor, World, blocking};
 use super::files::Item;
-use super::refusal::Refusal;
+use super::refusal::{REPO_COMMIT, Refusal};
 use crate::hub::Hub;
 
-const REPO_COMMIT: HeaderName = HeaderName::from_static("x-repo-commit");
 /// Bytes that are read at once.
 const PART_BYTES: u64 = 1 << 20;
 
@@ -44,11 +43,7 @@ pub(super) async fn resolve(
         let Some(commit) = world.commit(&repo_id, place.revision())? else {
             return Err(Refusal::no_entry(format!("{repo_id} has no files yet.")));
         };
-        let shown = HeaderValue::from_str(&commit).map_err(|error| Refusal::bad(error.to_string()))?;
-        let absent = || {
-            let sentence = format!("There is no file {path} in {repo_id} at {commit}.");
-            Refusal::no_entry(sentence).with_header(REPO_COMMIT, shown.clone())
-        };
+        let absent = || Refusal::no_entry(format!("There is no file {path} in {repo_id} at {commit}.")).at(&commit);
         let files = world.hub.files(&repo_id, &commit)?;
         let file = files.iter().find(|file| file.path == path).ok_or_else(absent)?;
         let item = world.item(&repo_id, &commit, file)?;

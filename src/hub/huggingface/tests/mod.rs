@@ -8,6 +8,7 @@ mod faults;
 mod listings;
 mod memory_hub;
 mod requests;
+mod served;
 mod server;
 mod writing;
 

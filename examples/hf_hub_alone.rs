@@ -39,6 +39,7 @@ async fn upload(endpoint: &str, namespace: &str, name: &str, dir: &Path) -> Resu
         let name = path.file_name().and_then(|name| name.to_str()).context("a file's name is no text")?.to_owned();
         operations.push(CommitOperation::add_file(name, path));
     }
-    let commit = client.model(namespace, name).create_commit().operations(operations).commit_message("Alone").send();
-    commit.await?.commit_oid.context("the hub names no commit")
+    let repository = client.model(namespace, name);
+    let commit = repository.create_commit().operations(operations).commit_message("Alone").send().await?;
+    commit.commit_oid.context("the hub names no commit")
 }

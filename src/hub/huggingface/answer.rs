@@ -14,6 +14,8 @@ use crate::interrupt;
 const MAX_MESSAGE_CHARS: usize = 300;
 /// No error's text is longer.
 const MAX_ERROR_BYTES: usize = 1 << 16;
+/// It is not waited for any longer: its status has told the most.
+const LONGEST_ERROR_READ: Duration = Duration::from_secs(10);
 /// A body that is not there within this time trickles.
 const LONGEST_READ: Duration = Duration::from_secs(300);
 /// How often it is looked whether an orderly end is asked for.
@@ -40,7 +42,8 @@ impl Refusal {
         let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let (status, code, told) = (answer.status(), header("x-error-code"), header("x-error-message"));
         let asked_pause = asked_pause(answer.headers(), SystemTime::now());
-        let text = read(answer, MAX_ERROR_BYTES).await.unwrap_or_default();
+        let text = tokio::time::timeout(LONGEST_ERROR_READ, read(answer, MAX_ERROR_BYTES)).await;
+        let text = text.ok().and_then(Result::ok).unwrap_or_default();
         let json: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
         let error = json["error"].as_str();
         let is_hubs = is_at_hub && (code.is_some() || told.is_some() || error.is_some());

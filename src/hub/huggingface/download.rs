@@ -19,7 +19,7 @@ use super::HuggingFace;
 use super::answer::{check_is_no_page, lost};
 use super::http::{Call, Fault, sleep, unless_interrupted};
 use super::listing::check_names;
-use super::part::Part;
+use super::part::{Part, Tell};
 use super::throttle::Throttle;
 use crate::error::Failure;
 use crate::figures::count;
@@ -43,15 +43,16 @@ enum Cut {
     Contradiction(String),
 }
 
-impl From<Fault> for Cut {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
-    }
-}
-
 impl HuggingFace {
-    /// Brings a file of a commit into a folder, and returns what it hashes to.
-    pub(super) fn bring(&self, repo_id: &str, commit: &str, file: &RemoteFile, into: &Path) -> Result<Sha256Sum> {
+    /// Brings a file of a commit into a folder, and returns what it hashes to. Meanwhile `tell` hears how many bytes are here.
+    pub(super) fn bring(
+        &self,
+        repo_id: &str,
+        commit: &str,
+        file: &RemoteFile,
+        into: &Path,
+        tell: Tell<'_>,
+    ) -> Result<Sha256Sum> {
         check_names(repo_id, Some(commit))?;
         if !is_plain_name(&file.path) {
             let sentence = format!(
@@ -65,7 +66,7 @@ impl HuggingFace {
         let mut part = Part::open(into.join(&file.path), file)?;
         let mut reason = String::new();
         for _ in 0..2 {
-            match self.fill(&url, &mut part) {
+            match self.fill(&url, &mut part, tell) {
                 Ok(()) => match part.sum() {
                     Some(sum) => return Ok(sum),
                     None => reason = "its checksum is another than the one that the hub tells".to_owned(),
@@ -82,33 +83,34 @@ impl HuggingFace {
     }
 
     /// Downloads what is missing of a file.
-    fn fill(&self, url: &Url, part: &mut Part<'_>) -> Result<(), Cut> {
+    fn fill(&self, url: &Url, part: &mut Part<'_>, tell: Tell<'_>) -> Result<(), Cut> {
         let patience = &self.http.patience;
         let (mut etag, mut tries, mut furthest) = (None, 1, part.len());
         while part.missing() > 0 {
-            let fault = match self.stream(url, part, &mut etag) {
-                Ok(()) => Fault::Lost("the connection ended early".to_owned()),
-                // Where the hub has sent us to, it is refused; the hub may send us elsewhere next time.
-                Err(Cut::Fault(Fault::Refused(refusal))) if !refusal.is_hubs => Fault::Refused(refusal),
-                Err(Cut::Fault(Fault::Lost(reason))) => Fault::Lost(reason),
-                Err(cut) => return Err(cut),
-            };
+            let fault = self.stream(url, part, &mut etag, tell)?;
             if part.missing() == 0 {
                 break;
             }
             if part.len() >= furthest.saturating_add(PROGRESS_BYTES) {
                 (tries, furthest) = (1, part.len());
             } else if tries >= patience.tries {
-                return Err(fault.into());
+                return Err(Cut::Fault(fault));
             }
-            self.runtime.block_on(sleep(patience.pause(tries)))?;
+            self.runtime.block_on(sleep(patience.pause(tries))).map_err(Cut::Fault)?;
             tries += 1;
         }
         Ok(())
     }
 
-    /// Downloads what is missing of a file over one connection, as far as that goes.
-    fn stream(&self, url: &Url, part: &mut Part<'_>, etag: &mut Option<HeaderValue>) -> Result<(), Cut> {
+    /// Downloads what is missing of a file over one connection, as far as that goes; returns what ended it. What another
+    /// connection would not mend either is an error.
+    fn stream(
+        &self,
+        url: &Url,
+        part: &mut Part<'_>,
+        etag: &mut Option<HeaderValue>,
+        tell: Tell<'_>,
+    ) -> Result<Fault, Cut> {
         let mut call = Call::new(Method::GET, url.clone());
         call.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if part.len() > 0 {
@@ -116,21 +118,26 @@ impl HuggingFace {
             call.headers.insert(RANGE, range.parse().expect("digits are a header"));
             call.headers.extend(etag.clone().map(|etag| (IF_RANGE, etag)));
         }
-        let answer = self.runtime.block_on(self.http.send(&call)).map_err(|fault| match fault {
-            Fault::Refused(refusal) if refusal.status == StatusCode::RANGE_NOT_SATISFIABLE => {
-                Cut::Contradiction("it is shorter than listed".to_owned())
+        let answer = match self.runtime.block_on(self.http.send(&call)) {
+            Ok(answer) => answer,
+            Err(Fault::Refused(refusal)) if refusal.status == StatusCode::RANGE_NOT_SATISFIABLE => {
+                return Err(Cut::Contradiction("it is shorter than listed".to_owned()));
             }
-            fault => fault.into(),
-        })?;
+            // The hub says yes and sends elsewhere, where the answer is no; it may send elsewhere the next time.
+            Err(Fault::Refused(refusal)) if !refusal.is_hubs && refusal.is_final() => {
+                return Ok(Fault::Refused(refusal));
+            }
+            Err(fault) => return Err(Cut::Fault(fault)),
+        };
         let headers = answer.headers();
-        check_is_no_page(headers)?;
+        if let Err(fault) = check_is_no_page(headers) {
+            return Ok(fault);
+        }
         match answer.status() {
             StatusCode::PARTIAL_CONTENT if is_rest(headers, part.len()) => {}
             // All of it, for it has changed, or this server knows no ranges.
             StatusCode::OK => part.restart().map_err(Cut::Ours)?,
-            status => {
-                return Err(Fault::Lost(format!("it answers {status} with another part than was asked for")).into());
-            }
+            status => return Ok(Fault::Lost(format!("it answers {status} with another part than was asked for"))),
         }
         let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if let Some(length) = length.filter(|length| *length != part.missing()) {
@@ -142,13 +149,15 @@ impl HuggingFace {
         let received = receive(answer, part.missing(), sender, Arc::clone(&self.throttle), self.http.patience.stall);
         // As a task it runs where the connection does, and the two do not wake each other from thread to thread.
         let received = self.runtime.spawn(unless_interrupted(received));
-        if let Err(error) = part.take(receiver) {
+        if let Err(error) = part.take(receiver, tell) {
             received.abort();
             return Err(Cut::Ours(error));
         }
-        match self.runtime.block_on(received).expect("receiving does not panic")? {
-            true => Ok(()),
-            false => Err(Cut::Contradiction("it is longer than listed".to_owned())),
+        match self.runtime.block_on(received).expect("receiving does not panic") {
+            Ok(true) => Ok(Fault::Lost("the connection ended early".to_owned())),
+            Ok(false) => Err(Cut::Contradiction("it is longer than listed".to_owned())),
+            Err(Fault::Interrupted) => Err(Cut::Fault(Fault::Interrupted)),
+            Err(fault) => Ok(fault),
         }
     }
 }

@@ -28,7 +28,7 @@ use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
 
 use super::file_hashes::FileHashes;
-use super::progress::Observer;
+use super::progress::{Observer, Progress};
 use super::{Hub, RemoteFile, Sha256Sum, Upload};
 use http::Http;
 pub use pause::Patience;
@@ -109,7 +109,16 @@ impl Hub for HuggingFace {
     }
 
     fn download(&self, repo_id: &str, commit: &str, files: &[&RemoteFile], into: &Path) -> Result<Vec<Sha256Sum>> {
-        files.iter().map(|file| self.bring(repo_id, commit, file, into)).collect()
+        let what = format!("downloading {repo_id}");
+        let total_bytes = files.iter().map(|file| file.bytes).fold(0, u64::saturating_add);
+        let mut before = 0;
+        let bring = |file: &&RemoteFile| {
+            let tell = |len: u64| self.observer.tell(Progress { what: &what, done_bytes: before + len, total_bytes });
+            let sum = self.bring(repo_id, commit, file, into, &tell)?;
+            before += file.bytes;
+            Ok(sum)
+        };
+        files.iter().map(bring).collect()
     }
 
     fn upload(&self, upload: &Upload<'_>) -> Result<String> {

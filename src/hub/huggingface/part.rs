@@ -23,6 +23,9 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// So much is written before the disk is to take it over.
 const SYNC_BYTES: usize = 64 << 20;
 
+/// Hears how many bytes of a file are here.
+pub(super) type Tell<'a> = &'a dyn Fn(u64);
+
 /// A file of which the first bytes are here.
 pub(super) struct Part<'a> {
     path: PathBuf,
@@ -56,7 +59,7 @@ impl<'a> Part<'a> {
 
     /// Writes what comes, until nothing more does. Meanwhile another thread has the disk take over what is written, so that
     /// little is left to wait for at the end.
-    pub(super) fn take(&mut self, mut parts: Receiver<Bytes>) -> Result<()> {
+    pub(super) fn take(&mut self, mut parts: Receiver<Bytes>, tell: Tell<'_>) -> Result<()> {
         let Self { file, sha256, git_blob, len, .. } = self;
         let file = &*file;
         let taken = thread::scope(|scope| {
@@ -67,6 +70,7 @@ impl<'a> Part<'a> {
                 hash(sha256, git_blob, bytes);
                 (&mut &*file).write_all(bytes)?;
                 *len += bytes.len() as u64;
+                tell(*len);
                 unsynced += bytes.len();
                 if unsynced >= SYNC_BYTES && wake.try_send(()).is_ok() {
                     unsynced = 0;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -217,6 +217,26 @@ fn nothing_is_written_outside_or_through_a_link() {
     }
     fs::create_dir(&path).unwrap();
     assert_eq!(exit_code(&download(&hub, &file(&content), &place).unwrap_err()), 1);
+}
+
+#[test]
+fn whoever_shows_it_hears_how_far_it_is() {
+    let content = random(1, 300_000);
+    let [first, second] = ["a", "b"].map(|path| RemoteFile { path: path.to_owned(), ..file(&content) });
+    let server = Server::start(move |request| {
+        let reply = Reply::file(request, &content, ETAG);
+        if request.index == 0 { reply.cut(100_000) } else { reply }
+    });
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let ear = Arc::clone(&heard);
+    let observer = Observer::new(move |progress| {
+        assert_eq!((progress.what, progress.total_bytes), ("downloading miner/model", 600_000));
+        ear.lock().unwrap().push(progress.done_bytes);
+    });
+    let hub = HuggingFace::new(Options { observer, ..options(&server) }).unwrap();
+    hub.download(REPO, &commit(), &[&first, &second], &Place::new().dir()).unwrap();
+    let heard = heard.lock().unwrap();
+    assert!(heard.is_sorted() && heard.contains(&300_000) && heard.last() == Some(&600_000), "{heard:?}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod cached;
 mod downloads;
 mod faults;
 mod listings;

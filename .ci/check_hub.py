@@ -2,7 +2,7 @@
 """Writes and reads the hub folder over HTTP, as `assay local serve --hub` serves it, with Python's huggingface_hub and
 transformers.
 
-    check_hub.py ASSAY_BINARY [--current SITE_PACKAGES]
+    check_hub.py ASSAY_BINARY [--current SITE_PACKAGES] [--model FOLDER]
 
 With the huggingface_hub that this Python has, and with the one in `--current`, each in a process of its own:
 
@@ -14,6 +14,12 @@ With the huggingface_hub that this Python has, and with the one in `--current`, 
   the named one is refused.
 - What the one wrote, the other reads.
 - The rival of an embedded network, fetched by the reference's own steps, has the hash that stands on the ledger.
+
+With `--model`, a folder that `assay train` has written with the recipe of the quickstart:
+
+- `assay publish` publishes it over HTTP, hidden until it is committed; then the reference's own steps, without a token, give
+  the hash that stands on the ledger, and the page tells of the training.
+- A model that huggingface_hub has uploaded and somebody has committed is scored by `assay compare`.
 """
 
 import argparse
@@ -266,10 +272,50 @@ def check_committed(assay, versions, scratch):
             subprocess.run([*command, "--expect", expected], check=True, env=environment)
 
 
+def check_assay(assay, versions, model, scratch):
+    """assay publishes, and Python reads it; Python uploads, and assay reads that."""
+    from huggingface_hub import HfApi
+
+    local = scratch / "published"
+    quiet = {"check": True, "stdout": subprocess.DEVNULL}
+    subprocess.run([assay, "--quiet", "local", "init", "--local", local], **quiet)
+    with Server(assay, local, "--token", TOKEN) as endpoint:
+        environment = {**clean_environment(None, endpoint, scratch / "home"), "HF_TOKEN": TOKEN}
+        keys = {"kind": "huggingface", "repo": "me/model", "cache": str(local / "cache")}
+        settings = [f"hub.{key}={value}" for key, value in keys.items()]
+        settings += [f"chain.ledger={local / 'ledger.sqlite'}", "publish.visibility=private-until-committed"]
+        recipe = ["--recipe", HERE.parent.parent / "recipes/quickstart.yaml"]
+        recipe += [argument for setting in settings for argument in ("--set", setting)]
+
+        publish = [assay, "--quiet", "publish", model, "--json", *recipe]
+        published = json.loads(subprocess.run(publish, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+        for version in versions:
+            command = [sys.executable, HERE.parent / "reference_hash.py", "me/model", published["commit"], "--endpoint", endpoint]
+            stranger = clean_environment(version, endpoint, scratch / "home")
+            subprocess.run([*command, "--expect", published["hash"]], env=stranger, **quiet)
+        nobody = HfApi(endpoint, token=False)
+        page = Path(nobody.hf_hub_download("me/model", "README.md", revision=published["commit"], cache_dir=scratch / "page"))
+        expect("the page", all(part in page.read_text() for part in ("library_name: transformers", "Recipe `quickstart`")), True)
+
+        api = HfApi(endpoint, token=TOKEN)
+        api.create_repo("py/model")
+        uploaded = api.upload_folder(repo_id="py/model", folder_path=model)
+        subprocess.run([assay, "--quiet", "local", "register", "python", "--local", local], **quiet)
+        text = f"py:model:{uploaded.oid}:{published['hash']}"
+        subprocess.run([assay, "--quiet", "chain", "commit", text, "--hotkey", "python", "--local", local], **quiet)
+        compare = [assay, "--quiet", "compare", "--batches", "4", "--json", *recipe]
+        compared = json.loads(subprocess.run(compare, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+        losses = {found["hotkey"]: found["average_loss"] for found in compared["models"]}
+        expect("the models that are scored", set(losses), {"unigram", "miner", "python"})
+        expect("the loss of the same model", losses["python"], losses["miner"])
+        print(f"assay: published {published['commitment']}, scored {losses}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("assay", nargs="?", help="the binary")
     parser.add_argument("--current", metavar="SITE_PACKAGES", help="a folder with another huggingface_hub and transformers")
+    parser.add_argument("--model", type=Path, help="a folder that `assay train` has written")
     parser.add_argument("--client", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.client:
@@ -278,6 +324,8 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         check_python(arguments.assay, versions, Path(scratch))
         check_committed(arguments.assay, versions, Path(scratch))
+        if arguments.model:
+            check_assay(arguments.assay, versions, arguments.model.resolve(), Path(scratch))
 
 
 if __name__ == "__main__":

@@ -26,10 +26,11 @@ use crate::model::scorer::Scoring;
 use crate::network::{self, Network};
 use crate::ops::random;
 use crate::placement::Placement;
+use crate::publish::card::{self, Losses};
 use crate::publish::journal::Hold;
 use crate::publish::request::{self, DecidedOn, Request};
 use crate::publish::{self, Order, Published, sanity};
-use crate::recipe::Resolved;
+use crate::recipe::{Resolved, SourceKind};
 use crate::rules::Rules;
 use crate::score::comparison::{self, Compared, mean_and_error};
 
@@ -311,12 +312,33 @@ impl<'a> Contest<'a> {
     /// What is to be published under a hotkey.
     pub fn order<'b>(&'b self, model_dir: &'b Path, hotkey: &'b str) -> Result<Order<'b>> {
         let repo_id = self.resolved.recipe.hub.repo.as_deref().context("hub.repo is missing")?;
-        Ok(Order { model_dir, repo_id, hotkey, criteria: &self.resolved.rules.criteria, waits: false })
+        Ok(Order {
+            model_dir,
+            repo_id,
+            hotkey,
+            criteria: &self.resolved.rules.criteria,
+            waits: false,
+            visibility: self.resolved.recipe.publish.visibility,
+            card: None,
+        })
+    }
+
+    /// The page of a model that the gate has let through.
+    fn card(&self, model_dir: &Path, judged: &Judged) -> String {
+        let recipe = &self.resolved.recipe;
+        let num_pages = judged.pages.iter().map(Vec::len).sum();
+        let text = match recipe.data.source {
+            SourceKind::Sample => "of the sample text",
+            _ => "held out of the run's own text",
+        };
+        let losses = Losses { table: &judged.table(), num_pages, text, block: judged.candidate_block };
+        card::text(model_dir, Some(&losses))
     }
 
     /// Uploads what the gate has let through, for another machine to commit.
     pub fn prepare(&self, model_dir: &Path, judged: &Judged, hold: &Hold) -> Result<Request> {
-        let order = self.order(model_dir, &hold.hotkey)?;
+        let card = self.card(model_dir, judged);
+        let order = Order { card: Some(&card), ..self.order(model_dir, &hold.hotkey)? };
         let decided_on = DecidedOn { own: self.network.hotkeys.clone(), roster: judged.roster.fingerprint() };
         request::prepare(&self.network, &order, hold, Some(decided_on), self.printer)
     }
@@ -324,7 +346,8 @@ impl<'a> Contest<'a> {
     /// Publishes what the gate has let through; `None`: the field has changed since, and the decision must be made anew. It is
     /// looked at before anything is uploaded, and once more right before the commitment is sent.
     pub fn publish(&self, model_dir: &Path, judged: &Judged, hold: &Hold, waits: bool) -> Result<Option<Published>> {
-        let order = Order { waits, ..self.order(model_dir, &hold.hotkey)? };
+        let card = self.card(model_dir, judged);
+        let order = Order { waits, card: Some(&card), ..self.order(model_dir, &hold.hotkey)? };
         let has_changed = Cell::new(false);
         let still_right = |snapshot: &Snapshot| {
             let roster = Roster::of(snapshot, &self.network.hotkeys);
@@ -367,12 +390,12 @@ pub fn first_lines(network: &Network) -> Result<Vec<Result<String, String>>> {
 }
 
 /// What a run would find, without making anything.
-pub fn preview(resolved: &Resolved) -> Result<Vec<String>> {
+pub fn preview(resolved: &Resolved, printer: &Printer) -> Result<Vec<String>> {
     let (hub, chain) = (&resolved.recipe.hub, &resolved.recipe.chain);
     if network::needs_making(chain) {
         return Ok(vec![format!("Would make an embedded network around the ledger {}.", chain.ledger.display())]);
     }
-    let lines = first_lines(&Network::open(hub, chain)?)?;
+    let lines = first_lines(&Network::open(hub, chain, printer)?)?;
     Ok(lines.into_iter().map(|line| line.unwrap_or_else(|warning| warning)).collect())
 }
 

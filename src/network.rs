@@ -10,13 +10,15 @@ use crate::chain::wallet::{self, Access, Keyring};
 use crate::chain::{Chain, Hotkey};
 use crate::data;
 use crate::error::input;
+use crate::hub::Hub;
 use crate::hub::fetch::Cache;
 use crate::hub::file_hashes::FileHashes;
 use crate::hub::folder::FolderHub;
 use crate::hub::huggingface::{self, HuggingFace};
-use crate::hub::{self, Hub};
 use crate::local;
 use crate::metrics::printer::Printer;
+use crate::metrics::transfers;
+use crate::publish::repair;
 use crate::recipe::{self, HubKind, LOCAL_DIR};
 use crate::rules::Rules;
 use crate::score::cache::LossCache;
@@ -36,15 +38,17 @@ pub struct Network {
 }
 
 impl Network {
-    /// Opens what is there.
-    pub fn open(hub: &recipe::Hub, chain: &recipe::Chain) -> Result<Self> {
+    /// Opens what is there, and shows what a publish that was cut off has left hidden.
+    pub fn open(hub: &recipe::Hub, chain: &recipe::Chain, printer: &Printer) -> Result<Self> {
         let (chain, hotkeys) = open_chain(chain)?;
+        repair(hub, chain.as_ref(), printer);
         let losses = LossCache::beside(&hub.cache);
         Ok(Self {
-            hub: open_hub(hub, losses.hashes())?,
+            hub: open_hub(hub, losses.hashes(), printer)?,
             chain,
             hotkeys,
-            cache: Cache::with_hashes(&hub.cache, losses.hashes().clone()),
+            cache: Cache::with_hashes(&hub.cache, losses.hashes().clone())
+                .with_budget(hub.cache_gb.map(|gigabytes| (gigabytes * 1e9) as u64)),
             losses,
         })
     }
@@ -59,7 +63,7 @@ impl Network {
         if needs_making(chain) {
             printer.note(&make(hub, chain, &local::Options::default())?);
         }
-        Self::open(hub, chain)
+        Self::open(hub, chain, printer)
     }
 }
 
@@ -77,8 +81,21 @@ pub fn needs_making(chain: &recipe::Chain) -> bool {
     chain.is_local() && !chain.ledger.exists()
 }
 
+/// Shows what a publish that was cut off has left hidden. Whatever keeps it from that is told, and keeps nobody from his work.
+pub fn repair(hub: &recipe::Hub, chain: &dyn Chain, printer: &Printer) {
+    let repaired = repair::pending(chain).and_then(|hotkeys| {
+        if !hotkeys.is_empty() {
+            repair::show(open_hub(hub, &FileHashes::default(), printer)?.as_ref(), chain, &hotkeys, printer);
+        }
+        Ok(())
+    });
+    if let Err(error) = repaired {
+        printer.warn(&format!("whether a model that was published is still hidden could not be looked at: {error:#}"));
+    }
+}
+
 /// Opens the hub; whether a real one answers is not asked yet.
-pub fn open_hub(hub: &recipe::Hub, hashes: &FileHashes) -> Result<Box<dyn Hub>> {
+pub fn open_hub(hub: &recipe::Hub, hashes: &FileHashes, printer: &Printer) -> Result<Box<dyn Hub>> {
     if hub.kind == HubKind::Folder {
         return Ok(Box::new(FolderHub::open(&hub.dir)?));
     }
@@ -89,7 +106,7 @@ pub fn open_hub(hub: &recipe::Hub, hashes: &FileHashes) -> Result<Box<dyn Hub>> 
         max_bytes_per_second: hub.download_mb_per_second.map(|megabytes| (megabytes * 1e6) as u64),
         hashes: hashes.clone(),
         patience: huggingface::Patience::default(),
-        observer: hub::progress::Observer::default(),
+        observer: transfers::observer(printer),
     };
     Ok(Box::new(HuggingFace::new(options)?))
 }

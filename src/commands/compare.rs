@@ -46,7 +46,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     let scoring = place.scoring(&args.scoring, &rules, printer)?;
     let own: Vec<PathBuf> = args.models.iter().map(|dir| own_model(dir)).collect::<Result<_>>()?;
     // Folders alone need no network, and none must be there.
-    let network = (args.top != Some(0)).then(|| Network::open(&place.hub, &place.chain)).transpose()?;
+    let network = (args.top != Some(0)).then(|| Network::open(&place.hub, &place.chain, printer)).transpose()?;
     let snapshot = network.as_ref().map(|network| network.chain.snapshot()).transpose()?;
     let mut entries = match (&network, &snapshot) {
         (Some(network), Some(snapshot)) => published(args, &place, network, snapshot)?,

@@ -21,7 +21,7 @@ use crate::score::yuma::{self, Epoch, Input};
 pub fn run(args: &EmissionArgs, printer: &Printer) -> Result<()> {
     let place = Place::of(&args.network)?;
     let rules = place.rules();
-    let network = Network::open(&place.hub, &place.chain)?;
+    let network = Network::open(&place.hub, &place.chain, printer)?;
     let chain = network.chain.as_ref();
     let snapshot = chain.snapshot()?;
     let uids = asked_for(args, &network.hotkeys, chain, &snapshot)?;

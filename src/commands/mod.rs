@@ -77,6 +77,11 @@ impl Place {
         self.resolved.as_ref().map_or_else(Rules::default, |resolved| resolved.rules.clone())
     }
 
+    /// Who sees a model before it is committed.
+    pub(crate) fn visibility(&self) -> recipe::Visibility {
+        self.resolved.as_ref().map(|resolved| resolved.recipe.publish.visibility).unwrap_or_default()
+    }
+
     /// How losses are computed, where the recipe says or the arguments.
     pub(crate) fn scoring(&self, args: &ScoringArgs, rules: &Rules, printer: &Printer) -> Result<Scoring> {
         let device = args.device.or(self.resolved.as_ref().map(|resolved| resolved.recipe.train.device));

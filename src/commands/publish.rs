@@ -19,7 +19,7 @@ use crate::network::Network;
 use crate::placement::Placement;
 use crate::publish::journal::Hold;
 use crate::publish::request::{self, Request};
-use crate::publish::{self, Order, Published, sanity};
+use crate::publish::{self, Order, Published, card, sanity};
 use crate::recipe::Resolved;
 use crate::rules::Rules;
 
@@ -45,9 +45,17 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
     }
     let rules = place.rules();
     place.choose_hotkey(args.hotkey.as_ref());
-    let network = Network::open(&place.hub, &place.chain)?;
+    let network = Network::open(&place.hub, &place.chain, printer)?;
     let hotkey = network.only_hotkey()?;
-    let order = Order { model_dir, repo_id: &repo_id, hotkey, criteria: &rules.criteria, waits: args.wait };
+    let order = Order {
+        model_dir,
+        repo_id: &repo_id,
+        hotkey,
+        criteria: &rules.criteria,
+        waits: args.wait,
+        visibility: place.visibility(),
+        card: Some(&card::text(model_dir, None)),
+    };
     // What is said at once comes before what takes minutes.
     publish::registration(network.chain.as_ref(), hotkey, &network.chain.snapshot()?)?;
     if args.prepare.is_none() && !args.dry_run {
@@ -67,7 +75,7 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
 
 /// Commits what was prepared elsewhere.
 fn commit(args: &PublishArgs, request: &Request, place: &Place, printer: &Printer) -> Result<()> {
-    let network = Network::open(&place.hub, &place.chain)?;
+    let network = Network::open(&place.hub, &place.chain, printer)?;
     // Which keys sign is said here, and not where the request comes from.
     ensure!(
         network.hotkeys.contains(&request.hotkey),

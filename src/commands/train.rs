@@ -133,7 +133,7 @@ fn dry_run(resolved: &Resolved, start: Start, printer: &Printer) -> Result<Strin
     let batch = loader.next_batch()?.ok_or_else(|| Failure::Interrupted("interrupted: nothing was written".into()))?;
     lines.push(format!("First batch: {} rows of {} tokens.", batch.num_rows, batch.row_len));
     if recipe.score.every > 0 {
-        lines.extend(contest::preview(resolved)?);
+        lines.extend(contest::preview(resolved, printer)?);
     }
     let estimate = Estimate::of(resolved);
     let memory = match (&placement, machine::gpu_memory(resolved)) {

@@ -26,7 +26,7 @@ pub fn run(args: &ValidateArgs, printer: &Printer) -> Result<()> {
     place.choose_hotkey(args.hotkey.as_ref());
     let rules = rules(args, &place)?;
     let scoring = place.scoring(&args.scoring, &rules, printer)?;
-    let network = Network::open(&place.hub, &place.chain)?;
+    let network = Network::open(&place.hub, &place.chain, printer)?;
     let sets_weights_as = hotkey(args, &network, printer)?;
     let pages = place.pages(&rules)?;
     let num_pages = args.pages.unwrap_or_else(|| place.pages_per_step(&rules));

@@ -10,6 +10,7 @@ pub mod printer;
 pub mod progress;
 pub mod table;
 pub mod tensorboard;
+pub mod transfers;
 
 use std::io;
 use std::path::Path;

@@ -131,7 +131,7 @@ fn harmless(text: &str) -> Cow<'_, str> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
@@ -139,10 +139,10 @@ pub(super) mod tests {
 
     /// A stream that keeps what was written, for assertions.
     #[derive(Clone, Default)]
-    pub(in crate::metrics) struct Captured(Arc<Mutex<Vec<u8>>>);
+    pub(crate) struct Captured(Arc<Mutex<Vec<u8>>>);
 
     impl Captured {
-        pub(in crate::metrics) fn text(&self) -> String {
+        pub(crate) fn text(&self) -> String {
             String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
         }
     }
@@ -158,7 +158,7 @@ pub(super) mod tests {
     }
 
     /// A printer, and what it wrote to stdout and stderr.
-    pub(in crate::metrics) fn captured(quiet: bool) -> (Printer, Captured, Captured) {
+    pub(crate) fn captured(quiet: bool) -> (Printer, Captured, Captured) {
         let (out, err) = (Captured::default(), Captured::default());
         (Printer::with_streams(out.clone(), err.clone(), quiet), out, err)
     }

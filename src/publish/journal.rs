@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::chain::Chain;
 use crate::chain::account::check_hotkey;
+use crate::hub::Hub;
 use crate::lock;
 use crate::whole_file;
 
@@ -31,14 +32,36 @@ pub struct Entry {
     pub commit: Option<String>,
     /// What is committed to the chain, from right before it is sent.
     pub sent: Option<String>,
-    /// The block it was found at when it was read back: the end.
+    /// The block it was found at when it was read back: the end, unless the repository is still hidden.
     pub block: Option<u64>,
+    /// The hub, as it describes itself.
+    #[serde(default)]
+    pub hub: Option<String>,
+    /// Whether the repository is hidden, or about to be, until the model is committed.
+    #[serde(default)]
+    pub hidden: bool,
 }
 
 impl Entry {
     /// A model with which nothing was done yet.
-    pub fn of(hash: &str, repo_id: &str) -> Self {
-        Self { hash: hash.to_owned(), repo_id: repo_id.to_owned(), commit: None, sent: None, block: None }
+    pub fn of(hash: &str, repo_id: &str, hub: String) -> Self {
+        let (hash, repo_id) = (hash.to_owned(), repo_id.to_owned());
+        Self { hash, repo_id, commit: None, sent: None, block: None, hub: Some(hub), hidden: false }
+    }
+
+    /// Whether it is about a repository of a hub.
+    pub fn is_in(&self, repo_id: &str, hub: &dyn Hub) -> bool {
+        self.repo_id == repo_id && self.hub.as_ref().is_none_or(|name| *name == hub.describe())
+    }
+
+    /// Whether it is about a model in a repository of a hub.
+    pub fn is_of(&self, hash: &str, repo_id: &str, hub: &dyn Hub) -> bool {
+        self.hash == hash && self.is_in(repo_id, hub)
+    }
+
+    /// Whether something is left to do with it.
+    pub fn is_open(&self) -> bool {
+        self.block.is_none() || self.hidden
     }
 }
 

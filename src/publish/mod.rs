@@ -1,11 +1,18 @@
-//! Publishing a model: check, upload, download again, hash, commit, read back, compare.
+//! Publishing a model: check, upload, download again, hash, commit, read back, compare, show.
 //!
 //! [`publish`] reads top to bottom in that order. Whatever can be refused is refused before the first byte goes up. Each
 //! step is either in the [`journal`], or can be repeated without doing anything twice: an upload of what the newest commit
 //! already holds makes no commit, and before a commitment is sent the chain is asked whether it is there. So a process
 //! killed anywhere is made good by publishing the same model again: one commit on the hub, one on the chain.
+//!
+//! Who sees a model before its commitment can commit it first. With [`Visibility::PrivateUntilCommitted`] the repository is
+//! hidden before anything goes up, and shown when the commitment has been read back, by whatever command comes next if this
+//! one dies in between ([`repair`]).
 
+pub mod card;
+pub mod copiers;
 pub mod journal;
+pub mod repair;
 pub mod request;
 pub mod sanity;
 #[cfg(test)]
@@ -20,16 +27,17 @@ use anyhow::{Context, Result, bail};
 use crate::chain::{Chain, Snapshot, standing};
 use crate::error::{Failure, input};
 use crate::figures::{bytes, count};
-use crate::hub::Upload;
 use crate::hub::fetch::{fetch, publishable_files};
 use crate::hub::hash::files_hash;
 use crate::hub::judge::judge;
 use crate::hub::model_id::{MAX_COMMITMENT_BYTES, ModelId, ModelMetadata, split_repo_id};
+use crate::hub::{Hub, Upload};
 use crate::metrics::printer::Printer;
 use crate::model::config::ModelConfig;
 use crate::model::layout::Layout;
 use crate::model::weights::ModelFiles;
 use crate::network::Network;
+use crate::recipe::Visibility;
 use crate::rules::Criteria;
 use journal::{Entry, Hold};
 pub use waiting::{Wait, sleep_until_allowed, wait_for_rate_limit};
@@ -50,6 +58,10 @@ pub struct Order<'a> {
     pub criteria: &'a Criteria,
     /// Whether to wait until the chain takes the hotkey's next commitment.
     pub waits: bool,
+    /// Who sees it before it is committed.
+    pub visibility: Visibility,
+    /// The text of the repository's page.
+    pub card: Option<&'a str>,
 }
 
 /// What came of it.
@@ -90,12 +102,14 @@ pub struct Parcel {
 enum Step {
     Checked,
     Begun,
+    Hidden,
     Uploaded,
     UploadNoted,
     Verified,
     SendingNoted,
     Sent,
     ReadBack,
+    Shown,
 }
 
 /// Publishes a model. `still_right` looks at the chain once more right before the commitment is sent, and may refuse with
@@ -125,14 +139,21 @@ fn in_steps(
     let journal = hold.read()?;
     registration(chain, order.hotkey, &snapshot)?;
     if let Some(metadata) = standing(network, order, &parcel, &snapshot) {
-        finish(hold, journal, order.repo_id, &metadata, printer)?;
+        finish(network, hold, journal, &metadata, printer)?;
         return Ok(Published { metadata, before: true });
     }
     chain.unlock(order.hotkey)?;
-    wait_until_allowed(chain, order.hotkey, order.waits, &snapshot, printer)?;
+    // What nobody else sees may be there before the commitment can follow.
+    let waits_above = order.waits && order.visibility == Visibility::PrivateUntilCommitted;
+    if !waits_above {
+        wait_until_allowed(chain, order.hotkey, order.waits, &snapshot, printer)?;
+    }
     warn_of_short_immunity(chain, order.hotkey, &snapshot, printer);
     let (id, entry) = upload(network, order, &parcel, hold, journal, printer, after)?;
-    send(chain, &id, entry, hold, still_right, after)
+    if waits_above {
+        sleep_until_allowed(chain, order.hotkey, printer)?;
+    }
+    send(network, &id, entry, hold, still_right, printer, after)
 }
 
 /// Uploads a model, where no earlier attempt has, and looks at what the hub gives back of it.
@@ -148,25 +169,44 @@ fn upload(
     let hub = network.hub.as_ref();
     hub.check_writable(order.repo_id)?;
     let mut entry = match journal {
-        Some(entry) if entry.block.is_none() && entry.hash == parcel.hash && entry.repo_id == order.repo_id => {
+        Some(entry) if entry.is_of(&parcel.hash, order.repo_id, hub) && entry.block.is_none() => {
             printer.note("Going on with the publish of this model that was interrupted.");
             entry
         }
         earlier => {
             tell_of_abandoned(earlier.as_ref(), printer);
-            Entry::of(&parcel.hash, order.repo_id)
+            let mut entry = Entry::of(&parcel.hash, order.repo_id, hub.describe());
+            // What hid the repository is still to be made good.
+            entry.hidden = earlier.is_some_and(|earlier| earlier.hidden && earlier.is_in(order.repo_id, hub));
+            entry
         }
     };
+    let is_private = hub.is_private(order.repo_id)?;
+    entry.hidden |= order.visibility == Visibility::PrivateUntilCommitted;
+    if is_private == Some(true) && !entry.hidden {
+        return Err(hidden_from_validators(order.repo_id, hub));
+    }
     after(Step::Checked)?;
 
     hold.write(&entry)?;
     after(Step::Begun)?;
+    if entry.hidden && is_private == Some(false) {
+        hub.set_private(order.repo_id, true)?;
+    }
+    after(Step::Hidden)?;
     let commit = match entry.commit.take().filter(|commit| hub.files(order.repo_id, commit).is_ok()) {
         Some(commit) => commit,
         None => {
             printer.note(&format!("Uploading {} to {} of {}.", bytes(parcel.bytes), order.repo_id, hub.describe()));
             let names: Vec<&str> = parcel.names.iter().map(String::as_str).collect();
-            hub.upload(&Upload::new(order.repo_id, order.model_dir, &names, &format!("assay: {}", parcel.hash)))?
+            hub.upload(&Upload {
+                repo_id: order.repo_id,
+                dir: order.model_dir,
+                names: &names,
+                card: order.card,
+                message: &format!("assay: {}", parcel.hash),
+                private: entry.hidden,
+            })?
         }
     };
     after(Step::Uploaded)?;
@@ -180,15 +220,17 @@ fn upload(
     Ok((id, entry))
 }
 
-/// Commits a model that the hub was found to give back.
+/// Commits a model that the hub was found to give back, and shows it.
 fn send(
-    chain: &dyn Chain,
+    network: &Network,
     id: &ModelId,
     mut entry: Entry,
     hold: &Hold,
     still_right: &dyn Fn(&Snapshot) -> Result<(), String>,
+    printer: &Printer,
     after: &dyn Fn(Step) -> Result<()>,
 ) -> Result<Published> {
+    let chain = network.chain.as_ref();
     let (hotkey, text) = (hold.hotkey.as_str(), id.to_string());
     let snapshot = chain.snapshot()?;
     registration(chain, hotkey, &snapshot)?;
@@ -207,7 +249,46 @@ fn send(
     after(Step::ReadBack)?;
     entry.block = Some(metadata.block.get());
     hold.write(&entry)?;
+    show(network, &mut entry, hold)?;
+    after(Step::Shown)?;
+    tell_of_copiers(network, &snapshot, &metadata, printer);
     Ok(Published { metadata, before: false })
+}
+
+fn hidden_from_validators(repo_id: &str, hub: &dyn Hub) -> anyhow::Error {
+    input(format!(
+        "{repo_id} is private in {}, where validators could not load the model: make it public, or set publish.visibility to \
+         private-until-committed",
+        hub.describe()
+    ))
+}
+
+/// Shows the repository of a model that is committed, if it is hidden.
+fn show(network: &Network, entry: &mut Entry, hold: &Hold) -> Result<()> {
+    if entry.hidden {
+        network.hub.set_private(&entry.repo_id, false).with_context(|| {
+            format!(
+                "{} is committed, and its repository still hidden, so that nobody can load it: make it public, or let any \
+                 assay command with this recipe do it",
+                entry.repo_id
+            )
+        })?;
+        entry.hidden = false;
+        hold.write(entry)?;
+    }
+    Ok(())
+}
+
+/// Warns of everybody else who has committed the same model, or one of the same repository.
+fn tell_of_copiers(network: &Network, snapshot: &Snapshot, ours: &ModelMetadata, printer: &Printer) {
+    match network.chain.all_commitments() {
+        Ok(commitments) => {
+            let copiers = copiers::find(&commitments, snapshot, &network.hotkeys, &ours.id);
+            copiers.iter().for_each(|copier| printer.warn(&copier.sentence(ours)));
+        }
+        // What stands, stands.
+        Err(error) => printer.warn(&format!("whether somebody has copied the model could not be looked at: {error:#}")),
+    }
 }
 
 /// Everything that [`publish`] checks before it writes, and in words what it would send.
@@ -226,6 +307,10 @@ pub fn rehearse(network: &Network, order: &Order<'_>) -> Result<String> {
         ));
     }
     network.hub.check_writable(order.repo_id)?;
+    let is_private = network.hub.is_private(order.repo_id)? == Some(true);
+    if is_private && order.visibility == Visibility::Public {
+        return Err(hidden_from_validators(order.repo_id, network.hub.as_ref()));
+    }
     let mut lines = vec![format!("Would upload to {} of {}:", order.repo_id, network.hub.describe())];
     for name in &parcel.names {
         let len = fs::metadata(order.model_dir.join(name)).with_context(|| format!("cannot read {name}"))?.len();
@@ -239,6 +324,9 @@ pub fn rehearse(network: &Network, order: &Order<'_>) -> Result<String> {
         text.len()
     ));
     lines.push(format!("  {}", text.replace(&"c".repeat(COMMIT_DIGITS), "COMMIT")));
+    if order.visibility == Visibility::PrivateUntilCommitted {
+        lines.push(format!("Nobody else would see {} until then.", order.repo_id));
+    }
     lines.push(match Wait::at(chain, order.hotkey, snapshot.block)? {
         None => "The chain would take it now.".to_owned(),
         Some(wait) => wait.sentence(chain, order.hotkey),
@@ -302,22 +390,22 @@ fn standing(network: &Network, order: &Order<'_>, parcel: &Parcel, snapshot: &Sn
     })
 }
 
-/// Notes that a model stands on the chain, where the journal does not know it yet.
+/// Notes that a model stands on the chain, where the journal does not know it yet, and shows it if it is still hidden.
 fn finish(
+    network: &Network,
     hold: &Hold,
     journal: Option<Entry>,
-    repo_id: &str,
     metadata: &ModelMetadata,
     printer: &Printer,
 ) -> Result<()> {
-    let Some(mut entry) = journal.filter(|entry| entry.block.is_none()) else { return Ok(()) };
-    if Some(&entry.hash) == metadata.id.hash.as_ref() && entry.repo_id == repo_id {
-        printer.note("The publish of this model that was interrupted had reached the chain.");
-        entry.commit = metadata.id.commit.clone();
-        entry.block = Some(metadata.block.get());
-        hold.write(&entry)?;
-    }
-    Ok(())
+    let (hash, repo_id) = (metadata.id.hash.as_deref().unwrap_or_default(), metadata.id.repo_id());
+    let is_this = |entry: &Entry| entry.is_open() && entry.is_of(hash, &repo_id, network.hub.as_ref());
+    let Some(mut entry) = journal.filter(is_this) else { return Ok(()) };
+    printer.note("The publish of this model that was interrupted had reached the chain.");
+    entry.commit = metadata.id.commit.clone();
+    entry.block = Some(metadata.block.get());
+    hold.write(&entry)?;
+    show(network, &mut entry, hold)
 }
 
 fn tell_of_abandoned(earlier: Option<&Entry>, printer: &Printer) {

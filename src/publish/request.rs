@@ -113,7 +113,7 @@ pub fn commit(
     registration(chain, &request.hotkey, &snapshot)?;
     let journal = hold.read()?;
     if let Some(metadata) = snapshot.metadata(&request.hotkey).filter(|metadata| metadata.id == id) {
-        finish(hold, journal, &id.repo_id(), &metadata, printer)?;
+        finish(network, hold, journal, &metadata, printer)?;
         return Ok(Published { metadata, before: true });
     }
     let still_right = |snapshot: &Snapshot| match &request.decided_on {
@@ -137,9 +137,12 @@ pub fn commit(
     wait_until_allowed(chain, &request.hotkey, waits, &snapshot, printer)?;
     printer.note(&format!("Downloading {} to look at it.", id.repo_id()));
     verify(network, &id, criteria)?;
-    let mut entry = Entry::of(id.hash.as_deref().unwrap_or_default(), &id.repo_id());
+    let repo_id = id.repo_id();
+    let mut entry = Entry::of(id.hash.as_deref().unwrap_or_default(), &repo_id, network.hub.describe());
     entry.commit = id.commit.clone();
-    send(chain, &id, entry, hold, &still_right, &|_| Ok(()))
+    // Where it was prepared it may have been hidden; whoever commits it shows it.
+    entry.hidden = network.hub.is_private(&repo_id)? == Some(true);
+    send(network, &id, entry, hold, &still_right, printer, &|_| Ok(()))
 }
 
 impl Request {

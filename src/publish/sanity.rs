@@ -124,6 +124,7 @@ mod tests {
     use crate::model::config::ModelConfig;
     use crate::model::init;
     use crate::model::layout::Layout;
+    use crate::recipe::Visibility;
     use crate::rules::VALIDATORS;
 
     /// A model that has learned nothing: its likeliest next token hardly depends on what was before.
@@ -154,6 +155,8 @@ mod tests {
                 hotkey: "miner",
                 criteria: &rules.criteria,
                 waits: false,
+                visibility: Visibility::Public,
+                card: None,
             };
             examine(&order, rules, rows).unwrap()
         };
@@ -177,7 +180,15 @@ mod tests {
         let mut rules = rules(1);
         rules.criteria.max_parameters = 10;
         let repo_id = "me/model";
-        let order = |rules| Order { model_dir: dir.path(), repo_id, hotkey: "miner", criteria: rules, waits: false };
+        let order = |rules| Order {
+            model_dir: dir.path(),
+            repo_id,
+            hotkey: "miner",
+            criteria: rules,
+            waits: false,
+            visibility: Visibility::Public,
+            card: None,
+        };
         let found = examine(&order(&rules.criteria), &rules, &rows).unwrap();
         assert_eq!((found.refusals.len(), found.warnings.len()), (1, 0));
         assert!(found.refusals[0].contains("the limit is 10"), "{}", found.refusals[0]);

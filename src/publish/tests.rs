@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod killed;
+mod privacy;
 mod requests;
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,28 +17,33 @@ use crate::error::exit_code;
 use crate::hub::fetch::Cache;
 use crate::hub::folder::FolderHub;
 use crate::hub::hash::directory_hash;
-use crate::hub::{Hub, RemoteFile, Sha256Sum, Upload};
+use crate::hub::{ATTRIBUTES_FILE, Hub, RemoteFile, Sha256Sum, Upload};
 use crate::model::arch::Arch;
 use crate::model::weights;
 use crate::rules::Rules;
 use crate::score::cache::LossCache;
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 10] = [
     Step::Checked,
     Step::Begun,
+    Step::Hidden,
     Step::Uploaded,
     Step::UploadNoted,
     Step::Verified,
     Step::SendingNoted,
     Step::Sent,
     Step::ReadBack,
+    Step::Shown,
 ];
+
+const BOTH: [Visibility; 2] = [Visibility::Public, Visibility::PrivateUntilCommitted];
 
 struct Fixture {
     dir: TempDir,
     network: Network,
     ledger: Ledger,
     criteria: Criteria,
+    visibility: Visibility,
 }
 
 impl Fixture {
@@ -56,10 +63,19 @@ impl Fixture {
             losses: LossCache::none(),
         };
         let criteria = Criteria { sequence_length: 16, ..Rules::default().criteria };
-        let fixture = Self { dir, network, ledger, criteria };
+        let fixture = Self { dir, network, ledger, criteria, visibility: Visibility::Public };
         fixture.write_model("a", 0.5);
         fixture.write_model("b", 0.25);
         fixture
+    }
+
+    /// As [`new`](Self::new), to publish so that a model is seen as told.
+    fn seen(visibility: Visibility) -> Self {
+        Self { visibility, ..Self::new() }
+    }
+
+    fn is_private(&self) -> Option<bool> {
+        self.network.hub.is_private("me/model").unwrap()
     }
 
     fn write_model(&self, name: &str, value: f32) {
@@ -72,7 +88,15 @@ impl Fixture {
 
     /// An order for a model, as most tests give it.
     fn order<'a>(&'a self, model_dir: &'a Path) -> Order<'a> {
-        Order { model_dir, repo_id: "me/model", hotkey: "miner", criteria: &self.criteria, waits: false }
+        Order {
+            model_dir,
+            repo_id: "me/model",
+            hotkey: "miner",
+            criteria: &self.criteria,
+            waits: false,
+            visibility: self.visibility,
+            card: Some("The page of a model.\n"),
+        }
     }
 
     fn hold(&self) -> Hold {
@@ -91,7 +115,7 @@ impl Fixture {
         after: &dyn Fn(Step) -> Result<()>,
     ) -> Result<Published> {
         let model_dir = self.dir.path().join(model);
-        let order = Order { model_dir: &model_dir, repo_id, hotkey, criteria: &self.criteria, waits: false };
+        let order = Order { repo_id, hotkey, ..self.order(&model_dir) };
         let hold = Hold::take(self.network.chain.as_ref(), hotkey)?;
         in_steps(&self.network, &order, &hold, &|_| Ok(()), &quiet(), after)
     }
@@ -106,11 +130,14 @@ impl Fixture {
         assert_eq!(killed.unwrap_err().to_string(), "killed", "{step:?}");
     }
 
-    /// The commits of the repository, and what the hotkey has ever committed.
+    /// The commits of the repository, but for one that the hub makes by itself, and what the hotkey has ever committed.
     fn written(&self) -> (Vec<String>, Vec<String>) {
         let texts = self.ledger.commitments_of("miner").unwrap();
         let texts = texts.into_iter().map(|commitment| String::from_utf8(commitment.bytes).unwrap()).collect();
-        (self.network.hub.commits("me/model").unwrap(), texts)
+        let hub = &self.network.hub;
+        let is_ours =
+            |commit: &String| hub.files("me/model", commit).unwrap().iter().any(|file| file.path != ATTRIBUTES_FILE);
+        (hub.commits("me/model").unwrap().into_iter().filter(is_ours).collect(), texts)
     }
 
     /// Panics unless there is one commit, one commitment, and they are of the model `a`.
@@ -119,8 +146,9 @@ impl Fixture {
         let hash = directory_hash(&self.dir.path().join("a")).unwrap();
         assert_eq!(commits.len(), 1, "{context}");
         assert_eq!(texts, [format!("me:model:{}:{hash}", commits[0])], "{context}");
+        assert_eq!(self.is_private(), Some(false), "{context}");
         let entry = self.hold().read().unwrap().unwrap();
-        assert!(entry.block.is_some() && entry.hash == hash && entry.sent.as_ref() == Some(&texts[0]), "{context}");
+        assert!(!entry.is_open() && entry.hash == hash && entry.sent.as_ref() == Some(&texts[0]), "{context}");
     }
 }
 
@@ -141,24 +169,24 @@ fn a_model_goes_up_is_committed_and_read_back_and_a_second_time_nothing_is_sent(
 
 #[test]
 fn killed_between_any_two_steps_and_repeated_a_model_is_published_exactly_once() {
-    for step in STEPS {
-        let fixture = Fixture::new();
+    for (visibility, step) in BOTH.into_iter().flat_map(|visibility| STEPS.map(|step| (visibility, step))) {
+        let fixture = Fixture::seen(visibility);
         fixture.publish_killed_after("a", step);
         let published = fixture.publish("a").unwrap();
-        assert_eq!(published.before, matches!(step, Step::Sent | Step::ReadBack), "{step:?}");
-        fixture.assert_published_once(&format!("{step:?}"));
+        assert_eq!(published.before, matches!(step, Step::Sent | Step::ReadBack | Step::Shown), "{step:?}");
+        fixture.assert_published_once(&format!("{visibility:?}, {step:?}"));
     }
 }
 
 #[test]
 fn killed_twice_a_model_is_still_published_exactly_once() {
     for first in STEPS {
-        for second in STEPS.into_iter().take(6) {
+        for second in STEPS.into_iter().take(7) {
             // After the commitment has been sent, the second attempt finds it and takes no steps.
-            if matches!(first, Step::Sent | Step::ReadBack) {
+            if matches!(first, Step::Sent | Step::ReadBack | Step::Shown) {
                 continue;
             }
-            let fixture = Fixture::new();
+            let fixture = Fixture::seen(Visibility::PrivateUntilCommitted);
             fixture.publish_killed_after("a", first);
             fixture.publish_killed_after("a", second);
             fixture.publish("a").unwrap();
@@ -221,13 +249,8 @@ fn what_cannot_be_published_is_refused_before_anything_is_uploaded() {
         assert!(error.to_string().contains(expected), "{error:#}");
     }
     let small = Criteria { max_parameters: 100, ..fixture.criteria.clone() };
-    let order = Order {
-        model_dir: &fixture.dir.path().join("a"),
-        repo_id: "me/model",
-        hotkey: "miner",
-        criteria: &small,
-        waits: false,
-    };
+    let model_dir = fixture.dir.path().join("a");
+    let order = Order { criteria: &small, ..fixture.order(&model_dir) };
     let error = publish(&fixture.network, &order, &fixture.hold(), &|_| Ok(()), &quiet()).unwrap_err();
     assert!(error.to_string().contains("the limit is 100"), "{error:#}");
     assert_eq!(fixture.written(), (vec![], vec![]));

@@ -453,7 +453,7 @@ pub struct Hub {
     pub kind: HubKind,
     /// `folder` only: the folder.
     pub dir: PathBuf,
-    /// `huggingface` only: where it is reached; default what `HF_ENDPOINT` says, or https://huggingface.co.
+    /// `huggingface` only: where it is reached; default what `HF_ENDPOINT` says, or <https://huggingface.co>.
     pub endpoint: Option<String>,
     /// The own repository, `namespace/name`; needed to publish.
     pub repo: Option<String>,

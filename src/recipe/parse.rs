@@ -15,6 +15,7 @@ use super::resolve::{Finding, Resolved};
 use super::tree::{KeyPath, Malformed, Segment, Tree};
 use super::{Recipe, typed};
 use crate::error::input;
+use crate::hub::huggingface::looks_like_token;
 
 /// Larger files are not recipes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -61,6 +62,7 @@ impl Source {
     pub fn read(path: &Path, overrides: &[String]) -> Result<Self> {
         let text = read_text(path)?;
         let file = path.to_owned();
+        refuse_tokens(&file, &text, overrides)?;
         let tree = Tree::parse(&text).map_err(|malformed| {
             let Malformed { position, sentence } = malformed;
             input(format!("{}: {sentence}", place_in_file(&file, position)))
@@ -147,6 +149,24 @@ fn place_in_file(file: &Path, position: Option<Position>) -> String {
     match position {
         Some(Position { line, column }) => format!("{}:{line}:{column}", file.display()),
         None => file.display().to_string(),
+    }
+}
+
+/// Refuses a recipe that holds a token, before any other message could show it. Recipes are shown around and stored with runs.
+fn refuse_tokens(file: &Path, text: &str, overrides: &[String]) -> Result<()> {
+    let remedy = "take it out, revoke it if others have seen it, and put it into the environment variable HF_TOKEN";
+    if let Some(index) = text.lines().position(looks_like_token) {
+        return Err(input(format!(
+            "{}:{}: a token of the hub has no place in a recipe: {remedy}",
+            file.display(),
+            index + 1
+        )));
+    }
+    match overrides.iter().any(|typed| looks_like_token(typed)) {
+        true => {
+            Err(input(format!("--set: a token of the hub has no place in a command, which everybody sees: {remedy}")))
+        }
+        false => Ok(()),
     }
 }
 

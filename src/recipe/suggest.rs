@@ -62,6 +62,10 @@ const SECTIONS: [(&str, &[&str]); 15] = [
 
 /// The sentence about an unknown key, given the keys that exist in its place.
 pub(super) fn for_unknown_key(key: &str, known: &[&str]) -> String {
+    if key.contains("token") && !key.contains("tokens") {
+        return "unknown key; the hub's token comes from the environment variable HF_TOKEN, never from a recipe"
+            .to_owned();
+    }
     let ours = OTHER_NAMES.iter().find(|(name, _)| *name == key).map_or(key, |(_, ours)| ours);
     let meant = if known.contains(&ours) { Some(ours) } else { nearest(key, known) };
     if let Some(meant) = meant {

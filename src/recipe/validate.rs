@@ -10,7 +10,7 @@ use crate::model::family::Family;
 use super::estimate::repo_bytes;
 use super::resolve::{Finding, Resolved, micro_steps};
 use super::shrink::shrink;
-use super::{Backend, DeviceChoice, Init, Network, SourceKind};
+use super::{Backend, DeviceChoice, HubKind, Init, Network, SourceKind};
 use crate::chain::wallet;
 use crate::figures::{bytes, count};
 use crate::gate::{alpha, look};
@@ -275,6 +275,16 @@ fn optimization(findings: &mut Findings, resolved: &Resolved) {
     findings.in_range((0.0..=1.0).contains(&end), "schedule.end_factor", end, "0 to 1");
 }
 
+/// Whether a text is the address of a server.
+fn is_endpoint(text: &str) -> bool {
+    reqwest::Url::parse(text).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+    })
+}
+
 /// Scoring, the gate, hub, chain and publishing.
 fn business(findings: &mut Findings, resolved: &Resolved) {
     let recipe = &resolved.recipe;
@@ -309,6 +319,26 @@ fn business(findings: &mut Findings, resolved: &Resolved) {
         "at least 0.5 and below 1; 0.95 is usual",
     );
     findings.add_if(hub.dir.as_os_str().is_empty(), "hub.dir", "is empty; leave the key out for the embedded hub");
+    let is_folder = hub.kind == HubKind::Folder;
+    findings.add_if(
+        is_folder && hub.endpoint.is_some(),
+        "hub.endpoint",
+        "is of a hub on the network, and hub.kind is folder: leave it out, or set hub.kind to huggingface",
+    );
+    findings.add_if(
+        hub.endpoint.as_ref().is_some_and(|endpoint| !is_endpoint(endpoint)),
+        "hub.endpoint",
+        "is no address; write it as https://huggingface.co, without user name or token",
+    );
+    findings.add_if(
+        is_folder && hub.download_mb_per_second.is_some(),
+        "hub.download_mb_per_second",
+        "limits downloads from the network, and hub.kind is folder: leave it out",
+    );
+    let rate = hub.download_mb_per_second.unwrap_or(1.0);
+    findings.in_range(rate.is_finite() && rate >= 0.01, "hub.download_mb_per_second", rate, "0.01 or more");
+    let budget = hub.cache_gb.unwrap_or(1.0);
+    findings.in_range(budget.is_finite() && budget >= 0.0, "hub.cache_gb", budget, "0 or more");
     findings.add_if(hub.cache.as_os_str().is_empty(), "hub.cache", "is empty; name a folder for downloaded models");
     findings.add_if(
         chain.ledger.as_os_str().is_empty(),

@@ -46,14 +46,7 @@ impl Devnet {
     /// Starts the node, on a port.
     fn serve(&mut self, port: &str) {
         let mut node = self.dir.assay(&["local", "serve", "--rpc", port]).spawn();
-        let find = |out: String| Some(out.split_whitespace().find(|word| word.starts_with("ws://"))?.to_owned());
-        self.endpoint = loop {
-            if let Some(endpoint) = find(node.stdout_so_far()) {
-                break endpoint.trim_end_matches(['.', ',', ';']).to_owned();
-            }
-            assert!(node.is_running(), "{:?}", node.wait());
-            sleep(Duration::from_millis(5));
-        };
+        self.endpoint = node.wait_for_word("ws://");
         self.node = Some(node);
     }
 

@@ -10,6 +10,7 @@ mod damage;
 mod devnet;
 mod emission;
 mod full_disk;
+mod hub;
 mod input;
 mod kill;
 mod publish;

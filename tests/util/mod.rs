@@ -255,6 +255,20 @@ impl Running {
         String::from_utf8(bytes[..len].to_vec()).unwrap()
     }
 
+    /// Waits until it has written a word that begins so, and returns the word from there on, without the sentence's end.
+    pub(crate) fn wait_for_word(&mut self, start: &str) -> String {
+        loop {
+            let out = self.stdout_so_far();
+            if let Some(word) = out.split_whitespace().find_map(|word| word.find(start).map(|at| &word[at..])) {
+                return word.trim_end_matches(['.', ',', ';']).to_owned();
+            }
+            if !self.is_running() {
+                panic!("it ended without a word {start}; it wrote {out}");
+            }
+            sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Sends a signal by its name, such as "INT".
     pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status().unwrap();

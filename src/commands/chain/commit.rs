@@ -28,7 +28,7 @@ pub(super) struct Request<'a> {
 pub(super) fn run(request: &Request<'_>, signer: &SignerArgs, args: &ChainPlaceArgs, printer: &Printer) -> Result<()> {
     check(request).map_err(input)?;
     interrupt::install()?;
-    let (chain, hotkey) = Target::of(args)?.open_as(signer)?;
+    let (chain, hotkey) = Target::of(args, printer)?.open_as(signer)?;
     let commitment = commit(request, chain.as_ref(), &hotkey, printer)?;
     printer.result(&match args.json {
         true => json_text(&json(&hotkey, &commitment)),

@@ -16,7 +16,7 @@ use crate::metrics::printer::Printer;
 use crate::metrics::table::table;
 
 pub(super) fn all(args: &ChainPlaceArgs, printer: &Printer) -> Result<()> {
-    let chain = Target::of(args)?.open()?;
+    let chain = Target::of(args, printer)?.open()?;
     let all = chain.all_commitments()?;
     let mut all: Vec<(&Hotkey, &Commitment)> = all.iter().collect();
     all.sort_by_key(|(_, commitment)| commitment.block);
@@ -34,7 +34,7 @@ pub(super) fn all(args: &ChainPlaceArgs, printer: &Printer) -> Result<()> {
 }
 
 pub(super) fn one(hotkey: &str, args: &ChainPlaceArgs, printer: &Printer) -> Result<()> {
-    let target = Target::of(args)?;
+    let target = Target::of(args, printer)?;
     if !target.is_local() {
         account::parse(hotkey).map_err(input)?;
     }

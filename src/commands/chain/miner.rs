@@ -16,7 +16,7 @@ use crate::metrics::printer::Printer;
 use crate::publish::{Wait, wait_for_rate_limit};
 
 pub(super) fn run(hotkeys: &[String], args: &ChainPlaceArgs, printer: &Printer) -> Result<()> {
-    let target = Target::of(args)?;
+    let target = Target::of(args, printer)?;
     let asked = if hotkeys.is_empty() { target.own_hotkeys() } else { hotkeys.to_vec() };
     ensure!(!asked.is_empty(), input("no hotkey is named: give one by --hotkey, or a recipe by --recipe"));
     let (chain, hotkeys) = target.open_for(&asked)?;

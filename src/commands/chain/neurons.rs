@@ -14,7 +14,7 @@ use crate::metrics::printer::Printer;
 use crate::metrics::table::table;
 
 pub(super) fn run(args: &ChainPlaceArgs, printer: &Printer) -> Result<()> {
-    let chain = Target::of(args)?.open()?;
+    let chain = Target::of(args, printer)?.open()?;
     let snapshot = chain.snapshot()?;
     if args.json {
         return printer.result(&json_text(&snapshot.neurons.iter().map(json).collect()));

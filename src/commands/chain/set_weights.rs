@@ -22,7 +22,7 @@ pub(super) fn run(
     printer: &Printer,
 ) -> Result<()> {
     let weights = weights_file::read(file)?;
-    let target = Target::of(args)?;
+    let target = Target::of(args, printer)?;
     let version_key = version_key.unwrap_or(target.rules.validator.weights_version_key);
     let (chain, hotkey) = target.open_as(signer)?;
     let snapshot = chain.snapshot()?;

@@ -11,7 +11,7 @@ use crate::figures::{bytes, count, duration};
 use crate::metrics::printer::Printer;
 
 pub(super) fn run(args: &ChainPlaceArgs, printer: &Printer) -> Result<()> {
-    let chain = Target::of(args)?.open()?;
+    let chain = Target::of(args, printer)?.open()?;
     let status = chain.status()?;
     printer.result(&match args.json {
         true => json_text(&json(chain.as_ref(), &status)),

@@ -8,20 +8,23 @@ use crate::chain::{Chain, Hotkey};
 use crate::cli::chain::{ChainPlaceArgs, SignerArgs};
 use crate::commands::Place;
 use crate::error::input;
+use crate::metrics::printer::Printer;
 use crate::network;
 use crate::recipe::{self, Endpoints, LOCAL_DIR, Network};
 use crate::rules::{NETUID, Rules};
 
 /// The chain that is meant.
-pub(super) struct Target {
+pub(super) struct Target<'a> {
+    hub: recipe::Hub,
     chain: recipe::Chain,
+    printer: &'a Printer,
     /// The recipe's rules, or those of March 2024.
     pub(super) rules: Rules,
 }
 
-impl Target {
+impl<'a> Target<'a> {
     /// What the recipe says, or the embedded chain, but for what the other arguments say.
-    pub(super) fn of(args: &ChainPlaceArgs) -> Result<Self> {
+    pub(super) fn of(args: &ChainPlaceArgs, printer: &'a Printer) -> Result<Self> {
         let place = Place::of(&args.place)?;
         let rules = place.rules();
         let mut chain = place.chain;
@@ -44,7 +47,7 @@ impl Target {
                 chain.netuid
             ))
         );
-        Ok(Self { chain, rules })
+        Ok(Self { hub: place.hub, chain, printer, rules })
     }
 
     /// The recipe's hotkeys; none where no recipe is given on a real chain.
@@ -64,7 +67,9 @@ impl Target {
 
     /// Opens the chain, and says how it spells hotkeys that are given by address or by name.
     pub(super) fn open_for(&self, hotkeys: &[String]) -> Result<(Box<dyn Chain>, Vec<Hotkey>)> {
-        network::open_chain(&recipe::Chain { hotkeys: Some(hotkeys.to_vec()), ..self.chain.clone() })
+        let opened = network::open_chain(&recipe::Chain { hotkeys: Some(hotkeys.to_vec()), ..self.chain.clone() })?;
+        network::repair(&self.hub, opened.0.as_ref(), self.printer);
+        Ok(opened)
     }
 
     /// Opens the chain to write to it as one hotkey, whose key is opened first: what is wrong with it is told at once, and
@@ -86,7 +91,9 @@ impl Target {
             None => keyring.add(&network::wallet_dir(&chain), &self.hotkey_by_name(signer)?)?,
         };
         keyring.signer(&hotkey)?;
-        Ok((Box::new(network::connect(&chain, keyring)?), hotkey))
+        let chain = network::connect(&chain, keyring)?;
+        network::repair(&self.hub, &chain, self.printer);
+        Ok((Box::new(chain), hotkey))
     }
 
     fn hotkey_by_name(&self, signer: &SignerArgs) -> Result<String> {
@@ -136,7 +143,7 @@ mod tests {
     use crate::error::exit_code;
 
     /// By the arguments, and by a recipe that sets keys if there are any.
-    fn target(keys: &[&str], args: &[&str]) -> Result<Target> {
+    fn target(keys: &[&str], args: &[&str]) -> Result<Target<'static>> {
         let mut line = vec!["assay", "chain", "status"];
         line.extend(args);
         if !keys.is_empty() {
@@ -145,7 +152,8 @@ mod tests {
         line.extend(keys.iter().flat_map(|&key| ["--set", key]));
         let Command::Chain(args) = Cli::try_parse_from(line).unwrap().command else { panic!() };
         let ChainCommand::Status { chain } = args.command else { panic!() };
-        Target::of(&chain)
+        let printer = Printer::with_streams(std::io::sink(), std::io::sink(), true);
+        Target::of(&chain, Box::leak(Box::new(printer)))
     }
 
     fn place(keys: &[&str], args: &[&str]) -> (Option<Network>, Vec<String>, u16, Vec<String>) {

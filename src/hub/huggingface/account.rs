@@ -84,12 +84,16 @@ pub(super) async fn check_may_write(http: &Http, repo_id: &str, is_new: bool) ->
     }
 }
 
+/// The organisation of which every namespace is a part: how a hub of one user says that all is his.
+pub(crate) const ANY_NAMESPACE: &str = "*";
+
 impl Account {
     /// Why the token may not write, as far as can be told.
     fn objection(&self, repo_id: &str, is_new: bool) -> Option<String> {
         let (namespace, _) = names::repository(repo_id).ok()?;
-        let is_namespace =
-            |name: &Option<String>| name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(namespace));
+        let is_namespace = |name: &Option<String>| {
+            name.as_deref().is_some_and(|name| name == ANY_NAMESPACE || name.eq_ignore_ascii_case(namespace))
+        };
         if let (Some(name), Some(organisations)) = (&self.name, &self.orgs)
             && !name.eq_ignore_ascii_case(namespace)
         {

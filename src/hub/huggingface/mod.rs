@@ -30,6 +30,7 @@ use tokio::runtime::Runtime;
 use super::file_hashes::FileHashes;
 use super::progress::{Observer, Progress};
 use super::{Hub, RemoteFile, Sha256Sum, Upload};
+pub(crate) use account::ANY_NAMESPACE;
 use http::Http;
 pub use pause::Patience;
 use throttle::Throttle;

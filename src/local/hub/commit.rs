@@ -1,6 +1,7 @@
 //! Commits: which files are uploaded how, and the commit itself.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Json;
@@ -210,7 +211,7 @@ fn check_name(path: &str) -> Result<(), Refusal> {
 }
 
 /// Where a large file lies that is to be committed.
-fn large_file(world: &World, repo_id: &str, sum: &FileSum) -> Result<std::path::PathBuf, Refusal> {
+fn large_file(world: &World, repo_id: &str, sum: &FileSum) -> Result<PathBuf, Refusal> {
     let FileSum { bytes, sha256 } = sum;
     if let Some(path) = world.large_file(repo_id, sha256, *bytes)? {
         return Ok(path);

@@ -1,6 +1,7 @@
 //! Large files on their way in: what is to be uploaded where (the batch API of Git LFS), and the upload itself.
 
 use std::future::poll_fn;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +64,7 @@ pub(super) async fn batch(
             return Err(Refusal::bad(format!("There are more than {MAX_FILES} files in one request.")));
         }
         let by_xet = world.xet().is_some() && batch.transfers.iter().any(|transfer| transfer == "xet");
-        let answer = |object: &Object| answer(&world, &visitor, &repo_id, object, by_xet);
+        let answer = |object: &Object| answer(&world, &visitor, &repo_id, object);
         let objects = batch.objects.iter().map(answer).collect::<Result<Vec<_>, Refusal>>()?;
         let answer = json!({ "transfer": if by_xet { "xet" } else { "basic" }, "objects": objects });
         Ok(([(header::CONTENT_TYPE, "application/vnd.git-lfs+json")], answer.to_string()).into_response())
@@ -71,7 +72,7 @@ pub(super) async fn batch(
     .await
 }
 
-fn answer(world: &World, visitor: &Visitor, repo_id: &str, object: &Object, by_xet: bool) -> Result<Value, Refusal> {
+fn answer(world: &World, visitor: &Visitor, repo_id: &str, object: &Object) -> Result<Value, Refusal> {
     let Object { oid, size } = object;
     let error = |code: StatusCode, message: String| {
         Ok(json!({ "oid": oid, "size": size, "error": { "code": code.as_u16(), "message": message } }))
@@ -96,12 +97,7 @@ fn answer(world: &World, visitor: &Visitor, repo_id: &str, object: &Object, by_x
 
 impl World {
     /// Where a large file lies: that was uploaded, or stands in a commit of the repository.
-    pub(super) fn large_file(
-        &self,
-        repo_id: &str,
-        sha256: &str,
-        size: u64,
-    ) -> Result<Option<std::path::PathBuf>, Refusal> {
+    pub(super) fn large_file(&self, repo_id: &str, sha256: &str, size: u64) -> Result<Option<PathBuf>, Refusal> {
         if let Some(path) = self.objects.find(sha256, size) {
             return Ok(Some(path));
         }

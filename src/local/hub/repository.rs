@@ -14,6 +14,7 @@ use super::access::{BRANCH, Place, Visitor, World, blocking};
 use super::attributes;
 use super::files::link;
 use super::refusal::Refusal;
+use crate::hub::huggingface::ANY_NAMESPACE;
 use crate::hub::{ATTRIBUTES_FILE, Hub};
 
 /// Namespace of a repository that is made without one, and the name of the user.
@@ -25,8 +26,8 @@ const MAX_PAGE: usize = 100;
 pub(super) async fn whoami(visitor: Visitor) -> Result<Json<Value>, Refusal> {
     visitor.check_user()?;
     Ok(Json(json!({
-        // Organisations are not told: who is asked for is this user, whatever the namespace.
         "type": "user", "id": "0", "name": USER, "fullname": USER, "isPro": false,
+        "orgs": [{ "type": "org", "id": "1", "name": ANY_NAMESPACE, "fullname": "every namespace", "roleInOrg": "admin" }],
         "auth": { "type": "access_token", "accessToken": { "displayName": USER, "role": "write" } },
     })))
 }

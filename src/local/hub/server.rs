@@ -126,6 +126,8 @@ struct Connection(Option<Arc<TcpStream>>);
 
 impl Connected<IncomingStream<'_, TcpListener>> for Connection {
     fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        // The parts of an answer are not to wait until the parts before them are acknowledged.
+        stream.io().set_nodelay(true).ok();
         let socket = stream.io().as_fd().try_clone_to_owned();
         Self(socket.ok().map(|socket| Arc::new(TcpStream::from(socket))))
     }

@@ -2,11 +2,11 @@
 
 use super::super::examiner::ByModel;
 use super::super::{Entry, Examiner};
-use super::world::Captured;
 use crate::data;
 use crate::data::pages::Pages;
 use crate::hub::model_id::{ModelId, ModelMetadata};
 use crate::metrics::printer::Printer;
+use crate::metrics::printer::tests::Captured;
 use crate::model::config::{ModelConfig, Sizes, new_arch};
 use crate::model::family::Family;
 use crate::model::init;

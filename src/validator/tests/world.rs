@@ -4,7 +4,6 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -27,6 +26,7 @@ use crate::hub::fetch::{Cache, publishable_hash};
 use crate::hub::folder::FolderHub;
 use crate::hub::{Hub, RemoteFile, Sha256Sum, Upload};
 use crate::metrics::printer::Printer;
+use crate::metrics::printer::tests::Captured;
 use crate::model::arch::Arch;
 use crate::model::config::{ModelConfig, Sizes, new_arch};
 use crate::model::family::Family;
@@ -174,26 +174,6 @@ impl Chain for CutOff<'_> {
     }
     fn set_weights(&self, hotkey: &str, weights: &[(u16, u16)], version_key: u64) -> Result<u64> {
         self.check().and_then(|()| Chain::set_weights(&self.inner, hotkey, weights, version_key))
-    }
-}
-
-/// What was printed.
-#[derive(Clone, Default)]
-pub(super) struct Captured(Arc<Mutex<Vec<u8>>>);
-
-impl Captured {
-    pub(super) fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
-}
-
-impl Write for Captured {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use crate::model::weights;
 use crate::network::Network;
 use crate::publish::journal::Hold;
 use crate::publish::{self, Order};
+use crate::recipe::Visibility;
 use crate::rules::{Criteria, Rules};
 use crate::score::cache::LossCache;
 
@@ -44,6 +45,8 @@ fn a_publish_waits_for_the_node_twenty_times_at_most() {
         hotkey: &network.hotkeys[0],
         criteria: &criteria,
         waits: false,
+        visibility: Visibility::Public,
+        card: None,
     };
     let hold = Hold::take(network.chain.as_ref(), order.hotkey).unwrap();
     let printer = Printer::with_streams(std::io::sink(), std::io::sink(), true);

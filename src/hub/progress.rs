@@ -18,7 +18,9 @@ pub struct Progress<'a> {
 ///
 /// The default one is nobody.
 #[derive(Clone, Default)]
-pub struct Observer(Option<Arc<dyn Fn(Progress<'_>) + Send + Sync>>);
+pub struct Observer(Option<Arc<Observe>>);
+
+type Observe = dyn Fn(Progress<'_>) + Send + Sync;
 
 impl Observer {
     /// One that calls a function.

@@ -53,8 +53,7 @@ impl Setback {
                 429 | 503 => false,
                 // Another commit was made since.
                 409 | 412 => true,
-                // What is not the hub's word is that of a storage, where an address is good for a time only.
-                _ => !refusal.is_final() || !refusal.is_hubs,
+                _ => !refusal.is_final(),
             },
             Fault::BadToken | Fault::Interrupted => false,
         };

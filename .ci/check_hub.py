@@ -258,13 +258,18 @@ def check_python(assay, versions, scratch):
             run_client(version, endpoint, scratch / "home", "wrong token")
 
 
+def committed(local, hotkey):
+    """The only commitment of a hotkey on the ledger of an embedded network."""
+    with sqlite3.connect(f"file:{local}/ledger.sqlite?mode=ro", uri=True) as connection:
+        ((text,),) = connection.execute("SELECT bytes FROM commitments WHERE hotkey = ?", (hotkey,))
+    return bytes(text).decode()
+
+
 def check_committed(assay, versions, scratch):
     """The reference's hash of what `assay local init` has published is the one that it has committed to the chain."""
     local = scratch / "network"
     subprocess.run([assay, "--quiet", "local", "init", "--local", local], check=True, stdout=subprocess.DEVNULL)
-    with sqlite3.connect(f"file:{local}/ledger.sqlite?mode=ro", uri=True) as connection:
-        ((text,),) = connection.execute("SELECT bytes FROM commitments")
-    namespace, name, commit, expected = bytes(text).decode().split(":")
+    namespace, name, commit, expected = committed(local, "unigram").split(":")
     with Server(assay, local) as endpoint:
         for version in versions:
             command = [sys.executable, HERE.parent / "reference_hash.py", f"{namespace}/{name}", commit, "--endpoint", endpoint]
@@ -289,10 +294,12 @@ def check_assay(assay, versions, model, scratch):
 
         publish = [assay, "--quiet", "publish", model, "--json", *recipe]
         published = json.loads(subprocess.run(publish, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+        commit, expected = committed(local, "miner").split(":")[2:]
+        expect("what assay says of it", (published["commit"], published["hash"]), (commit, expected))
         for version in versions:
-            command = [sys.executable, HERE.parent / "reference_hash.py", "me/model", published["commit"], "--endpoint", endpoint]
+            command = [sys.executable, HERE.parent / "reference_hash.py", "me/model", commit, "--endpoint", endpoint]
             stranger = clean_environment(version, endpoint, scratch / "home")
-            subprocess.run([*command, "--expect", published["hash"]], env=stranger, **quiet)
+            subprocess.run([*command, "--expect", expected], env=stranger, **quiet)
         nobody = HfApi(endpoint, token=False)
         page = Path(nobody.hf_hub_download("me/model", "README.md", revision=published["commit"], cache_dir=scratch / "page"))
         expect("the page", all(part in page.read_text() for part in ("library_name: transformers", "Recipe `quickstart`")), True)

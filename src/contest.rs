@@ -30,7 +30,7 @@ use crate::publish::card::{self, Losses};
 use crate::publish::journal::Hold;
 use crate::publish::request::{self, DecidedOn, Request};
 use crate::publish::{self, Order, Published, sanity};
-use crate::recipe::{Resolved, SourceKind};
+use crate::recipe::Resolved;
 use crate::rules::Rules;
 use crate::score::comparison::{self, Compared, mean_and_error};
 
@@ -320,24 +320,13 @@ impl<'a> Contest<'a> {
             waits: false,
             visibility: self.resolved.recipe.publish.visibility,
             card: None,
+            hashes: self.network.losses.hashes(),
         })
-    }
-
-    /// The page of a model that the gate has let through.
-    fn card(&self, model_dir: &Path, judged: &Judged) -> String {
-        let recipe = &self.resolved.recipe;
-        let num_pages = judged.pages.iter().map(Vec::len).sum();
-        let text = match recipe.data.source {
-            SourceKind::Sample => "of the sample text",
-            _ => "held out of the run's own text",
-        };
-        let losses = Losses { table: &judged.table(), num_pages, text, block: judged.candidate_block };
-        card::text(model_dir, Some(&losses))
     }
 
     /// Uploads what the gate has let through, for another machine to commit.
     pub fn prepare(&self, model_dir: &Path, judged: &Judged, hold: &Hold) -> Result<Request> {
-        let card = self.card(model_dir, judged);
+        let card = card::text(model_dir, Some(&judged.losses()));
         let order = Order { card: Some(&card), ..self.order(model_dir, &hold.hotkey)? };
         let decided_on = DecidedOn { own: self.network.hotkeys.clone(), roster: judged.roster.fingerprint() };
         request::prepare(&self.network, &order, hold, Some(decided_on), self.printer)
@@ -346,7 +335,7 @@ impl<'a> Contest<'a> {
     /// Publishes what the gate has let through; `None`: the field has changed since, and the decision must be made anew. It is
     /// looked at before anything is uploaded, and once more right before the commitment is sent.
     pub fn publish(&self, model_dir: &Path, judged: &Judged, hold: &Hold, waits: bool) -> Result<Option<Published>> {
-        let card = self.card(model_dir, judged);
+        let card = card::text(model_dir, Some(&judged.losses()));
         let order = Order { waits, card: Some(&card), ..self.order(model_dir, &hold.hotkey)? };
         let has_changed = Cell::new(false);
         let still_right = |snapshot: &Snapshot| {
@@ -419,6 +408,12 @@ impl Judged {
             Compared { uid: None, name: "this model".to_owned(), block: self.candidate_block, losses: &candidate };
         let compared: Vec<_> = published.chain([own]).collect();
         comparison::text(&compared, &comparison::standings(&compared, &self.rules))
+    }
+
+    /// What the model's page tells of it.
+    pub fn losses(&self) -> Losses {
+        let num_pages = self.pages.iter().map(Vec::len).sum();
+        Losses { table: self.table(), num_pages, block: self.candidate_block }
     }
 
     /// How long the fewest steps that can decide anything take.

@@ -14,7 +14,7 @@ use crate::hub::Hub;
 use crate::hub::fetch::Cache;
 use crate::hub::file_hashes::FileHashes;
 use crate::hub::folder::FolderHub;
-use crate::hub::huggingface::{self, HuggingFace};
+use crate::hub::huggingface::{self, HuggingFace, Token};
 use crate::local;
 use crate::metrics::printer::Printer;
 use crate::metrics::transfers;
@@ -41,7 +41,7 @@ impl Network {
     /// Opens what is there, and shows what a publish that was cut off has left hidden.
     pub fn open(hub: &recipe::Hub, chain: &recipe::Chain, printer: &Printer) -> Result<Self> {
         let (chain, hotkeys) = open_chain(chain)?;
-        repair(hub, chain.as_ref(), printer);
+        repair(hub, chain.as_ref(), Some(&hotkeys), printer);
         let losses = LossCache::beside(&hub.cache);
         Ok(Self {
             hub: open_hub(hub, losses.hashes(), printer)?,
@@ -82,10 +82,10 @@ pub fn needs_making(chain: &recipe::Chain) -> bool {
 }
 
 /// Shows what a publish that was cut off has left hidden. Whatever keeps it from that is told, and keeps nobody from his work.
-pub fn repair(hub: &recipe::Hub, chain: &dyn Chain, printer: &Printer) {
+pub fn repair(hub: &recipe::Hub, chain: &dyn Chain, own: Option<&[Hotkey]>, printer: &Printer) {
     let repaired = repair::pending(chain).and_then(|hotkeys| {
         if !hotkeys.is_empty() {
-            repair::show(open_hub(hub, &FileHashes::default(), printer)?.as_ref(), chain, &hotkeys, printer);
+            repair::show(open_hub(hub, &FileHashes::default(), printer)?.as_ref(), chain, &hotkeys, own, printer);
         }
         Ok(())
     });
@@ -100,9 +100,11 @@ pub fn open_hub(hub: &recipe::Hub, hashes: &FileHashes, printer: &Printer) -> Re
         return Ok(Box::new(FolderHub::open(&hub.dir)?));
     }
     let endpoint = hub.endpoint.clone().or_else(|| std::env::var("HF_ENDPOINT").ok().filter(|text| !text.is_empty()));
+    // What a recipe names, which may be somebody else's, does not get the token that was left for Hugging Face.
+    let is_elsewhere = hub.endpoint.as_ref().is_some_and(|endpoint| endpoint != huggingface::ENDPOINT);
     let options = huggingface::Options {
         endpoint: endpoint.unwrap_or_else(|| huggingface::ENDPOINT.to_owned()),
-        token: huggingface::Token::find()?,
+        token: if is_elsewhere { Token::of_environment()? } else { Token::find()? },
         max_bytes_per_second: hub.download_mb_per_second.map(|megabytes| (megabytes * 1e6) as u64),
         hashes: hashes.clone(),
         patience: huggingface::Patience::default(),

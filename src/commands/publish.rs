@@ -18,7 +18,7 @@ use crate::metrics::printer::Printer;
 use crate::network::Network;
 use crate::placement::Placement;
 use crate::publish::journal::Hold;
-use crate::publish::request::{self, Request};
+use crate::publish::request::{self, Request, Terms};
 use crate::publish::{self, Order, Published, card, sanity};
 use crate::recipe::Resolved;
 use crate::rules::Rules;
@@ -44,9 +44,12 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
         return through_gate(args, model_dir, &resolved, printer);
     }
     let rules = place.rules();
-    place.choose_hotkey(args.hotkey.as_ref());
+    let asked = args.hotkey.as_ref().map(|hotkey| place.add_hotkey(hotkey));
     let network = Network::open(&place.hub, &place.chain, printer)?;
-    let hotkey = network.only_hotkey()?;
+    let hotkey = match asked {
+        Some(place) => &network.hotkeys[place],
+        None => network.only_hotkey()?,
+    };
     let order = Order {
         model_dir,
         repo_id: &repo_id,
@@ -55,6 +58,7 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
         waits: args.wait,
         visibility: place.visibility(),
         card: Some(&card::text(model_dir, None)),
+        hashes: network.losses.hashes(),
     };
     // What is said at once comes before what takes minutes.
     publish::registration(network.chain.as_ref(), hotkey, &network.chain.snapshot()?)?;
@@ -95,7 +99,13 @@ fn commit(args: &PublishArgs, request: &Request, place: &Place, printer: &Printe
         printer.note("The request was prepared without asking a gate.");
     }
     let hold = take_hold(&network, &request.hotkey)?;
-    let published = request::commit(&network, request, &place.rules().criteria, &hold, args.wait, printer)?;
+    let terms = Terms {
+        criteria: &place.rules().criteria,
+        waits: args.wait,
+        visibility: place.visibility(),
+        repo_id: place.hub.repo.as_deref(),
+    };
+    let published = request::commit(&network, request, &terms, &hold, printer)?;
     tell(args, &published, &request.hotkey, printer)
 }
 

@@ -78,13 +78,13 @@ impl Hub for TestHub {
         false
     }
     fn check_writable(&self, _repo_id: &str) -> Result<()> {
-        unimplemented!("nothing is written")
+        unreachable!("nothing is written")
     }
     fn newest_commit(&self, _repo_id: &str) -> Result<Option<String>> {
-        unimplemented!("commits are named")
+        unreachable!("commits are named")
     }
     fn commits(&self, _repo_id: &str) -> Result<Vec<String>> {
-        unimplemented!("commits are named")
+        unreachable!("commits are named")
     }
     fn files(&self, repo_id: &str, _commit: &str) -> Result<Vec<RemoteFile>> {
         let file = |(path, content): (&String, &Vec<u8>)| {
@@ -115,13 +115,13 @@ impl Hub for TestHub {
         Ok(sums)
     }
     fn upload(&self, _upload: &Upload<'_>) -> Result<String> {
-        unimplemented!("nothing is written")
+        unreachable!("nothing is written")
     }
     fn is_private(&self, _repo_id: &str) -> Result<Option<bool>> {
-        unimplemented!("nobody asks")
+        unreachable!("nobody asks")
     }
     fn set_private(&self, _repo_id: &str, _private: bool) -> Result<()> {
-        unimplemented!("nothing is written")
+        unreachable!("nothing is written")
     }
 }
 

@@ -140,11 +140,11 @@ impl World {
         self.hub.num_downloaded.swap(0, Ordering::SeqCst)
     }
 
-    /// What lies in the cache's folder of the repository, but for the lock.
+    /// What lies in the cache's folder of the repository, but for the lock and hashes that are known.
     fn cached(&self) -> Vec<String> {
         let entries = fs::read_dir(self.dir.path().join("cache/miner--model")).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name != LOCK_FILE).collect()
+        names.filter(|name| name != LOCK_FILE && !name.starts_with(".hash-")).collect()
     }
 }
 

@@ -29,7 +29,9 @@ pub enum Told<'a> {
 ///
 /// The default one is nobody.
 #[derive(Clone, Default)]
-pub struct Observer(Option<Arc<dyn Fn(Told<'_>) + Send + Sync>>);
+pub struct Observer(Option<Arc<Observe>>);
+
+type Observe = dyn Fn(Told<'_>) + Send + Sync;
 
 impl Observer {
     /// One that calls a function.

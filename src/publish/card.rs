@@ -2,25 +2,23 @@
 //!
 //! The world reads it: of the recipe it shows what shapes the model and the training, and nothing of paths, wallets, hubs.
 
-use std::fmt::Write;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::figures::count;
 use crate::model::config::ModelConfig;
 use crate::recipe::{self, Recipe, SourceKind};
+use crate::train::run_contest;
 use crate::train::run_folder::stored_recipe;
 
-/// How the model did beside the published ones.
-#[derive(Clone, Copy, Debug)]
-pub struct Losses<'a> {
+/// How a model did beside the published ones.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Losses {
     /// Everybody's losses, wins and weight, as text.
-    pub table: &'a str,
+    pub table: String,
     /// Pages that everybody was scored on.
     pub num_pages: usize,
-    /// Where they come from: "of the sample text".
-    pub text: &'a str,
     /// The block at which the others stood on the chain.
     pub block: u64,
 }
@@ -33,12 +31,23 @@ struct Shown<'a> {
     schedule: &'a recipe::Schedule,
 }
 
-/// The text for a model folder. What a run has written around it is told, where there is a run.
-pub fn text(model_dir: &Path, losses: Option<&Losses<'_>>) -> String {
+/// A run and how far it was.
+struct Run {
+    recipe: Recipe,
+    step: u64,
+    losses: Option<Losses>,
+}
+
+/// The text for a model folder. What a run has written around it is told, where there is a run: its losses too, unless
+/// others are given.
+pub fn text(model_dir: &Path, losses: Option<&Losses>) -> String {
     let mut text = String::from(
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- bittensor\n- pretraining\n---\n",
     );
-    let facts = [of_model(model_dir), of_run(model_dir), losses.map(of_losses)];
+    let run = Run::of(model_dir);
+    let losses = losses.or(run.as_ref().and_then(|run| run.losses.as_ref()));
+    let source = run.as_ref().map(|run| run.recipe.data.source);
+    let facts = [of_model(model_dir), run.as_ref().and_then(Run::told), losses.map(|losses| losses.told(source))];
     for paragraphs in facts.into_iter().flatten() {
         text.push('\n');
         text.push_str(&paragraphs);
@@ -55,43 +64,49 @@ fn of_model(model_dir: &Path) -> Option<String> {
     ))
 }
 
-fn of_run(model_dir: &Path) -> Option<String> {
-    // By way of a run's `latest` too.
-    let model_dir = model_dir.canonicalize().ok()?;
-    let step: u64 = model_dir.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
-    let recipe = stored_recipe(model_dir.parent()?).ok()??;
-    let Recipe { name, train, data, model, optimizer, schedule, .. } = &recipe;
-    let source = match data.source {
-        SourceKind::Sample => "the sample text that assay carries",
-        SourceKind::Files => "text of the miner's own",
-    };
-    let tokens = step.saturating_mul(train.tokens_per_step as u64);
-    let mut text = String::from("## Training\n\n");
-    write!(
-        text,
-        "Recipe `{name}`, step {} of {}: {} tokens of {source}",
-        count(step),
-        count(train.steps as u64),
-        count(tokens)
-    )
-    .ok()?;
-    if let Some(length) = train.sequence_length {
-        write!(text, ", in rows of {}", count(length as u64)).ok()?;
+impl Run {
+    /// The run that has written a model folder, if one has.
+    fn of(model_dir: &Path) -> Option<Self> {
+        // By way of a run's `latest` too.
+        let model_dir = model_dir.canonicalize().ok()?;
+        let step = model_dir.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
+        let run_dir = model_dir.parent()?;
+        Some(Self { recipe: stored_recipe(run_dir).ok()??, step, losses: run_contest::losses_at(run_dir, step) })
     }
-    let shown = serde_yaml::to_string(&Shown { model, optimizer, schedule }).ok()?;
-    write!(text, ".\n\n```yaml\n{shown}```\n").ok()?;
-    Some(text)
+
+    fn told(&self) -> Option<String> {
+        let Recipe { name, train, data, model, optimizer, schedule, .. } = &self.recipe;
+        let source = match data.source {
+            SourceKind::Sample => "the sample text that assay carries",
+            SourceKind::Files => "text of the miner's own",
+        };
+        let tokens = self.step.saturating_mul(train.tokens_per_step as u64);
+        let [step, steps, tokens] = [self.step, train.steps as u64, tokens].map(count);
+        let rows = train.sequence_length.map(|length| format!(", in rows of {}", count(length as u64)));
+        let shown = serde_yaml::to_string(&Shown { model, optimizer, schedule }).ok()?;
+        Some(format!(
+            "## Training\n\nRecipe `{name}`, step {step} of {steps}: {tokens} tokens of {source}{}.\n\n```yaml\n{shown}```\n",
+            rows.unwrap_or_default()
+        ))
+    }
 }
 
-fn of_losses(losses: &Losses<'_>) -> String {
-    let &Losses { table, num_pages, text, block } = losses;
-    format!(
-        "## Losses\n\nBeside the models that stood on the chain at block {}, on {} pages {text}, by the validators' arithmetic; \
-         pages were drawn at random.\n\n```text\n{}\n```\n",
-        count(block),
-        count(num_pages as u64),
-        table.trim_end().replace("```", "'''")
-    )
+impl Losses {
+    fn told(&self, source: Option<SourceKind>) -> String {
+        let Self { table, num_pages, block } = self;
+        let text = match source {
+            Some(SourceKind::Sample) => " of the sample text",
+            Some(SourceKind::Files) => " held out of the miner's own text",
+            None => "",
+        };
+        format!(
+            "## Losses\n\nBeside the models that stood on the chain at block {}, on {} pages{text}, by the validators' \
+             arithmetic; pages were drawn at random.\n\n```text\n{}\n```\n",
+            count(*block),
+            count(*num_pages as u64),
+            table.trim_end().replace("```", "'''")
+        )
+    }
 }
 
 #[cfg(test)]
@@ -123,8 +138,15 @@ mod tests {
         fs::write(run.join("recipe.yaml"), text).unwrap();
         std::os::unix::fs::symlink("step-00000100", run.join("latest")).unwrap();
         let tokens_per_step = stored_recipe(&run).unwrap().unwrap().train.tokens_per_step as u64;
-        let losses = Losses { table: "uid  loss\n", num_pages: 12, text: "of the sample text", block: 2_485_000 };
-        let text = super::text(&run.join("latest"), Some(&losses));
+        let losses = Losses { table: "uid  loss\n".to_owned(), num_pages: 12, block: 2_485_000 };
+        let given = super::text(&run.join("latest"), Some(&losses));
+        // As the run keeps them.
+        assert_ne!(super::text(&run.join("latest"), None), given);
+        fs::create_dir(run.join("gate")).unwrap();
+        let record = serde_json::json!({"step": 100, "losses": losses, "decision": {}});
+        fs::write(run.join("gate/step-00000100.json"), record.to_string()).unwrap();
+        let text = super::text(&run.join("latest"), None);
+        assert_eq!(text, given);
         for expected in [
             "---\nlibrary_name: transformers\n",
             "# GPT2LMHeadModel, ",

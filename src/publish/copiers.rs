@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::chain::{Commitment, Hotkey, Snapshot};
+use crate::chain::{Chain, Commitment, Hotkey, Snapshot};
 use crate::figures::count;
 use crate::hub::model_id::{ModelId, ModelMetadata};
+use crate::metrics::printer::Printer;
 
 /// Somebody who has committed a model of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,18 @@ pub fn find(
         .collect();
     copiers.sort_by_key(|copier| copier.block);
     copiers
+}
+
+/// Warns of everybody else who has committed the same model, or one of the same repository.
+pub fn tell(chain: &dyn Chain, snapshot: &Snapshot, own: &[Hotkey], ours: &ModelMetadata, printer: &Printer) {
+    match chain.all_commitments() {
+        Ok(commitments) => {
+            let copiers = find(&commitments, snapshot, own, &ours.id);
+            copiers.iter().for_each(|copier| printer.warn(&copier.sentence(ours)));
+        }
+        // What stands, stands.
+        Err(error) => printer.warn(&format!("whether somebody has copied the model could not be looked at: {error:#}")),
+    }
 }
 
 impl Copier {

@@ -9,7 +9,7 @@
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -40,13 +40,16 @@ pub struct Entry {
     /// Whether the repository is hidden, or about to be, until the model is committed.
     #[serde(default)]
     pub hidden: bool,
+    /// Whether it was uploaded for another machine to commit.
+    #[serde(default)]
+    pub prepared: bool,
 }
 
 impl Entry {
     /// A model with which nothing was done yet.
     pub fn of(hash: &str, repo_id: &str, hub: String) -> Self {
         let (hash, repo_id) = (hash.to_owned(), repo_id.to_owned());
-        Self { hash, repo_id, commit: None, sent: None, block: None, hub: Some(hub), hidden: false }
+        Self { hash, repo_id, commit: None, sent: None, block: None, hub: Some(hub), hidden: false, prepared: false }
     }
 
     /// Whether it is about a repository of a hub.
@@ -92,18 +95,28 @@ impl Hold {
 
     /// The newest entry; `None` if nothing was ever published under the hotkey from here.
     pub fn read(&self) -> Result<Option<Entry>> {
-        let shown = self.path.display();
-        match fs::read(&self.path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .with_context(|| format!("{shown} is damaged; look at the hub and the chain, then delete it"))
-                .map(Some),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot read {shown}")),
-        }
+        read(&self.path)
     }
 
     /// Replaces the entry; it is on disk when this returns.
     pub fn write(&self, entry: &Entry) -> Result<()> {
         whole_file::write(&self.path, &serde_json::to_vec_pretty(entry)?)
+    }
+}
+
+/// The newest entry of a hotkey, without the right to publish under it.
+pub fn newest(chain: &dyn Chain, hotkey: &str) -> Result<Option<Entry>> {
+    check_hotkey(hotkey)?;
+    read(&chain.journal_dir().join(format!("{hotkey}.json")))
+}
+
+fn read(path: &Path) -> Result<Option<Entry>> {
+    let shown = path.display();
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .with_context(|| format!("{shown} is damaged; look at the hub and the chain, then delete it"))
+            .map(Some),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {shown}")),
     }
 }

@@ -12,11 +12,13 @@
 pub mod card;
 pub mod copiers;
 pub mod journal;
+mod parcel;
 pub mod repair;
 pub mod request;
 pub mod sanity;
 #[cfg(test)]
 mod tests;
+mod visibility;
 mod waiting;
 
 use std::fs;
@@ -25,21 +27,18 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use crate::chain::{Chain, Snapshot, standing};
-use crate::error::{Failure, input};
+use crate::error::{Failure, failure};
 use crate::figures::{bytes, count};
-use crate::hub::fetch::{fetch, publishable_files};
-use crate::hub::hash::files_hash;
-use crate::hub::judge::judge;
-use crate::hub::model_id::{MAX_COMMITMENT_BYTES, ModelId, ModelMetadata, split_repo_id};
+use crate::hub::fetch::fetch;
+use crate::hub::file_hashes::FileHashes;
+use crate::hub::model_id::{MAX_COMMITMENT_BYTES, ModelId, ModelMetadata};
 use crate::hub::{Hub, Upload};
 use crate::metrics::printer::Printer;
-use crate::model::config::ModelConfig;
-use crate::model::layout::Layout;
-use crate::model::weights::ModelFiles;
 use crate::network::Network;
 use crate::recipe::Visibility;
 use crate::rules::Criteria;
 use journal::{Entry, Hold};
+pub use parcel::Parcel;
 pub use waiting::{Wait, sleep_until_allowed, wait_for_rate_limit};
 
 /// A git commit has so many hexadecimal digits.
@@ -62,6 +61,8 @@ pub struct Order<'a> {
     pub visibility: Visibility,
     /// The text of the repository's page.
     pub card: Option<&'a str>,
+    /// Hashes of files that are known.
+    pub hashes: &'a FileHashes,
 }
 
 /// What came of it.
@@ -82,19 +83,6 @@ impl Published {
             false => format!("Published {id}, as {hotkey} at block {block}."),
         }
     }
-}
-
-/// A model folder that was found fit to be published.
-#[derive(Clone, Debug)]
-pub struct Parcel {
-    /// The files that go up, in the order in which they are hashed.
-    pub names: Vec<String>,
-    /// Sum of their sizes.
-    pub bytes: u64,
-    /// Their directory hash.
-    pub hash: String,
-    namespace: String,
-    name: String,
 }
 
 /// The places between two steps, for tests that kill the process there.
@@ -122,7 +110,11 @@ pub fn publish(
     still_right: &dyn Fn(&Snapshot) -> Result<(), String>,
     printer: &Printer,
 ) -> Result<Published> {
-    in_steps(network, order, hold, still_right, printer, &|_| Ok(()))
+    let published = in_steps(network, order, hold, still_right, printer, &|_| Ok(()));
+    if published.is_err() {
+        visibility::tell_of_hidden(hold, printer);
+    }
+    published
 }
 
 fn in_steps(
@@ -138,17 +130,19 @@ fn in_steps(
     let snapshot = chain.snapshot()?;
     let journal = hold.read()?;
     registration(chain, order.hotkey, &snapshot)?;
-    if let Some(metadata) = standing(network, order, &parcel, &snapshot) {
-        finish(network, hold, journal, &metadata, printer)?;
+    if let Some(metadata) = standing(network, order, &parcel, &snapshot)? {
+        finish(network, hold, journal, &snapshot, &metadata, printer)?;
         return Ok(Published { metadata, before: true });
     }
     chain.unlock(order.hotkey)?;
+    visibility::check(network.hub.as_ref(), order, journal.as_ref())?;
     // What nobody else sees may be there before the commitment can follow.
     let waits_above = order.waits && order.visibility == Visibility::PrivateUntilCommitted;
     if !waits_above {
         wait_until_allowed(chain, order.hotkey, order.waits, &snapshot, printer)?;
     }
     warn_of_short_immunity(chain, order.hotkey, &snapshot, printer);
+    visibility::warn_of_standing(order, &network.hotkeys, &snapshot, printer);
     let (id, entry) = upload(network, order, &parcel, hold, journal, printer, after)?;
     if waits_above {
         sleep_until_allowed(chain, order.hotkey, printer)?;
@@ -167,36 +161,29 @@ fn upload(
     after: &dyn Fn(Step) -> Result<()>,
 ) -> Result<(ModelId, Entry)> {
     let hub = network.hub.as_ref();
-    hub.check_writable(order.repo_id)?;
     let mut entry = match journal {
         Some(entry) if entry.is_of(&parcel.hash, order.repo_id, hub) && entry.block.is_none() => {
             printer.note("Going on with the publish of this model that was interrupted.");
             entry
         }
         earlier => {
-            tell_of_abandoned(earlier.as_ref(), printer);
+            tell_of_abandoned(earlier.as_ref(), order.repo_id, hub, printer);
             let mut entry = Entry::of(&parcel.hash, order.repo_id, hub.describe());
             // What hid the repository is still to be made good.
             entry.hidden = earlier.is_some_and(|earlier| earlier.hidden && earlier.is_in(order.repo_id, hub));
             entry
         }
     };
-    let is_private = hub.is_private(order.repo_id)?;
     entry.hidden |= order.visibility == Visibility::PrivateUntilCommitted;
-    if is_private == Some(true) && !entry.hidden {
-        return Err(hidden_from_validators(order.repo_id, hub));
-    }
     after(Step::Checked)?;
 
     hold.write(&entry)?;
     after(Step::Begun)?;
-    if entry.hidden && is_private == Some(false) {
-        hub.set_private(order.repo_id, true)?;
-    }
+    visibility::hide(hub, &entry)?;
     after(Step::Hidden)?;
-    let commit = match entry.commit.take().filter(|commit| hub.files(order.repo_id, commit).is_ok()) {
-        Some(commit) => commit,
-        None => {
+    let commit = match entry.commit.take() {
+        Some(commit) if is_there(hub, order.repo_id, &commit)? => commit,
+        _ => {
             printer.note(&format!("Uploading {} to {} of {}.", bytes(parcel.bytes), order.repo_id, hub.describe()));
             let names: Vec<&str> = parcel.names.iter().map(String::as_str).collect();
             hub.upload(&Upload {
@@ -249,46 +236,10 @@ fn send(
     after(Step::ReadBack)?;
     entry.block = Some(metadata.block.get());
     hold.write(&entry)?;
-    show(network, &mut entry, hold)?;
+    visibility::show(network.hub.as_ref(), &mut entry, hold)?;
     after(Step::Shown)?;
-    tell_of_copiers(network, &snapshot, &metadata, printer);
+    copiers::tell(chain, &snapshot, &network.hotkeys, &metadata, printer);
     Ok(Published { metadata, before: false })
-}
-
-fn hidden_from_validators(repo_id: &str, hub: &dyn Hub) -> anyhow::Error {
-    input(format!(
-        "{repo_id} is private in {}, where validators could not load the model: make it public, or set publish.visibility to \
-         private-until-committed",
-        hub.describe()
-    ))
-}
-
-/// Shows the repository of a model that is committed, if it is hidden.
-fn show(network: &Network, entry: &mut Entry, hold: &Hold) -> Result<()> {
-    if entry.hidden {
-        network.hub.set_private(&entry.repo_id, false).with_context(|| {
-            format!(
-                "{} is committed, and its repository still hidden, so that nobody can load it: make it public, or let any \
-                 assay command with this recipe do it",
-                entry.repo_id
-            )
-        })?;
-        entry.hidden = false;
-        hold.write(entry)?;
-    }
-    Ok(())
-}
-
-/// Warns of everybody else who has committed the same model, or one of the same repository.
-fn tell_of_copiers(network: &Network, snapshot: &Snapshot, ours: &ModelMetadata, printer: &Printer) {
-    match network.chain.all_commitments() {
-        Ok(commitments) => {
-            let copiers = copiers::find(&commitments, snapshot, &network.hotkeys, &ours.id);
-            copiers.iter().for_each(|copier| printer.warn(&copier.sentence(ours)));
-        }
-        // What stands, stands.
-        Err(error) => printer.warn(&format!("whether somebody has copied the model could not be looked at: {error:#}")),
-    }
 }
 
 /// Everything that [`publish`] checks before it writes, and in words what it would send.
@@ -297,7 +248,7 @@ pub fn rehearse(network: &Network, order: &Order<'_>) -> Result<String> {
     let chain = network.chain.as_ref();
     let snapshot = chain.snapshot()?;
     let uid = registration(chain, order.hotkey, &snapshot)?;
-    if let Some(metadata) = standing(network, order, &parcel, &snapshot) {
+    if let Some(metadata) = standing(network, order, &parcel, &snapshot)? {
         return Ok(format!(
             "Nothing would be sent: {} stands on {} under {} since block {}.",
             metadata.id,
@@ -306,11 +257,8 @@ pub fn rehearse(network: &Network, order: &Order<'_>) -> Result<String> {
             count(metadata.block.get())
         ));
     }
-    network.hub.check_writable(order.repo_id)?;
-    let is_private = network.hub.is_private(order.repo_id)? == Some(true);
-    if is_private && order.visibility == Visibility::Public {
-        return Err(hidden_from_validators(order.repo_id, network.hub.as_ref()));
-    }
+    let newest = journal::newest(chain, order.hotkey)?;
+    visibility::check(network.hub.as_ref(), order, newest.as_ref())?;
     let mut lines = vec![format!("Would upload to {} of {}:", order.repo_id, network.hub.describe())];
     for name in &parcel.names {
         let len = fs::metadata(order.model_dir.join(name)).with_context(|| format!("cannot read {name}"))?.len();
@@ -335,59 +283,28 @@ pub fn rehearse(network: &Network, order: &Order<'_>) -> Result<String> {
     Ok(lines.join("\n"))
 }
 
-impl Parcel {
-    /// Checks the folder and the names, and hashes the files.
-    pub fn of(order: &Order<'_>) -> Result<Self> {
-        let dir = order.model_dir;
-        let (namespace, name) = split_repo_id(order.repo_id).map_err(input)?;
-        let names = publishable_files(dir)?;
-        let paths: Vec<_> = names.iter().map(|name| dir.join(name)).collect();
-        if let [first, ..] = judge(dir, order.criteria).reasons.as_slice() {
-            return Err(input(format!("{} is no model to publish. {}", dir.display(), first.sentence)));
-        }
-        let config = ModelConfig::read(dir)?;
-        let layout = Layout::of(&config.arch);
-        ModelFiles::open(dir, &config.arch, &layout)?.check_finite()?;
-        let mut bytes = 0;
-        for path in &paths {
-            bytes += fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
-        }
-        let limit = order.criteria.max_repo_bytes;
-        if bytes > limit {
-            let (actual, limit) = (count(bytes), count(limit));
-            return Err(input(format!("{} has {actual} bytes; a repository may have {limit}.", dir.display())));
-        }
-        let hash = files_hash(&paths)?;
-        let parcel = Self { names, bytes, hash, namespace: namespace.to_owned(), name: name.to_owned() };
-        let id = parcel.id(Some("0".repeat(COMMIT_DIGITS)));
-        if !id.fits_commitment() {
-            return Err(input(format!(
-                "The commitment of {} would have {} bytes; the chain takes {MAX_COMMITMENT_BYTES}: choose a shorter name.",
-                order.repo_id,
-                id.to_string().len()
-            )));
-        }
-        if !id.survives_its_text() {
-            return Err(input(format!(
-                "The repository {} cannot be committed: its name holds a colon.",
-                order.repo_id
-            )));
-        }
-        Ok(parcel)
-    }
-
-    fn id(&self, commit: Option<String>) -> ModelId {
-        ModelId { namespace: self.namespace.clone(), name: self.name.clone(), commit, hash: Some(self.hash.clone()) }
-    }
+/// The commitment of this hotkey that names this very model, still to be had from the hub; `None` if there is none.
+fn standing(
+    network: &Network,
+    order: &Order<'_>,
+    parcel: &Parcel,
+    snapshot: &Snapshot,
+) -> Result<Option<ModelMetadata>> {
+    let Some(metadata) = snapshot.metadata(order.hotkey) else { return Ok(None) };
+    let id = &metadata.id;
+    let commit = id.commit.as_deref().unwrap_or_default();
+    let stands = id.hash.as_ref() == Some(&parcel.hash) && is_there(network.hub.as_ref(), &id.repo_id(), commit)?;
+    Ok(stands.then_some(metadata))
 }
 
-/// The commitment of this hotkey that names this very model, still to be had from the hub; `None` if there is none.
-fn standing(network: &Network, order: &Order<'_>, parcel: &Parcel, snapshot: &Snapshot) -> Option<ModelMetadata> {
-    snapshot.metadata(order.hotkey).filter(|metadata| {
-        let id = &metadata.id;
-        let commit = id.commit.as_deref().unwrap_or_default();
-        id.hash.as_ref() == Some(&parcel.hash) && network.hub.files(&id.repo_id(), commit).is_ok()
-    })
+/// Whether a hub has a commit; an error where it does not say, from which nothing follows.
+fn is_there(hub: &dyn Hub, repo_id: &str, commit: &str) -> Result<bool> {
+    match hub.files(repo_id, commit) {
+        Ok(_) => Ok(true),
+        // A name that is none was committed by hand.
+        Err(error) if matches!(failure(&error), Some(Failure::No(_) | Failure::Input(_))) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Notes that a model stands on the chain, where the journal does not know it yet, and shows it if it is still hidden.
@@ -395,6 +312,7 @@ fn finish(
     network: &Network,
     hold: &Hold,
     journal: Option<Entry>,
+    snapshot: &Snapshot,
     metadata: &ModelMetadata,
     printer: &Printer,
 ) -> Result<()> {
@@ -405,13 +323,24 @@ fn finish(
     entry.commit = metadata.id.commit.clone();
     entry.block = Some(metadata.block.get());
     hold.write(&entry)?;
-    show(network, &mut entry, hold)
+    visibility::show(network.hub.as_ref(), &mut entry, hold)?;
+    copiers::tell(network.chain.as_ref(), snapshot, &network.hotkeys, metadata, printer);
+    Ok(())
 }
 
-fn tell_of_abandoned(earlier: Option<&Entry>, printer: &Printer) {
-    if let Some(Entry { hash, repo_id, commit: Some(commit), block: None, .. }) = earlier {
+/// Says what an earlier publish leaves behind that this one does not go on with.
+fn tell_of_abandoned(earlier: Option<&Entry>, repo_id: &str, hub: &dyn Hub, printer: &Printer) {
+    let Some(earlier) = earlier else { return };
+    if let Entry { hash, repo_id, commit: Some(commit), block: None, .. } = earlier {
         printer.note(&format!(
             "An earlier model, {hash}, was uploaded and has not been committed from here: commit {commit} stays in {repo_id}."
+        ));
+    }
+    if earlier.hidden && !earlier.is_in(repo_id, hub) {
+        printer.warn(&format!(
+            "{} of {} stays hidden since a publish that came to no end: make it public there if others are to load from it",
+            earlier.repo_id,
+            earlier.hub.as_deref().unwrap_or("the hub")
         ));
     }
 }

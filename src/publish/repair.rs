@@ -5,7 +5,8 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-use super::journal::{Entry, Hold};
+use super::journal::{Entry, Hold, newest};
+use super::{copiers, visibility};
 use crate::chain::{Chain, Hotkey};
 use crate::figures::count;
 use crate::hub::Hub;
@@ -19,13 +20,10 @@ pub fn pending(chain: &dyn Chain) -> Result<Vec<Hotkey>> {
     let mut hotkeys = Vec::new();
     for entry in entries {
         let path = entry.with_context(|| format!("cannot list {}", dir.display()))?.path();
-        if path.extension().is_none_or(|extension| extension != "json") {
-            continue;
-        }
-        // What cannot be read is told by whoever publishes under the hotkey.
-        let is_hidden = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Entry>(&bytes).ok());
-        if let (Some(Entry { hidden: true, .. }), Some(hotkey)) =
-            (is_hidden, path.file_stem().and_then(|stem| stem.to_str()))
+        if path.extension().is_some_and(|extension| extension == "json")
+            && let Some(hotkey) = path.file_stem().and_then(|stem| stem.to_str())
+            // What cannot be read is told by whoever publishes under the hotkey.
+            && let Ok(Some(Entry { hidden: true, .. })) = newest(chain, hotkey)
         {
             hotkeys.push(hotkey.to_owned());
         }
@@ -34,27 +32,39 @@ pub fn pending(chain: &dyn Chain) -> Result<Vec<Hotkey>> {
     Ok(hotkeys)
 }
 
-/// Shows what was committed, and says what is still hidden and why.
-pub fn show(hub: &dyn Hub, chain: &dyn Chain, hotkeys: &[Hotkey], printer: &Printer) {
+/// Shows what was committed, and says what is still hidden and why. `own`: the own hotkeys, where they are known.
+pub fn show(hub: &dyn Hub, chain: &dyn Chain, hotkeys: &[Hotkey], own: Option<&[Hotkey]>, printer: &Printer) {
     for hotkey in hotkeys {
-        // A process that is publishing under the hotkey goes on with it by itself.
-        let Ok(hold) = Hold::take(chain, hotkey) else { continue };
-        match show_of(hub, chain, &hold) {
-            Ok(Some(sentence)) => printer.warn(&sentence),
-            Ok(None) => {}
-            Err(error) => printer.warn(&format!("what was published under {hotkey} may still be hidden: {error:#}")),
+        match Hold::take(chain, hotkey) {
+            Ok(hold) => show_held(hub, chain, &hold, own, printer),
+            // It goes on with it by itself.
+            Err(error) => printer.note(&format!("{hotkey} has hidden a repository: {error:#}")),
         }
     }
 }
 
+/// As [`show`], for whoever holds the hotkey.
+pub fn show_held(hub: &dyn Hub, chain: &dyn Chain, hold: &Hold, own: Option<&[Hotkey]>, printer: &Printer) {
+    match show_of(hub, chain, hold, own, printer) {
+        Ok(Some(sentence)) => printer.warn(&sentence),
+        Ok(None) => {}
+        Err(error) => printer.warn(&format!("what was published under {} may still be hidden: {error:#}", hold.hotkey)),
+    }
+}
+
 /// What was found, and done about it; `None`: there was nothing to do.
-fn show_of(hub: &dyn Hub, chain: &dyn Chain, hold: &Hold) -> Result<Option<String>> {
+fn show_of(
+    hub: &dyn Hub,
+    chain: &dyn Chain,
+    hold: &Hold,
+    own: Option<&[Hotkey]>,
+    printer: &Printer,
+) -> Result<Option<String>> {
     let Some(mut entry) = hold.read()?.filter(|entry| entry.hidden) else { return Ok(None) };
     let Entry { repo_id, hash, hub: entry_hub, .. } = &entry;
-    if entry_hub.as_ref().is_some_and(|name| *name != hub.describe()) {
-        let name = entry_hub.as_deref().unwrap_or_default();
+    if let Some(name) = entry_hub.as_ref().filter(|name| **name != hub.describe()) {
         return Ok(Some(format!(
-            "{repo_id} of {name} is hidden since a publish that was interrupted, and this command knows {} only: use the \
+            "{repo_id} of {name} is hidden since a publish that came to no end, and this command knows {} only: use the \
              recipe of that publish",
             hub.describe()
         )));
@@ -63,20 +73,25 @@ fn show_of(hub: &dyn Hub, chain: &dyn Chain, hold: &Hold) -> Result<Option<Strin
     let standing = chain.commitment(&hold.hotkey)?.and_then(|commitment| commitment.metadata());
     let is_it = |metadata: &ModelMetadata| metadata.id.hash.as_ref() == Some(hash) && metadata.id.repo_id() == *repo_id;
     let Some(standing) = standing.filter(is_it) else {
-        return Ok(Some(format!(
-            "{repo_id} is hidden since a publish that was interrupted before its commitment: publishing that model again goes \
-             on with it"
-        )));
+        return Ok(Some(match entry.prepared {
+            true => format!("{repo_id} is hidden until the request that was prepared for it is committed"),
+            false => format!(
+                "{repo_id} is hidden since a publish that was interrupted before its commitment: publishing that model again \
+                 goes on with it; or make it public at the hub"
+            ),
+        }));
     };
-    hub.set_private(repo_id, false)?;
     let block = standing.block.get();
     let sentence = format!(
         "{repo_id} was still hidden, and its model committed as {} at block {}: it is shown now",
         hold.hotkey,
         count(block)
     );
-    (entry.hidden, entry.block) = (false, Some(block));
+    entry.block = Some(block);
     (entry.commit, entry.sent) = (standing.id.commit.clone(), Some(standing.id.to_string()));
-    hold.write(&entry)?;
+    visibility::show(hub, &mut entry, hold)?;
+    if let Some(own) = own {
+        copiers::tell(chain, &chain.snapshot()?, own, &standing, printer);
+    }
     Ok(Some(sentence))
 }

@@ -13,7 +13,11 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::journal::{Entry, Hold};
-use super::{Order, Parcel, Published, finish, registration, send, standing, upload, verify, wait_until_allowed};
+use super::visibility::{self, hidden_from_validators};
+use super::{
+    Order, Parcel, Published, Wait, finish, registration, send, standing, tell_of_abandoned, upload, verify,
+    wait_until_allowed,
+};
 use crate::chain::{Hotkey, Snapshot};
 use crate::error::{Failure, input};
 use crate::figures::count;
@@ -21,6 +25,7 @@ use crate::gate::roster::Roster;
 use crate::hub::model_id::ModelId;
 use crate::metrics::printer::Printer;
 use crate::network::Network;
+use crate::recipe::Visibility;
 use crate::rules::Criteria;
 use crate::whole_file;
 
@@ -79,12 +84,27 @@ pub fn prepare(
     let parcel = Parcel::of(order)?;
     let snapshot = chain.snapshot()?;
     registration(chain, order.hotkey, &snapshot)?;
-    if let Some(metadata) = standing(network, order, &parcel, &snapshot) {
+    if let Some(metadata) = standing(network, order, &parcel, &snapshot)? {
         let (id, block) = (&metadata.id, count(metadata.block.get()));
         let sentence = format!("{id} stands on {} since block {block}: there is nothing to prepare", chain.describe());
         return Err(Failure::No(sentence).into());
     }
-    let (id, _) = upload(network, order, &parcel, hold, hold.read()?, printer, &|_| Ok(()))?;
+    let journal = hold.read()?;
+    visibility::check(network.hub.as_ref(), order, journal.as_ref())?;
+    if let Some(wait) = Wait::at(chain, order.hotkey, snapshot.block)? {
+        printer.warn(&wait.sentence(chain, order.hotkey));
+    }
+    if order.visibility == Visibility::Public {
+        printer.warn(&format!(
+            "until {} is committed, everybody who sees it can commit it first: commit it at once, or set publish.visibility to \
+             private-until-committed",
+            order.repo_id
+        ));
+    }
+    visibility::warn_of_standing(order, &network.hotkeys, &snapshot, printer);
+    let (id, mut entry) = upload(network, order, &parcel, hold, journal, printer, &|_| Ok(()))?;
+    entry.prepared = true;
+    hold.write(&entry)?;
     let status = chain.status()?;
     Ok(Request {
         format: FORMAT,
@@ -97,15 +117,28 @@ pub fn prepare(
     })
 }
 
+/// What the machine with the key lets a request do.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// What a model must be.
+    pub criteria: &'a Criteria,
+    /// Whether to wait until the chain takes the hotkey's next commitment.
+    pub waits: bool,
+    /// Whether a private repository is shown once its model is committed.
+    pub visibility: Visibility,
+    /// The only repository that is; `None`: whichever the request names.
+    pub repo_id: Option<&'a str>,
+}
+
 /// Commits the model of a request, once everything that was checked where it was prepared is checked here as well.
 pub fn commit(
     network: &Network,
     request: &Request,
-    criteria: &Criteria,
+    terms: &Terms<'_>,
     hold: &Hold,
-    waits: bool,
     printer: &Printer,
 ) -> Result<Published> {
+    let &Terms { criteria, waits, visibility, repo_id: own_repo_id } = terms;
     let chain = network.chain.as_ref();
     let id = request.id()?;
     request.check_chain(network)?;
@@ -113,7 +146,7 @@ pub fn commit(
     registration(chain, &request.hotkey, &snapshot)?;
     let journal = hold.read()?;
     if let Some(metadata) = snapshot.metadata(&request.hotkey).filter(|metadata| metadata.id == id) {
-        finish(network, hold, journal, &metadata, printer)?;
+        finish(network, hold, journal, &snapshot, &metadata, printer)?;
         return Ok(Published { metadata, before: true });
     }
     let still_right = |snapshot: &Snapshot| match &request.decided_on {
@@ -134,14 +167,22 @@ pub fn commit(
         .into());
     }
     chain.unlock(&request.hotkey)?;
+    let (hub, repo_id) = (network.hub.as_ref(), id.repo_id());
+    // Where it was prepared it may have been hidden; whoever commits it shows it, but nothing that he was not told to.
+    let is_hidden = hub.is_private(&repo_id)? == Some(true);
+    if is_hidden {
+        if visibility == Visibility::Public || own_repo_id.is_some_and(|own| own != repo_id) {
+            return Err(hidden_from_validators(&repo_id, hub));
+        }
+        hub.check_writable(&repo_id)?;
+    }
     wait_until_allowed(chain, &request.hotkey, waits, &snapshot, printer)?;
-    printer.note(&format!("Downloading {} to look at it.", id.repo_id()));
+    printer.note(&format!("Downloading {repo_id} to look at it."));
     verify(network, &id, criteria)?;
-    let repo_id = id.repo_id();
-    let mut entry = Entry::of(id.hash.as_deref().unwrap_or_default(), &repo_id, network.hub.describe());
+    tell_of_abandoned(journal.as_ref(), &repo_id, hub, printer);
+    let mut entry = Entry::of(id.hash.as_deref().unwrap_or_default(), &repo_id, hub.describe());
     entry.commit = id.commit.clone();
-    // Where it was prepared it may have been hidden; whoever commits it shows it.
-    entry.hidden = network.hub.is_private(&repo_id)? == Some(true);
+    entry.hidden = is_hidden;
     send(network, &id, entry, hold, &still_right, printer, &|_| Ok(()))
 }
 

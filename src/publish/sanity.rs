@@ -121,6 +121,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::hub::file_hashes::FileHashes;
     use crate::model::config::ModelConfig;
     use crate::model::init;
     use crate::model::layout::Layout;
@@ -157,6 +158,7 @@ mod tests {
                 waits: false,
                 visibility: Visibility::Public,
                 card: None,
+                hashes: &FileHashes::default(),
             };
             examine(&order, rules, rows).unwrap()
         };
@@ -180,6 +182,7 @@ mod tests {
         let mut rules = rules(1);
         rules.criteria.max_parameters = 10;
         let repo_id = "me/model";
+        let hashes = FileHashes::default();
         let order = |rules| Order {
             model_dir: dir.path(),
             repo_id,
@@ -188,6 +191,7 @@ mod tests {
             waits: false,
             visibility: Visibility::Public,
             card: None,
+            hashes: &hashes,
         };
         let found = examine(&order(&rules.criteria), &rules, &rows).unwrap();
         assert_eq!((found.refusals.len(), found.warnings.len()), (1, 0));

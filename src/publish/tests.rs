@@ -19,6 +19,8 @@ use crate::hub::folder::FolderHub;
 use crate::hub::hash::directory_hash;
 use crate::hub::{ATTRIBUTES_FILE, Hub, RemoteFile, Sha256Sum, Upload};
 use crate::model::arch::Arch;
+use crate::model::config::ModelConfig;
+use crate::model::layout::Layout;
 use crate::model::weights;
 use crate::rules::Rules;
 use crate::score::cache::LossCache;
@@ -96,6 +98,7 @@ impl Fixture {
             waits: false,
             visibility: self.visibility,
             card: Some("The page of a model.\n"),
+            hashes: self.network.losses.hashes(),
         }
     }
 

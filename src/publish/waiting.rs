@@ -50,7 +50,7 @@ pub fn sleep_until_allowed(chain: &dyn Chain, hotkey: &str, printer: &Printer) -
     let style = ProgressStyle::with_template("waiting {bar:30} {msg}").expect("the template is whole");
     let bar = printer.bar(whole.num_blocks).inspect(|bar| bar.set_style(style));
     let mut nap = Duration::ZERO;
-    let interrupted = || Failure::Interrupted("interrupted while waiting; nothing was sent".to_owned());
+    let interrupted = || Failure::Interrupted("interrupted while waiting; nothing was committed".to_owned());
     loop {
         sleep_interruptibly(nap);
         if interrupt::requested() {

@@ -62,7 +62,7 @@ const SECTIONS: [(&str, &[&str]); 15] = [
 
 /// The sentence about an unknown key, given the keys that exist in its place.
 pub(super) fn for_unknown_key(key: &str, known: &[&str]) -> String {
-    if key.contains("token") && !key.contains("tokens") {
+    if ["token", "hf_token", "access_token", "hf_access_token"].contains(&key) {
         return "unknown key; the hub's token comes from the environment variable HF_TOKEN, never from a recipe"
             .to_owned();
     }

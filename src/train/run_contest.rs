@@ -18,9 +18,12 @@ use crate::field;
 use crate::figures::duration;
 use crate::gate::Verdict;
 use crate::metrics::printer::Printer;
+use crate::network::Network;
 use crate::ops::random;
 use crate::placement::Placement;
+use crate::publish::card::Losses;
 use crate::publish::journal::Hold;
+use crate::publish::repair;
 use crate::recipe::{PublishMode, Resolved};
 use crate::whole_file;
 
@@ -132,6 +135,11 @@ impl<'a> RunContest<'a> {
         let model_dir = session.model_dir();
         session.make_room();
         let mut score = |rows: &[Vec<u32>]| field::losses(arch, &scoring, session.params()?, rows);
+        // What an earlier publish could not show: nobody else may while this run holds the hotkeys.
+        let Network { hub, chain, hotkeys, .. } = &self.contest.network;
+        for hold in &self.holds {
+            repair::show_held(hub.as_ref(), chain.as_ref(), hold, Some(hotkeys), self.contest.printer);
+        }
         let started = Instant::now();
         let judged = self.judge_and_act(step, &model_dir, allowed, &mut score);
         // Whatever came of it.
@@ -315,6 +323,7 @@ impl<'a> RunContest<'a> {
             "cut_short": judged.cut_short,
             "pages": judged.pages,
             "decision": judged.decision,
+            "losses": judged.losses(),
         });
         let name = dir.join(format!("step-{step:08}"));
         whole_file::write(&name.with_extension("json"), &serde_json::to_vec_pretty(&record)?)?;
@@ -322,6 +331,13 @@ impl<'a> RunContest<'a> {
         write!(text, "\n\n{table}\n").context("writing to a text does not fail")?;
         whole_file::write(&name.with_extension("txt"), text.as_bytes())
     }
+}
+
+/// How the model of a step did beside the published ones, where the run's record tells.
+pub fn losses_at(run_dir: &Path, step: u64) -> Option<Losses> {
+    let record = fs::read(run_dir.join(RECORDS_DIR).join(format!("step-{step:08}.json"))).ok()?;
+    let mut record: serde_json::Value = serde_json::from_slice(&record).ok()?;
+    serde_json::from_value(record["losses"].take()).ok()
 }
 
 /// Seconds that scoring has taken in a run so far; 0 if that is not known.

@@ -55,11 +55,21 @@ const PRIVATE: [&str; 2] = ["--set", "publish.visibility=private-until-committed
 #[test]
 fn killed_at_any_moment_and_repeated_a_model_is_published_exactly_once_and_seen_by_all() {
     let hub = Hub::new();
-    for delay_ms in [20, 40, 60, 80, 100, 130, 160, 200, 250, 300] {
-        let running = hub.publish(TOKEN, &PRIVATE).spawn();
-        sleep(Duration::from_millis(delay_ms));
+    // From when the publish begins, which its journal tells, ever later.
+    let journal = || {
+        let folder = fs::read_dir(hub.dir.path("checkpoints/local")).unwrap();
+        folder.filter_map(|entry| Some(entry.unwrap().path().join("miner.json"))).find(|path| path.is_file())
+    };
+    let mut num_killed = 0;
+    for delay_ms in [0, 1, 2, 4, 8, 16, 32, 64, 128] {
+        let mut running = hub.publish(TOKEN, &PRIVATE).spawn();
+        if running.wait_until(|| journal().is_some()) {
+            sleep(Duration::from_millis(delay_ms));
+        }
+        num_killed += u32::from(running.is_running());
         running.kill();
     }
+    assert!(num_killed > 0 && journal().is_some());
     let published = hub.publish(TOKEN, &PRIVATE).args(&["--json"]).run().assert_exit(0).json();
     assert_eq!(hub.commits(), [published["commit"].as_str().unwrap()]);
     let page = hub.dir.path("checkpoints/local/hub/me/model").join(&hub.commits()[0]).join("README.md");

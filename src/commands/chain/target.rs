@@ -68,7 +68,7 @@ impl<'a> Target<'a> {
     /// Opens the chain, and says how it spells hotkeys that are given by address or by name.
     pub(super) fn open_for(&self, hotkeys: &[String]) -> Result<(Box<dyn Chain>, Vec<Hotkey>)> {
         let opened = network::open_chain(&recipe::Chain { hotkeys: Some(hotkeys.to_vec()), ..self.chain.clone() })?;
-        network::repair(&self.hub, opened.0.as_ref(), self.printer);
+        network::repair(&self.hub, opened.0.as_ref(), None, self.printer);
         Ok(opened)
     }
 
@@ -92,7 +92,7 @@ impl<'a> Target<'a> {
         };
         keyring.signer(&hotkey)?;
         let chain = network::connect(&chain, keyring)?;
-        network::repair(&self.hub, &chain, self.printer);
+        network::repair(&self.hub, &chain, None, self.printer);
         Ok((Box::new(chain), hotkey))
     }
 

@@ -190,8 +190,15 @@ pub(super) async fn send(
     if let Some(error) = trouble.lock().unwrap_or_else(PoisonError::into_inner).take() {
         return Err(Setback::Over(error));
     }
-    // Should the answer be lost, the hub is asked again which files it wants.
-    sent.map_err(|fault| Setback::of(http, fault, &what))?;
+    // Should the answer be lost, or the address be good no more, the hub is asked again which files it wants, and where.
+    sent.map_err(|fault| {
+        let has_run_out =
+            matches!(&fault, Fault::Refused(refusal) if matches!(refusal.status.as_u16(), 401 | 403 | 404 | 410));
+        match Setback::of(http, fault, &what) {
+            Setback::Over(error) if has_run_out => Setback::Again(error, None),
+            setback => setback,
+        }
+    })?;
     let Some(Action { url, headers }) = verify else { return Ok(()) };
     let claim = json!({"oid": source.oid, "size": source.bytes}).to_string();
     let mut call = Call::new(Method::POST, url).with_bytes(LFS_JSON, claim.into());

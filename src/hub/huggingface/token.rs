@@ -14,7 +14,9 @@ use crate::error::input;
 /// The variables that may hold a token, in their order; the second is the subnet's name for it.
 const VARIABLES: [&str; 2] = ["HF_TOKEN", "HF_ACCESS_TOKEN"];
 /// How the tokens of Hugging Face begin.
-const PREFIXES: [&str; 2] = ["hf_", "api_org_"];
+const PREFIXES: [&str; 4] = ["hf_", "api_org_", "hf_oauth_", "hf_jwt_"];
+/// After that they have at least so many letters and digits.
+const LEAST_CHARS: usize = 20;
 
 /// A token. Whatever prints it prints where it comes from.
 #[derive(Clone)]
@@ -36,12 +38,20 @@ impl Token {
         Ok(Self { secret, source })
     }
 
-    /// The token of the environment, or the one that `hf auth login` has left; `None` if there is none.
-    pub fn find() -> Result<Option<Self>> {
+    /// The token of the environment; `None` if there is none.
+    pub fn of_environment() -> Result<Option<Self>> {
         for name in VARIABLES {
-            if let Some(secret) = env::var(name).ok().filter(|secret| !secret.trim().is_empty()) {
+            if let Some(secret) = env::var(name).ok().map(Zeroizing::new).filter(|secret| !secret.trim().is_empty()) {
                 return Self::new(&secret, format!("the environment variable {name}")).map(Some);
             }
+        }
+        Ok(None)
+    }
+
+    /// The token of the environment, or the one that `hf auth login` has left; `None` if there is none.
+    pub fn find() -> Result<Option<Self>> {
+        if let Some(token) = Self::of_environment()? {
+            return Ok(Some(token));
         }
         let Some(path) = file() else { return Ok(None) };
         // One that is not there, or not ours to read, is none.
@@ -90,11 +100,40 @@ fn file() -> Option<PathBuf> {
 
 /// Whether a text looks like a token, which belongs into no recipe.
 pub fn looks_like_token(text: &str) -> bool {
-    let is_token = |word: &str| {
-        PREFIXES.iter().any(|prefix| {
-            word.strip_prefix(prefix)
-                .is_some_and(|rest| rest.len() >= 20 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()))
-        })
-    };
+    let begins_long = |rest: &str| rest.bytes().take_while(u8::is_ascii_alphanumeric).count() >= LEAST_CHARS;
+    let is_token = |word: &str| PREFIXES.iter().any(|prefix| word.strip_prefix(prefix).is_some_and(begins_long));
     text.split(|character: char| !character.is_ascii_alphanumeric() && character != '_').any(is_token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_told_from_names() {
+        for token in [
+            "hf_abcdefghijklmnopqrst",
+            "token: \"hf_ABCDEFGHIJKLMNOPQRSTUVWXYZ01234567\"",
+            "api_org_abcdefghijklmnopqrstuvwx",
+            "hf_oauth_eyJhbGciOiJFZERTQSJ9eyJzY29wZSI.abc-def_ghi",
+        ] {
+            assert!(looks_like_token(token), "{token}");
+        }
+        for name in
+            ["hf_hub_download_something_long", "hf_abc", "me/hf_model", "checkpoints/abcdefghijklmnopqrstuvwxyz", ""]
+        {
+            assert!(!looks_like_token(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_shown_by_its_source_alone_and_holds_nothing_that_no_header_can() {
+        let token = Token::new(" hf_secret\n", "the test").expect("a token");
+        assert_eq!((format!("{token:?}").as_str(), token.secret()), ("Token of the test", "hf_secret"));
+        assert!(!format!("{:?}", token.header()).contains("secret"));
+        for bad in ["", "  ", "two words", "hf_\u{e9}", "a\nb"] {
+            let error = Token::new(bad, "the test").expect_err(bad);
+            assert!(error.to_string().starts_with("the test holds no token"), "{error}");
+        }
+    }
 }

@@ -56,8 +56,6 @@ impl Setback {
                 429 | 503 => false,
                 // Another commit was made since.
                 409 | 412 => true,
-                // What is not the hub's word is that of a storage, whose addresses are good for a time only.
-                401 | 403 | 404 | 410 => !refusal.is_hubs,
                 _ => !refusal.is_final(),
             },
             Fault::BadToken | Fault::Interrupted => false,

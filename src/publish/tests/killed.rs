@@ -110,10 +110,13 @@ struct Remote {
 }
 
 impl Remote {
-    /// Death comes at an event.
-    fn new(visibility: Visibility, at: usize) -> Self {
+    /// Death comes at an event. `was_there`: the repository is, for all to see.
+    fn new(visibility: Visibility, was_there: bool, at: usize) -> Self {
         let mut fixture = Fixture::seen(visibility);
         let dir = fixture.dir.path().join("hub");
+        if was_there {
+            FolderHub::open(&dir).unwrap().create_repository("me/model", false, &[(ATTRIBUTES_FILE, b"")]).unwrap();
+        }
         let death = Arc::new(Death { at: at.into(), ..Death::default() });
         let options = server::Options { observer: Some(Arc::new(Arc::clone(&death))), ..server::Options::default() };
         let server = HubServer::start(Arc::new(FolderHub::open(&dir).unwrap()), 0, options).unwrap();
@@ -146,16 +149,17 @@ impl Remote {
 
 #[test]
 fn killed_between_any_two_requests_a_model_is_published_exactly_once() {
-    for visibility in BOTH {
-        let unharmed = Remote::new(visibility, usize::MAX);
+    let hidden = Visibility::PrivateUntilCommitted;
+    for (visibility, was_there) in [(Visibility::Public, false), (hidden, false), (hidden, true)] {
+        let unharmed = Remote::new(visibility, was_there, usize::MAX);
         unharmed.fixture.publish("a").unwrap();
         let num_events = unharmed.death.num_events.load(Ordering::SeqCst);
         unharmed.fixture.assert_published_once("unharmed");
         assert!(num_events > 20, "{num_events}");
 
         for at in 0..num_events {
-            let context = format!("{visibility:?}, killed at event {at} of {num_events}");
-            let remote = Remote::new(visibility, at);
+            let context = format!("{visibility:?}, {was_there}, killed at event {at} of {num_events}");
+            let remote = Remote::new(visibility, was_there, at);
             let killed = remote.fixture.publish("a");
             assert!(remote.death.has_come.load(Ordering::SeqCst), "{context}");
             // What comes after the last step that matters fails nothing.
@@ -166,7 +170,7 @@ fn killed_between_any_two_requests_a_model_is_published_exactly_once() {
             // What is committed is shown before anything else; then nothing is left to do.
             let network = &remote.fixture.network;
             let pending = repair::pending(network.chain.as_ref()).unwrap();
-            repair::show(network.hub.as_ref(), network.chain.as_ref(), &pending, &quiet());
+            repair::show(network.hub.as_ref(), network.chain.as_ref(), &pending, Some(&network.hotkeys), &quiet());
             if !remote.written().1.is_empty() {
                 assert_eq!(remote.folder.is_private("me/model").unwrap(), Some(false), "{context}");
             }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::gate::roster::Roster;
-use crate::publish::request::{self, DecidedOn, Request};
+use crate::publish::request::{self, DecidedOn, Request, Terms};
 
 impl Fixture {
     fn prepare(&self, model: &str, decided_on: Option<DecidedOn>) -> Result<Request> {
@@ -12,7 +12,8 @@ impl Fixture {
     }
 
     fn commit(&self, request: &Request) -> Result<Published> {
-        request::commit(&self.network, request, &self.criteria, &self.hold(), false, &quiet())
+        let terms = Terms { criteria: &self.criteria, waits: false, visibility: self.visibility, repo_id: None };
+        request::commit(&self.network, request, &terms, &self.hold(), &quiet())
     }
 
     /// A request after a change in its file.

@@ -47,6 +47,7 @@ fn a_publish_waits_for_the_node_twenty_times_at_most() {
         waits: false,
         visibility: Visibility::Public,
         card: None,
+        hashes: network.losses.hashes(),
     };
     let hold = Hold::take(network.chain.as_ref(), order.hotkey).unwrap();
     let printer = Printer::with_streams(std::io::sink(), std::io::sink(), true);

@@ -257,6 +257,21 @@ fn a_commit_of_somebody_else_in_between_is_looked_at_and_followed() {
 }
 
 #[test]
+fn an_address_that_has_run_out_is_asked_for_again() {
+    let world = World::new();
+    let mut left = 1;
+    world.hub.script(move |request, when, _| {
+        if request.kind() == "put" && when == When::Before && left > 0 {
+            left -= 1;
+            return Fate::Answer(403, String::new(), json!("Request has expired"));
+        }
+        Fate::Go
+    });
+    world.uploads(2);
+    assert_eq!(world.hub.kinds().iter().filter(|kind| **kind == "batch").count(), 2);
+}
+
+#[test]
 fn what_an_earlier_process_sent_is_not_sent_again() {
     let world = World::new();
     let mut num_puts = 0;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::HttpBody;
+use axum::body::{Body, HttpBody};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -27,6 +27,9 @@ const MAX_FILES: usize = 1000;
 const MAX_WAITING: usize = 8;
 /// How long the next part of an upload is waited for.
 const STALL: Duration = Duration::from_secs(60);
+/// Of a body that is refused, so much is read, for so long.
+const DRAIN_BYTES: usize = 16 << 20;
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// What a client wants to upload.
 #[derive(Deserialize)]
@@ -118,10 +121,29 @@ pub(super) async fn put(
     Query(grant): Query<Grant>,
     request: Request,
 ) -> Result<StatusCode, Refusal> {
-    world.check_granted(&oid, &grant)?;
+    let mut body = request.into_body();
+    let received = receive(&world, oid, &grant, &mut body).await;
+    if received.is_err() {
+        // A connection that ends while more comes takes the refusal with it.
+        timeout(DRAIN, drain(&mut body)).await.ok();
+    }
+    received
+}
+
+/// Reads what comes, within bounds, to nowhere.
+async fn drain(body: &mut Body) {
+    let mut left = DRAIN_BYTES;
+    while left > 0
+        && let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
+    {
+        left = left.saturating_sub(frame.data_ref().map_or(0, |part| part.len()));
+    }
+}
+
+async fn receive(world: &Arc<World>, oid: String, grant: &Grant, body: &mut Body) -> Result<StatusCode, Refusal> {
+    world.check_granted(&oid, grant)?;
     let size = grant.size;
     let wrong_size = || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("The file must have {size} bytes."));
-    let mut body = request.into_body();
     if body.size_hint().exact().is_some_and(|bytes| bytes != size) {
         return Err(wrong_size());
     }
@@ -132,13 +154,13 @@ pub(super) async fn put(
     let _turn = world.turns.acquire().await; // never closed
     let (sender, parts) = mpsc::channel(MAX_WAITING);
     let writing = {
-        let world = Arc::clone(&world);
+        let world = Arc::clone(world);
         tokio::spawn(blocking(move || Ok(world.objects.receive(&oid, size, parts)?)))
     };
     let mut received = 0;
     // Where the client goes away, this ends here, and what writes sees that the file is not whole.
     loop {
-        let frame = timeout(STALL, poll_fn(|context| Pin::new(&mut body).poll_frame(context))).await;
+        let frame = timeout(STALL, poll_fn(|context| Pin::new(&mut *body).poll_frame(context))).await;
         let frame = frame.map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "No more of the file came."))?;
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|error| Refusal::bad(format!("The file did not come to its end: {error}")))?;

@@ -63,7 +63,7 @@ impl<'a> Part<'a> {
         let taken = thread::scope(|scope| {
             let (written, to_hash) = sync_channel::<Bytes>(PARTS_BEHIND);
             scope.spawn(move || to_hash.iter().for_each(|bytes| hash(sha256, git_blob, &bytes)));
-            let mut write = |bytes: Bytes| {
+            let mut write = |bytes: Bytes| -> io::Result<()> {
                 file.write_all(&bytes)?;
                 *len += bytes.len() as u64;
                 tell(*len);

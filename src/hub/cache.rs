@@ -206,15 +206,8 @@ impl Cache {
 
     /// Gives a model that has come in full its name.
     fn place(&self, files: &[(&RemoteFile, Sha256Sum)], part: &Path, dir: &Path) -> Result<(), Stop> {
-        let sync = |path: &Path| {
-            File::open(path)
-                .and_then(|file| file.sync_all())
-                .with_context(|| format!("cannot write {}", path.display()))
-        };
-        for (file, _) in files {
-            sync(&part.join(&file.path))?;
-        }
-        sync(part)?;
+        // Not waited for until it is on disk, which takes longer than the network: a file that a power cut has torn has
+        // another size than the one that is remembered, is hashed again for that, and then brought again.
         touch(part);
         if fs::symlink_metadata(dir).is_ok() {
             let name = format!("{TEMPORARY}damaged");

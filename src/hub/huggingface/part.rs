@@ -20,8 +20,8 @@ use crate::hub::{Checksum, RemoteFile, Sha256Sum};
 use crate::interrupt;
 
 const BUFFER_BYTES: usize = 1 << 20;
-/// So much is written before the disk is to take it over.
-const SYNC_BYTES: usize = 64 << 20;
+/// Parts that are written and not hashed yet.
+const PARTS_BEHIND: usize = 16;
 
 /// Hears how many bytes of a file are here.
 pub(super) type Tell<'a> = &'a dyn Fn(u64);
@@ -57,29 +57,20 @@ impl<'a> Part<'a> {
         self.wanted.bytes - self.len
     }
 
-    /// Writes what comes, until nothing more does. Meanwhile another thread has the disk take over what is written, so that
-    /// little is left to wait for at the end.
+    /// Writes what comes, until nothing more does; meanwhile another thread hashes it.
     pub(super) fn take(&mut self, mut parts: Receiver<Bytes>, tell: Tell<'_>) -> Result<()> {
         let Self { file, sha256, git_blob, len, .. } = self;
-        let file = &*file;
         let taken = thread::scope(|scope| {
-            let (wake, woken) = sync_channel(1);
-            let syncer = scope.spawn(move || woken.iter().try_for_each(|()| file.sync_data()));
-            let mut unsynced = 0;
-            let mut write = |bytes: &Bytes| {
-                hash(sha256, git_blob, bytes);
-                (&mut &*file).write_all(bytes)?;
+            let (written, to_hash) = sync_channel::<Bytes>(PARTS_BEHIND);
+            scope.spawn(move || to_hash.iter().for_each(|bytes| hash(sha256, git_blob, &bytes)));
+            let mut write = |bytes: Bytes| -> io::Result<()> {
+                file.write_all(&bytes)?;
                 *len += bytes.len() as u64;
                 tell(*len);
-                unsynced += bytes.len();
-                if unsynced >= SYNC_BYTES && wake.try_send(()).is_ok() {
-                    unsynced = 0;
-                }
+                written.send(bytes).expect("it is hashed as long as something is written");
                 Ok(())
             };
-            let written = std::iter::from_fn(|| parts.blocking_recv()).try_for_each(|bytes| write(&bytes));
-            drop(wake);
-            written.and(syncer.join().expect("syncing does not panic"))
+            std::iter::from_fn(|| parts.blocking_recv()).try_for_each(&mut write)
         });
         taken.with_context(|| self.cannot_write())
     }

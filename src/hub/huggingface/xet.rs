@@ -42,21 +42,18 @@ pub(super) async fn commit(uploader: &Uploader<'_>, parent: &Parent) -> Result<S
     };
     let answered = unless_interrupted(attempt.run(send)).await;
     drop(attempt);
-    let answered = match answered {
-        Ok(answer) => {
-            // It reads the files again, and what it has read is in the commit.
-            uploader.check_unchanged()?;
-            match answer {
-                Ok(commit) => named(commit.commit_oid.as_deref()),
-                // A file of ours that cannot be read.
-                Err(HFError::Io(error)) => return Err(anyhow::Error::new(error).context(what).into()),
-                Err(error) => Err(fault(error)),
-            }
-        }
-        Err(fault) => Err(fault),
-    };
+    if answered.is_ok() {
+        // It reads the files again, and what it has read is in the commit.
+        uploader.check_unchanged()?;
+    }
     let fault = match answered {
-        Ok(commit) => return Ok(commit),
+        Ok(Ok(commit)) => match named(commit.commit_oid.as_deref()) {
+            Ok(commit) => return Ok(commit),
+            Err(fault) => fault,
+        },
+        // A file of ours that cannot be read.
+        Ok(Err(HFError::Io(error))) => return Err(anyhow::Error::new(error).context(what).into()),
+        Ok(Err(error)) => fault(error),
         Err(fault) => fault,
     };
     // It does not wait by itself.

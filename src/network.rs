@@ -53,6 +53,19 @@ impl Network {
         })
     }
 
+    /// Adds the hotkeys of a recipe to the own ones, as far as they can be told without their keys.
+    pub fn add_own(&mut self, chain: &recipe::Chain) {
+        let spelled = |hotkey: &Hotkey| match chain.is_local() {
+            true => Some(hotkey.clone()),
+            false => keyring(chain).add(&wallet_dir(chain), hotkey).ok(),
+        };
+        for hotkey in chain.hotkeys().iter().filter_map(spelled) {
+            if !self.hotkeys.contains(&hotkey) {
+                self.hotkeys.push(hotkey);
+            }
+        }
+    }
+
     /// The only own hotkey; an error that tells how to choose where there are several.
     pub fn only_hotkey(&self) -> Result<&Hotkey> {
         only(&self.hotkeys, "name one by --hotkey, or by chain.hotkeys of a recipe")

@@ -72,17 +72,6 @@ impl Place {
         }
     }
 
-    /// Makes sure that a hotkey is among the own ones, and says which of them it is.
-    pub(crate) fn add_hotkey(&mut self, hotkey: &str) -> usize {
-        let mut hotkeys = self.chain.hotkeys();
-        let place = hotkeys.iter().position(|own| own == hotkey).unwrap_or(hotkeys.len());
-        if place == hotkeys.len() {
-            hotkeys.push(hotkey.to_owned());
-        }
-        self.chain.hotkeys = Some(hotkeys);
-        place
-    }
-
     /// The rules of the recipe, or those of March 2024.
     pub(crate) fn rules(&self) -> Rules {
         self.resolved.as_ref().map_or_else(Rules::default, |resolved| resolved.rules.clone())

@@ -44,12 +44,11 @@ pub fn run(args: &PublishArgs, printer: &Printer) -> Result<()> {
         return through_gate(args, model_dir, &resolved, printer);
     }
     let rules = place.rules();
-    let asked = args.hotkey.as_ref().map(|hotkey| place.add_hotkey(hotkey));
-    let network = Network::open(&place.hub, &place.chain, printer)?;
-    let hotkey = match asked {
-        Some(place) => &network.hotkeys[place],
-        None => network.only_hotkey()?,
-    };
+    let recipes_chain = place.chain.clone();
+    place.choose_hotkey(args.hotkey.as_ref());
+    let mut network = Network::open(&place.hub, &place.chain, printer)?;
+    let hotkey = &network.only_hotkey()?.clone();
+    network.add_own(&recipes_chain);
     let order = Order {
         model_dir,
         repo_id: &repo_id,

@@ -260,7 +260,7 @@ impl Running {
         loop {
             let out = self.stdout_so_far();
             if let Some(word) = out.split_whitespace().find_map(|word| word.find(start).map(|at| &word[at..])) {
-                return word.trim_end_matches(['.', ',', ';']).to_owned();
+                return word.trim_end_matches(['.', ',', ';', '`']).to_owned();
             }
             if !self.is_running() {
                 panic!("it ended without a word {start}; it wrote {out}");

@@ -58,7 +58,7 @@ fn killed_at_any_moment_and_repeated_a_model_is_published_exactly_once_and_seen_
     // From when the publish begins, which its journal tells, ever later.
     let journal = || {
         let folder = fs::read_dir(hub.dir.path("checkpoints/local")).unwrap();
-        folder.filter_map(|entry| Some(entry.unwrap().path().join("miner.json"))).find(|path| path.is_file())
+        folder.map(|entry| entry.unwrap().path().join("miner.json")).find(|path| path.is_file())
     };
     let mut num_killed = 0;
     for delay_ms in [0, 1, 2, 4, 8, 16, 32, 64, 128] {

@@ -23,7 +23,9 @@ impl Throttle {
     /// Waits until so many bytes that have come are paid for.
     pub(super) async fn pass(&self, bytes: usize) {
         let now = Instant::now();
-        if let Some(pause) = self.charge(bytes, now).checked_duration_since(now) {
+        let pause = self.charge(bytes, now).saturating_duration_since(now);
+        // A pause of nothing would last until the clock ticks, a millisecond for each part.
+        if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
     }

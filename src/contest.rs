@@ -15,7 +15,7 @@ use crate::chain::standing;
 use crate::chain::{Hotkey, Snapshot};
 use crate::data::Opened;
 use crate::data::pages::Pages;
-use crate::error::input;
+use crate::error::{Failure, failure, input};
 use crate::field::{self, Competitor, Wanted};
 use crate::gate::look;
 use crate::gate::roster::{Entry, Roster};
@@ -378,13 +378,29 @@ pub fn first_lines(network: &Network) -> Result<Vec<Result<String, String>>> {
     Ok(network.hotkeys.iter().map(line).collect::<Result<Vec<_>>>()?.concat())
 }
 
+/// Checks that a run may write where its recipe has it publish. A hub that would not answer now may do so later, which is told.
+pub fn check_hub(resolved: &Resolved, network: &Network, printer: &Printer) -> Result<()> {
+    let Some(repo_id) = &resolved.recipe.hub.repo else { return Ok(()) };
+    match network.hub.check_writable(repo_id) {
+        Err(error) if matches!(failure(&error), Some(Failure::Unreachable(_))) => {
+            printer.warn(&format!("{error:#}"));
+            Ok(())
+        }
+        checked => checked,
+    }
+}
+
 /// What a run would find, without making anything.
 pub fn preview(resolved: &Resolved, printer: &Printer) -> Result<Vec<String>> {
     let (hub, chain) = (&resolved.recipe.hub, &resolved.recipe.chain);
     if network::needs_making(chain) {
         return Ok(vec![format!("Would make an embedded network around the ledger {}.", chain.ledger.display())]);
     }
-    let lines = first_lines(&Network::open(hub, chain, printer)?)?;
+    let network = Network::open(hub, chain, printer)?;
+    if resolved.publishes() {
+        check_hub(resolved, &network, printer)?;
+    }
+    let lines = first_lines(&network)?;
     Ok(lines.into_iter().map(|line| line.unwrap_or_else(|warning| warning)).collect())
 }
 

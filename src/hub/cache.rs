@@ -19,6 +19,7 @@ use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use rustix::fs::Access;
 
 use super::fetch::{Stop, Wanted, refused};
 use super::file_hashes::FileHashes;
@@ -27,7 +28,7 @@ use super::known_hash::KnownHash;
 use super::model_id::ModelId;
 use super::{RemoteFile, Sha256Sum, names};
 use crate::disk::{Disk, is_out_of_space};
-use crate::error::Failure;
+use crate::error::{Failure, input};
 use crate::lock;
 
 /// Below a repository's folder: held by the process that looks at its models or brings one.
@@ -71,6 +72,32 @@ impl Cache {
     #[cfg(test)]
     pub(crate) fn on_disk(dir: &Path, disk: Disk) -> Self {
         Self { disk, ..Self::new(dir) }
+    }
+
+    /// Checks, without changing anything, that a model of so many bytes can come here.
+    ///
+    /// # Errors
+    /// `Input`: the folder cannot be written or made, or its disk has no room.
+    pub fn check_takes(&self, bytes: u64) -> Result<()> {
+        let place = self.dir.display();
+        let above = self.dir.ancestors().find(|dir| dir.exists()).filter(|dir| !dir.as_os_str().is_empty());
+        let above = above.unwrap_or(Path::new("."));
+        if !above.is_dir() || rustix::fs::access(above, Access::WRITE_OK | Access::EXEC_OK).is_err() {
+            return Err(input(format!(
+                "the cache of models, {place}, is no folder that can be written: set hub.cache to another one"
+            )));
+        }
+        let Ok(stat) = rustix::fs::statvfs(above) else { return Ok(()) };
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        // Some file systems do not count.
+        if stat.f_blocks != 0 && free < bytes {
+            let [bytes, free] = [bytes, free].map(crate::figures::bytes);
+            return Err(input(format!(
+                "the cache of models, {place}, has {free} free, and {bytes} are needed to look at what the hub gives back: free \
+                 some space, or set hub.cache to another disk"
+            )));
+        }
+        Ok(())
     }
 
     /// Where it is.

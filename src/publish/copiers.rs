@@ -43,6 +43,21 @@ pub fn find(
     copiers
 }
 
+/// Warns, before anything is sent, of everybody who has committed just that model already, the own hotkeys too: a copy that is
+/// later earns nothing.
+pub fn tell_beforehand(snapshot: &Snapshot, hotkey: &str, hash: &str, printer: &Printer) {
+    for (other, commitment) in &snapshot.commitments {
+        let is_same = commitment.metadata().is_some_and(|metadata| metadata.id.hash.as_deref() == Some(hash));
+        if is_same && other != hotkey {
+            printer.warn(&format!(
+                "{other} has committed this very model, {hash}, at block {} already: of equal models validators prefer the \
+                 earlier one",
+                count(commitment.block)
+            ));
+        }
+    }
+}
+
 /// Warns of everybody else who has committed the same model, or one of the same repository.
 pub fn tell(chain: &dyn Chain, snapshot: &Snapshot, own: &[Hotkey], ours: &ModelMetadata, printer: &Printer) {
     match chain.all_commitments() {

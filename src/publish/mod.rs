@@ -32,7 +32,7 @@ use crate::figures::{bytes, count};
 use crate::hub::fetch::fetch;
 use crate::hub::file_hashes::FileHashes;
 use crate::hub::model_id::{MAX_COMMITMENT_BYTES, ModelId, ModelMetadata};
-use crate::hub::{Hub, Upload};
+use crate::hub::{CARD_FILE, Hub, Upload};
 use crate::metrics::printer::Printer;
 use crate::network::Network;
 use crate::recipe::Visibility;
@@ -112,7 +112,7 @@ pub fn publish(
 ) -> Result<Published> {
     let published = in_steps(network, order, hold, still_right, printer, &|_| Ok(()));
     if published.is_err() {
-        visibility::tell_of_hidden(hold, printer);
+        visibility::tell_of_hidden(network.hub.as_ref(), hold, printer);
     }
     published
 }
@@ -136,12 +136,14 @@ fn in_steps(
     }
     chain.unlock(order.hotkey)?;
     visibility::check(network.hub.as_ref(), order, journal.as_ref())?;
+    network.cache.check_takes(parcel.bytes)?;
     // What nobody else sees may be there before the commitment can follow.
     let waits_above = order.waits && order.visibility == Visibility::PrivateUntilCommitted;
     if !waits_above {
         wait_until_allowed(chain, order.hotkey, order.waits, &snapshot, printer)?;
     }
     warn_of_short_immunity(chain, order.hotkey, &snapshot, printer);
+    copiers::tell_beforehand(&snapshot, order.hotkey, &parcel.hash, printer);
     visibility::warn_of_standing(order, &network.hotkeys, &snapshot, printer);
     let (id, entry) = upload(network, order, &parcel, hold, journal, printer, after)?;
     if waits_above {
@@ -259,10 +261,14 @@ pub fn rehearse(network: &Network, order: &Order<'_>) -> Result<String> {
     }
     let newest = journal::newest(chain, order.hotkey)?;
     visibility::check(network.hub.as_ref(), order, newest.as_ref())?;
+    network.cache.check_takes(parcel.bytes)?;
     let mut lines = vec![format!("Would upload to {} of {}:", order.repo_id, network.hub.describe())];
     for name in &parcel.names {
         let len = fs::metadata(order.model_dir.join(name)).with_context(|| format!("cannot read {name}"))?.len();
         lines.push(format!("  {name}  {} bytes", count(len)));
+    }
+    if let Some(card) = order.card {
+        lines.push(format!("  {CARD_FILE}  {} bytes", count(card.len() as u64)));
     }
     let text = parcel.id(Some("c".repeat(COMMIT_DIGITS))).to_string();
     lines.push(format!(
@@ -317,10 +323,16 @@ fn finish(
     printer: &Printer,
 ) -> Result<()> {
     let (hash, repo_id) = (metadata.id.hash.as_deref().unwrap_or_default(), metadata.id.repo_id());
-    let is_this = |entry: &Entry| entry.is_open() && entry.is_of(hash, &repo_id, network.hub.as_ref());
-    let Some(mut entry) = journal.filter(is_this) else { return Ok(()) };
+    let hub = network.hub.as_ref();
+    // Of another model in the same repository too: what is paid is to be seen.
+    let is_here = |entry: &Entry| entry.is_of(hash, &repo_id, hub) || (entry.hidden && entry.is_in(&repo_id, hub));
+    let Some(earlier) = journal.filter(|entry| entry.is_open() && is_here(entry)) else { return Ok(()) };
+    let mut entry = match earlier.hash == hash {
+        true => earlier,
+        false => Entry { hidden: true, ..Entry::of(hash, &repo_id, hub.describe()) },
+    };
     printer.note("The publish of this model that was interrupted had reached the chain.");
-    entry.commit = metadata.id.commit.clone();
+    (entry.commit, entry.sent) = (metadata.id.commit.clone(), Some(metadata.id.to_string()));
     entry.block = Some(metadata.block.get());
     hold.write(&entry)?;
     visibility::show(network.hub.as_ref(), &mut entry, hold)?;

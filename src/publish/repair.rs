@@ -73,13 +73,21 @@ fn show_of(
     let standing = chain.commitment(&hold.hotkey)?.and_then(|commitment| commitment.metadata());
     let is_it = |metadata: &ModelMetadata| metadata.id.hash.as_ref() == Some(hash) && metadata.id.repo_id() == *repo_id;
     let Some(standing) = standing.filter(is_it) else {
-        return Ok(Some(match entry.prepared {
-            true => format!("{repo_id} is hidden until the request that was prepared for it is committed"),
-            false => format!(
-                "{repo_id} is hidden since a publish that was interrupted before its commitment: publishing that model again \
+        return match hub.is_private(repo_id)? {
+            Some(true) if entry.prepared => {
+                Ok(Some(format!("{repo_id} is hidden until the request that was prepared for it is committed")))
+            }
+            Some(true) => Ok(Some(format!(
+                "{repo_id} is hidden since a publish whose commitment is not found on the chain: publishing that model again \
                  goes on with it; or make it public at the hub"
-            ),
-        }));
+            ))),
+            // It was not made yet, or somebody has shown it.
+            None => Ok(None),
+            Some(false) => {
+                entry.hidden = false;
+                hold.write(&entry).map(|()| None)
+            }
+        };
     };
     let block = standing.block.get();
     let sentence = format!(

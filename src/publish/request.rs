@@ -169,10 +169,21 @@ pub fn commit(
     chain.unlock(&request.hotkey)?;
     let (hub, repo_id) = (network.hub.as_ref(), id.repo_id());
     // Where it was prepared it may have been hidden; whoever commits it shows it, but nothing that he was not told to.
-    let is_hidden = hub.is_private(&repo_id)? == Some(true);
+    let is_hidden = hub.is_private(&repo_id)?.ok_or_else(|| {
+        input(format!(
+            "{} has no repository {repo_id} that we may see: if it is private, set the hub's token (HF_TOKEN) here too",
+            hub.describe()
+        ))
+    })?;
     if is_hidden {
-        if visibility == Visibility::Public || own_repo_id.is_some_and(|own| own != repo_id) {
+        if visibility == Visibility::Public {
             return Err(hidden_from_validators(&repo_id, hub));
+        }
+        if let Some(own) = own_repo_id.filter(|own| *own != repo_id) {
+            return Err(input(format!(
+                "the request's repository {repo_id} is private, and would be shown, but hub.repo is {own}: name {repo_id} there, \
+                 in the recipe or by --set hub.repo={repo_id}, if it is to be"
+            )));
         }
         hub.check_writable(&repo_id)?;
     }

@@ -72,10 +72,12 @@ pub(super) fn show(hub: &dyn Hub, entry: &mut Entry, hold: &Hold) -> Result<()> 
 }
 
 /// Says what is hidden after a publish that came to no end.
-pub(super) fn tell_of_hidden(hold: &Hold, printer: &Printer) {
-    // Whatever is wrong with the journal is told by who needs it.
+pub(super) fn tell_of_hidden(hub: &dyn Hub, hold: &Hold, printer: &Printer) {
+    // Whatever is wrong with journal or hub is told by who needs them.
     let Ok(Some(Entry { hidden: true, repo_id, .. })) = hold.read() else { return };
-    printer.warn(&format!(
-        "{repo_id} stays hidden until its model is committed: publish it again, or make the repository public at the hub"
-    ));
+    if hub.is_private(&repo_id).is_ok_and(|is_private| is_private == Some(true)) {
+        printer.warn(&format!(
+            "{repo_id} stays hidden until its model is committed: publish it again, or make the repository public at the hub"
+        ));
+    }
 }

@@ -15,6 +15,7 @@ use crate::chain::wallet;
 use crate::figures::{bytes, count};
 use crate::gate::{alpha, look};
 use crate::hub::model_id::split_repo_id;
+use crate::hub::names;
 use crate::model::gpu;
 use crate::placement::CANDLE_ON_CPU;
 use crate::rules::{NETUID, Tokenizer};
@@ -373,7 +374,8 @@ fn business(findings: &mut Findings, resolved: &Resolved) {
     findings.add_if(hotkeys.iter().enumerate().any(repeated), "chain.hotkeys", "names a hotkey twice");
     match &hub.repo {
         Some(repo_id) => {
-            if let Err(sentence) = split_repo_id(repo_id) {
+            let is_name = split_repo_id(repo_id).and_then(|_| names::repository(repo_id));
+            if let Err(sentence) = is_name {
                 findings.add("hub.repo", sentence);
             }
         }

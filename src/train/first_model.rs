@@ -8,6 +8,7 @@ use crate::chain::Snapshot;
 use crate::error::input;
 use crate::field::Competitor;
 use crate::hub::fetch::download_revision;
+use crate::hub::names;
 use crate::metrics::printer::Printer;
 use crate::network::Network;
 use crate::recipe::{Init, Resolved};
@@ -39,7 +40,13 @@ pub fn folder(init: &Init, resolved: &Resolved, printer: &Printer) -> Result<Pat
             let network = open()?;
             let (repo_id, revision) = name.split_once('@').map_or((name.as_str(), None), |(id, at)| (id, Some(at)));
             let commit = match revision {
-                Some(commit) => commit.to_owned(),
+                Some(commit) if names::is_commit(commit) => commit.to_owned(),
+                Some(revision) => {
+                    return Err(input(format!(
+                        "init.repo: {revision:?} is no commit of 40 hexadecimal digits; leave the @ and what follows out for \
+                         the newest"
+                    )));
+                }
                 None => network.hub.newest_commit(repo_id)?.ok_or_else(|| {
                     input(format!("init.repo: {} has no repository {repo_id}", network.hub.describe()))
                 })?,

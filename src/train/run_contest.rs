@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::session::Session;
-use crate::contest::{Contest, Judged, Judging, ScoreCandidate, first_lines};
+use crate::contest::{Contest, Judged, Judging, ScoreCandidate, check_hub, first_lines};
 use crate::data::Opened;
 use crate::error::{Failure, failure};
 use crate::field;
@@ -92,6 +92,7 @@ impl<'a> RunContest<'a> {
                     Err(warning) => printer.warn(&warning),
                 }
             }
+            check_hub(resolved, network, printer)?;
             // Now, while somebody is there who knows the passwords.
             network.hotkeys.iter().try_for_each(|hotkey| network.chain.unlock(hotkey))?;
             run.take_holds();

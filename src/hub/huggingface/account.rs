@@ -4,6 +4,7 @@ use anyhow::Result;
 use reqwest::StatusCode;
 use serde::Deserialize;
 
+use super::ENDPOINT;
 use super::answer::Refusal;
 use super::fault::Fault;
 use super::http::Http;
@@ -67,9 +68,8 @@ pub(super) async fn check_may_write(http: &Http, repo_id: &str, is_new: bool) ->
     let what = format!("{repo_id} cannot be written");
     let Some(token) = http.token() else {
         let hub = http.endpoint();
-        return Err(input(format!(
-            "{what}: {hub} wants a token for that; set HF_TOKEN, or log in with `hf auth login`."
-        )));
+        let or_login = if hub == ENDPOINT { ", or log in with `hf auth login`" } else { "" };
+        return Err(input(format!("{what}: {hub} wants a token for that; set HF_TOKEN{or_login}.")));
     };
     let account: Account = match http.get_json(http.url(["api", "whoami-v2"]), MAX_BYTES).await {
         Ok(account) => account,

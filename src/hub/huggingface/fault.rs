@@ -10,7 +10,7 @@ use crate::error::{Failure, input};
 use crate::hub::progress::Told;
 
 /// A longer pause is told.
-const LONG_PAUSE: Duration = Duration::from_secs(10);
+const LONG_PAUSE: Duration = Duration::from_secs(2);
 
 /// Why there is no good answer.
 #[derive(Debug)]

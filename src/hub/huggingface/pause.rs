@@ -25,9 +25,9 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(10),
-            answer: Duration::from_secs(60),
+            answer: Duration::from_secs(30),
             stall: Duration::from_secs(60),
-            tries: 6,
+            tries: 5,
             first_pause: Duration::from_secs(1),
             longest_pause: Duration::from_secs(330),
         }

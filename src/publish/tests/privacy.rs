@@ -50,7 +50,10 @@ fn what_was_committed_and_left_hidden_is_shown_by_whatever_comes_next() {
         fixture.publish_killed_after("a", step);
         let said = repair(&fixture);
         match step {
-            Step::Checked => assert_eq!((said.as_str(), fixture.is_private()), ("", None)),
+            // Nothing is there that could be hidden.
+            Step::Checked | Step::Begun | Step::Hidden => {
+                assert_eq!((said.as_str(), fixture.is_private()), ("", None), "{step:?}");
+            }
             Step::Shown => assert_eq!((said.as_str(), fixture.is_private()), ("", Some(false))),
             Step::Sent | Step::ReadBack => {
                 assert!(
@@ -61,8 +64,15 @@ fn what_was_committed_and_left_hidden_is_shown_by_whatever_comes_next() {
                 assert_eq!(repair(&fixture), "");
             }
             _ => {
-                assert!(said.contains("interrupted before its commitment: publishing that model again"), "{said}");
-                assert_ne!(fixture.is_private(), Some(false), "{step:?}");
+                assert!(
+                    said.contains("whose commitment is not found on the chain: publishing that model again"),
+                    "{said}"
+                );
+                assert_eq!(fixture.is_private(), Some(true), "{step:?}");
+                // Whoever shows it by hand is not told any more.
+                fixture.network.hub.set_private("me/model", false).unwrap();
+                assert_eq!((repair(&fixture).as_str(), repair(&fixture).as_str()), ("", ""));
+                assert!(!fixture.hold().read().unwrap().unwrap().hidden);
             }
         }
     }
@@ -129,4 +139,52 @@ fn who_has_committed_the_same_model_is_told() {
     publish(&fixture.network, &fixture.order(&model_dir), &fixture.hold(), &|_| Ok(()), &printer).unwrap();
     let said = text.text();
     assert!(said.contains("uid 1 (thief) has committed this very model") && said.contains("before ours"), "{said}");
+}
+
+#[test]
+fn what_is_paid_is_shown_when_it_is_published_again_whatever_was_tried_since() {
+    let fixture = Fixture::seen(Visibility::PrivateUntilCommitted);
+    fixture.publish_killed_after("a", Step::Sent);
+    // A second model, before anything has shown the first; the chain does not take it yet.
+    let error = fixture.run("b", &|_| Ok(())).unwrap_err();
+    assert_eq!(exit_code(&error), 4, "{error:#}");
+    let hold = fixture.hold();
+    let journal = Entry { hidden: true, ..Entry::of("b's hash", "me/model", fixture.network.hub.describe()) };
+    hold.write(&journal).unwrap();
+    drop(hold);
+    assert_eq!(fixture.is_private(), Some(true));
+    assert!(fixture.publish("a").unwrap().before);
+    fixture.assert_published_once("published again");
+}
+
+#[test]
+fn who_has_committed_the_same_model_before_is_told_before_anything_is_sent() {
+    let fixture = Fixture::new();
+    fixture.ledger.register("early").unwrap();
+    let hash = directory_hash(&fixture.dir.path().join("a")).unwrap();
+    fixture.ledger.commit("early", format!("early:copy:{}:{hash}", "c".repeat(40)).as_bytes()).unwrap();
+    let (printer, _, text) = captured(true);
+    let model_dir = fixture.dir.path().join("a");
+    let told_before = |step| {
+        if step == Step::Checked {
+            assert!(text.text().contains("early has committed this very model"), "{}", text.text());
+        }
+        Ok(())
+    };
+    let order = fixture.order(&model_dir);
+    in_steps(&fixture.network, &order, &fixture.hold(), &|_| Ok(()), &printer, &told_before).unwrap();
+}
+
+#[test]
+fn a_cache_that_cannot_take_the_model_is_told_before_anything_is_uploaded() {
+    let mut fixture = Fixture::new();
+    let file = fixture.dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    fixture.network.cache = Cache::new(&file.join("cache"));
+    let error = fixture.publish("a").unwrap_err();
+    assert_eq!(exit_code(&error), 2);
+    assert!(error.to_string().contains("set hub.cache to another one"), "{error}");
+    assert_eq!(fixture.written(), (vec![], vec![]));
+    let error = Cache::new(fixture.dir.path()).check_takes(u64::MAX).unwrap_err();
+    assert!(error.to_string().contains("are needed to look at what the hub gives back"), "{error}");
 }

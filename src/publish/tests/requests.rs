@@ -11,9 +11,12 @@ impl Fixture {
         request::prepare(&self.network, &order, &self.hold(), decided_on, &quiet())
     }
 
+    fn terms(&self) -> Terms<'_> {
+        Terms { criteria: &self.criteria, waits: false, visibility: self.visibility, repo_id: None }
+    }
+
     fn commit(&self, request: &Request) -> Result<Published> {
-        let terms = Terms { criteria: &self.criteria, waits: false, visibility: self.visibility, repo_id: None };
-        request::commit(&self.network, request, &terms, &self.hold(), &quiet())
+        request::commit(&self.network, request, &self.terms(), &self.hold(), &quiet())
     }
 
     /// A request after a change in its file.
@@ -96,4 +99,29 @@ fn a_request_that_says_what_is_not_so_is_refused() {
         assert!(format!("{refused:#}").contains(sentence), "{refused:#}");
         assert_eq!(fixture.written().1.len(), 0);
     }
+}
+
+#[test]
+fn a_request_shows_only_the_repository_that_the_key_s_machine_means() {
+    let mut fixture = Fixture::seen(Visibility::PrivateUntilCommitted);
+    let request = fixture.prepare("a", None).unwrap();
+    assert_eq!(fixture.is_private(), Some(true));
+    let commit = |visibility, repo_id| {
+        let terms = Terms { visibility, repo_id, ..fixture.terms() };
+        request::commit(&fixture.network, &request, &terms, &fixture.hold(), &quiet())
+    };
+    let error = commit(Visibility::Public, None).unwrap_err();
+    assert!(exit_code(&error) == 2 && error.to_string().contains("is private in"), "{error}");
+    let error = commit(Visibility::PrivateUntilCommitted, Some("me/other")).unwrap_err();
+    assert!(exit_code(&error) == 2 && error.to_string().contains("but hub.repo is me/other"), "{error}");
+    assert_eq!((fixture.written().1.len(), fixture.is_private()), (0, Some(true)));
+    // Without the token such a repository is none.
+    let empty = FolderHub::create(&fixture.dir.path().join("empty")).unwrap();
+    let hub = std::mem::replace(&mut fixture.network.hub, Box::new(empty));
+    let error = fixture.commit(&request).unwrap_err();
+    assert!(exit_code(&error) == 2 && error.to_string().contains("HF_TOKEN"), "{error}");
+    fixture.network.hub = hub;
+    let terms = Terms { repo_id: Some("me/model"), ..fixture.terms() };
+    request::commit(&fixture.network, &request, &terms, &fixture.hold(), &quiet()).unwrap();
+    fixture.assert_published_once("committed");
 }

@@ -74,9 +74,6 @@ impl Hub for TestHub {
     fn describe(&self) -> String {
         "a hub".to_owned()
     }
-    fn is_real(&self) -> bool {
-        false
-    }
     fn check_writable(&self, _repo_id: &str) -> Result<()> {
         unreachable!("nothing is written")
     }
@@ -301,9 +298,6 @@ struct Claims {
 impl Hub for Claims {
     fn describe(&self) -> String {
         self.inner.describe()
-    }
-    fn is_real(&self) -> bool {
-        false
     }
     fn check_writable(&self, repo_id: &str) -> Result<()> {
         self.inner.check_writable(repo_id)

@@ -61,9 +61,6 @@ impl Hub for CountingHub {
     fn describe(&self) -> String {
         self.inner.describe()
     }
-    fn is_real(&self) -> bool {
-        false
-    }
     fn check_writable(&self, repo_id: &str) -> Result<()> {
         self.inner.check_writable(repo_id)
     }

@@ -92,9 +92,6 @@ pub trait Hub: Send + Sync {
     /// What it is, in messages: "the hub folder checkpoints/local/hub".
     fn describe(&self) -> String;
 
-    /// Whether the world can see it.
-    fn is_real(&self) -> bool;
-
     /// Checks, without changing anything, whether a repository can be written, or made if it is not there.
     fn check_writable(&self, repo_id: &str) -> Result<()>;
 

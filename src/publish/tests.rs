@@ -313,9 +313,6 @@ impl Hub for Lossy {
     fn describe(&self) -> String {
         self.0.describe()
     }
-    fn is_real(&self) -> bool {
-        false
-    }
     fn check_writable(&self, repo_id: &str) -> Result<()> {
         self.0.check_writable(repo_id)
     }

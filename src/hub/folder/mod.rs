@@ -176,10 +176,6 @@ impl Hub for FolderHub {
         format!("the hub folder {}", self.dir.display())
     }
 
-    fn is_real(&self) -> bool {
-        false
-    }
-
     fn check_writable(&self, repo_id: &str) -> Result<()> {
         let repository = self.repository(repo_id)?;
         let refuse = |path: &Path, why: &str| {

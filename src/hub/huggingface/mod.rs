@@ -87,10 +87,6 @@ impl Hub for HuggingFace {
         format!("the hub {}", self.http.endpoint())
     }
 
-    fn is_real(&self) -> bool {
-        true
-    }
-
     fn check_writable(&self, repo_id: &str) -> Result<()> {
         self.runtime.block_on(async {
             let there = repository::look(&self.http, repo_id).await?;

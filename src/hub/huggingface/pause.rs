@@ -27,7 +27,7 @@ impl Default for Patience {
             connect: Duration::from_secs(10),
             answer: Duration::from_secs(30),
             stall: Duration::from_secs(60),
-            tries: 5,
+            tries: 6,
             first_pause: Duration::from_secs(1),
             longest_pause: Duration::from_secs(330),
         }

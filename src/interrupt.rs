@@ -2,7 +2,7 @@
 //!
 //! The first signal asks for an orderly end: the training loop saves a checkpoint and the program exits with 130.
 //! A second one ends the process at once, for a user who does not want to wait. Work for which nobody waits any more, on a
-//! thread of its own, is ended in the same way by a [`Stop`].
+//! thread of its own, is ended in the same way by a `Stop`.
 
 use std::cell::RefCell;
 use std::sync::Arc;

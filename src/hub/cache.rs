@@ -9,7 +9,7 @@
 //! A model gets its name in the cache when its hash is right, and is hashed again whenever one of its files was touched
 //! ([`FileHashes`]), so no killed process passes anything off as a model; a damaged disk does only where it leaves a file's
 //! times alone. What has come of a model stays for the next try where the hub, the disk or the user has ended one, until
-//! another commit of the repository is fetched. How much lies here is [`room`](super::room)'s affair.
+//! another commit of the repository is fetched. How much lies here is `room`'s affair.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

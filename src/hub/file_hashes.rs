@@ -3,7 +3,7 @@
 //! A file is taken for the one that was hashed if its place, device, inode, size and both of its times, to the nanosecond,
 //! are the same: any write changes the later of the times, which no program can set. A file that was written less than two
 //! seconds before it was hashed might have been written again within the clock's grain, and is not remembered (git calls
-//! such a file racy), unless who wrote it says what he wrote ([`FileHashes::learn`]). A disk that changes bytes by itself is
+//! such a file racy), unless who wrote it says what he wrote (`FileHashes::learn`). A disk that changes bytes by itself is
 //! noticed only where the file's metadata changes too.
 
 use std::fs;

@@ -1,8 +1,8 @@
 //! The hub of Hugging Face, or another server that speaks as it does (`assay local serve --hub`).
 //!
 //! What is read is read by requests of our own: sizes first, then files, gone on with by range after a cut, and held against
-//! the sums that the hub tells. What is written is written so too ([`upload`]), and through the `hf-hub` crate where the hub
-//! takes large files by Xet ([`xet`]).
+//! the sums that the hub tells. What is written is written so too (`upload.rs`), and through the `hf-hub` crate where the hub
+//! takes large files by Xet (`xet.rs`).
 
 mod account;
 mod answer;

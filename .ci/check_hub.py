@@ -197,6 +197,11 @@ def client(step, endpoint, **arguments):
         repo, commit, folder = arguments["repo"], arguments["commit"], Path(arguments["folder"])
         check_written(huggingface_hub.HfApi(endpoint, token=False), repo, commit, folder)
         check_loaded(repo, commit, folder)
+    elif step == "upload":
+        api = huggingface_hub.HfApi(endpoint, token=TOKEN)
+        api.create_repo(arguments["repo"])
+        uploaded = api.upload_folder(repo_id=arguments["repo"], folder_path=arguments["folder"])
+        Path(arguments["answer"]).write_text(json.dumps(uploaded.oid))
     elif step == "wrong token":
         api, other = huggingface_hub.HfApi(endpoint, token=TOKEN), huggingface_hub.HfApi(endpoint, token="hf_other")
         expect("the user", api.whoami()["type"], "user")
@@ -304,11 +309,10 @@ def check_assay(assay, versions, model, scratch):
         page = Path(nobody.hf_hub_download("me/model", "README.md", revision=published["commit"], cache_dir=scratch / "page"))
         expect("the page", all(part in page.read_text() for part in ("library_name: transformers", "Recipe `quickstart`")), True)
 
-        api = HfApi(endpoint, token=TOKEN)
-        api.create_repo("py/model")
-        uploaded = api.upload_folder(repo_id="py/model", folder_path=model)
+        answer = scratch / "uploaded.json"
+        run_client(None, endpoint, scratch / "home", "upload", repo="py/model", folder=str(model), answer=str(answer))
         subprocess.run([assay, "--quiet", "local", "register", "python", "--local", local], **quiet)
-        text = f"py:model:{uploaded.oid}:{published['hash']}"
+        text = f"py:model:{json.loads(answer.read_text())}:{published['hash']}"
         subprocess.run([assay, "--quiet", "chain", "commit", text, "--hotkey", "python", "--local", local], **quiet)
         compare = [assay, "--quiet", "compare", "--batches", "4", "--json", *recipe]
         compared = json.loads(subprocess.run(compare, check=True, stdout=subprocess.PIPE, env=environment).stdout)

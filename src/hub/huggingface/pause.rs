@@ -25,7 +25,7 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(10),
-            answer: Duration::from_secs(30),
+            answer: Duration::from_secs(60),
             stall: Duration::from_secs(60),
             tries: 6,
             first_pause: Duration::from_secs(1),

@@ -22,6 +22,9 @@ use super::upload::{BRANCH, Parent, Setback, Uploader};
 use crate::hub::progress::Teller;
 use crate::hub::{CARD_FILE, names};
 
+/// So much longer than other answers that of a commit may take.
+const COMMIT_TAKES: u32 = 5;
+
 /// Sends the files and asks for a commit on top of another, which must be the newest; returns its name.
 pub(super) async fn commit(uploader: &Uploader<'_>, parent: &Parent) -> Result<String, Setback> {
     let (http, upload, what) = (&uploader.hub.http, uploader.upload, uploader.what());
@@ -105,7 +108,8 @@ fn client(http: &Http) -> anyhow::Result<HFClient> {
     let client = reqwest::Client::builder()
         .user_agent(USER_AGENT)
         .connect_timeout(patience.connect)
-        .read_timeout(patience.answer)
+        // A commit is answered once the hub has seen all the chunks of its files.
+        .read_timeout(patience.answer * COMMIT_TAKES)
         .redirect(Policy::none())
         .build();
     let token = http.token().map(|token| token.secret().to_owned());

@@ -1,10 +1,14 @@
-//! Bytes as hexadecimal digits after 0x, as the chain's JSON and its users write them.
+//! Bytes as hexadecimal digits: after 0x, as the chain's JSON and its users write them, or bare, as git and hubs do.
 
-/// Writes bytes.
+/// Writes bytes, after 0x.
 pub(crate) fn write(bytes: impl AsRef<[u8]>) -> String {
+    format!("0x{}", digits(bytes))
+}
+
+/// Writes bytes without 0x before them.
+pub(crate) fn digits(bytes: impl AsRef<[u8]>) -> String {
     let bytes = bytes.as_ref();
-    let mut text = String::with_capacity(2 + 2 * bytes.len());
-    text.push_str("0x");
+    let mut text = String::with_capacity(2 * bytes.len());
     for byte in bytes {
         for digit in [byte >> 4, byte & 15] {
             text.push(char::from_digit(digit.into(), 16).expect("four bits are one digit"));
@@ -27,7 +31,7 @@ mod tests {
 
     #[test]
     fn bytes_are_written_and_read_and_nothing_else_is_read() {
-        assert_eq!(write([0, 0x1f, 255]), "0x001fff");
+        assert_eq!((write([0, 0x1f, 255]).as_str(), digits([0, 0x1f, 255]).as_str()), ("0x001fff", "001fff"));
         assert_eq!(read("0x001fFf"), Some(vec![0, 0x1f, 255]));
         assert_eq!((read("0x"), read(""), read("ab")), (Some(vec![]), Some(vec![]), Some(vec![0xab])));
         for wrong in ["0x0", "0xg0", "0x-1", "0x+1", "é0", "0x 1", "00x0"] {

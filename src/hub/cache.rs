@@ -80,17 +80,13 @@ impl Cache {
     /// `Input`: the folder cannot be written or made, or its disk has no room.
     pub fn check_takes(&self, bytes: u64) -> Result<()> {
         let place = self.dir.display();
-        let above = self.dir.ancestors().find(|dir| dir.exists()).filter(|dir| !dir.as_os_str().is_empty());
-        let above = above.unwrap_or(Path::new("."));
+        let above = self.dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
         if !above.is_dir() || rustix::fs::access(above, Access::WRITE_OK | Access::EXEC_OK).is_err() {
             return Err(input(format!(
                 "the cache of models, {place}, is no folder that can be written: set hub.cache to another one"
             )));
         }
-        let Ok(stat) = rustix::fs::statvfs(above) else { return Ok(()) };
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        // Some file systems do not count.
-        if stat.f_blocks != 0 && free < bytes {
+        if let Some(free) = shortage(above, bytes) {
             let [bytes, free] = [bytes, free].map(crate::figures::bytes);
             return Err(input(format!(
                 "the cache of models, {place}, has {free} free, and {bytes} are needed to look at what the hub gives back: free \
@@ -274,16 +270,18 @@ impl Cache {
 
     /// An error where a download would not fit on the disk.
     fn check_space(&self, missing: u64, wanted: &Wanted<'_>) -> Result<()> {
-        let Ok(stat) = rustix::fs::statvfs(&self.dir) else { return Ok(()) };
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        // Some file systems do not count.
-        if stat.f_blocks == 0 || missing <= free {
-            return Ok(());
-        }
+        let Some(free) = shortage(&self.dir, missing) else { return Ok(()) };
         let [missing, free] = [missing, free].map(crate::figures::bytes);
         let sentence = format!("{} needs {missing} more, and {free} are free", wanted.place());
         Err(io::Error::new(io::ErrorKind::StorageFull, sentence).into())
     }
+}
+
+/// How many bytes are free on a folder's disk, if they are fewer than those needed. Some file systems do not count.
+fn shortage(dir: &Path, needed: u64) -> Option<u64> {
+    let stat = rustix::fs::statvfs(dir).ok().filter(|stat| stat.f_blocks != 0)?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    (free < needed).then_some(free)
 }
 
 /// Notes that a model was used now. That it cannot be noted harms nothing but the choice of what is deleted first.

@@ -15,6 +15,7 @@ use crate::error::exit_code;
 use crate::hub::fetch::{Unreadable, download_revision, fetch};
 use crate::hub::hash::directory_hash;
 use crate::hub::model_id::ModelMetadata;
+use crate::hub::testing::HubOver;
 use crate::hub::{Checksum, Hub, Upload};
 use crate::memo::Memo;
 use crate::model::arch::Arch;
@@ -295,34 +296,13 @@ struct Claims {
     bytes: u64,
 }
 
-impl Hub for Claims {
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-    fn check_writable(&self, repo_id: &str) -> Result<()> {
-        self.inner.check_writable(repo_id)
-    }
-    fn newest_commit(&self, repo_id: &str) -> Result<Option<String>> {
-        self.inner.newest_commit(repo_id)
-    }
-    fn commits(&self, repo_id: &str) -> Result<Vec<String>> {
-        self.inner.commits(repo_id)
+impl HubOver for Claims {
+    fn inner(&self) -> &dyn Hub {
+        &self.inner
     }
     fn files(&self, repo_id: &str, commit: &str) -> Result<Vec<RemoteFile>> {
         let mut files = self.inner.files(repo_id, commit)?;
         files.iter_mut().for_each(|file| file.bytes = self.bytes);
         Ok(files)
-    }
-    fn download(&self, repo_id: &str, commit: &str, files: &[&RemoteFile], into: &Path) -> Result<Vec<Sha256Sum>> {
-        self.inner.download(repo_id, commit, files, into)
-    }
-    fn upload(&self, upload: &Upload<'_>) -> Result<String> {
-        self.inner.upload(upload)
-    }
-    fn is_private(&self, repo_id: &str) -> Result<Option<bool>> {
-        self.inner.is_private(repo_id)
-    }
-    fn set_private(&self, repo_id: &str, private: bool) -> Result<()> {
-        self.inner.set_private(repo_id, private)
     }
 }

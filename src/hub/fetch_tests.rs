@@ -16,6 +16,7 @@ use crate::hub::cache::{LOCK_FILE, PART};
 use crate::hub::folder::FolderHub;
 use crate::hub::hash::{directory_hash, files_hash};
 use crate::hub::model_id::ModelId;
+use crate::hub::testing::HubOver;
 use crate::hub::{Sha256Sum, Upload};
 use crate::model::arch::Arch;
 use crate::model::config::ModelConfig;
@@ -57,18 +58,9 @@ struct CountingHub {
     num_downloaded: AtomicUsize,
 }
 
-impl Hub for CountingHub {
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-    fn check_writable(&self, repo_id: &str) -> Result<()> {
-        self.inner.check_writable(repo_id)
-    }
-    fn newest_commit(&self, repo_id: &str) -> Result<Option<String>> {
-        self.inner.newest_commit(repo_id)
-    }
-    fn commits(&self, repo_id: &str) -> Result<Vec<String>> {
-        self.inner.commits(repo_id)
+impl HubOver for CountingHub {
+    fn inner(&self) -> &dyn Hub {
+        &self.inner
     }
     fn files(&self, repo_id: &str, commit: &str) -> Result<Vec<RemoteFile>> {
         if repo_id == "down/down" {
@@ -79,15 +71,6 @@ impl Hub for CountingHub {
     fn download(&self, repo_id: &str, commit: &str, files: &[&RemoteFile], into: &Path) -> Result<Vec<Sha256Sum>> {
         self.num_downloaded.fetch_add(files.len(), Ordering::SeqCst);
         self.inner.download(repo_id, commit, files, into)
-    }
-    fn upload(&self, upload: &Upload<'_>) -> Result<String> {
-        self.inner.upload(upload)
-    }
-    fn is_private(&self, repo_id: &str) -> Result<Option<bool>> {
-        self.inner.is_private(repo_id)
-    }
-    fn set_private(&self, repo_id: &str, private: bool) -> Result<()> {
-        self.inner.set_private(repo_id, private)
     }
 }
 
@@ -168,13 +151,8 @@ fn a_model_at_every_limit_is_fetched_once_without_what_validators_leave_out() {
     }
     let metadata = world.publish(model.path());
     assert_eq!(metadata.id.hash.as_deref(), Some(bare_hash.as_str()));
-    let bytes: u64 = world
-        .hub
-        .files("miner/model", metadata.id.commit.as_ref().unwrap())
-        .unwrap()
-        .iter()
-        .map(|file| file.bytes)
-        .sum();
+    let files = Hub::files(&world.hub, "miner/model", metadata.id.commit.as_ref().unwrap()).unwrap();
+    let bytes: u64 = files.iter().map(|file| file.bytes).sum();
     let exact = Criteria { max_repo_bytes: bytes, ..criteria() };
     let dir = world.fetch(&metadata, &exact).unwrap();
     assert_eq!(dir, world.dir.path().join("cache/miner--model").join(metadata.id.commit.as_ref().unwrap()));

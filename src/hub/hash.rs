@@ -69,10 +69,15 @@ pub fn file_hash(path: &Path) -> Result<String> {
     Ok(STANDARD.encode(digest.finalize()))
 }
 
+/// A digest that becomes the name that git gives a content of so many bytes, once it has taken that.
+pub(crate) fn git_blob_digest(bytes: u64) -> Sha1 {
+    Sha1::new_with_prefix(format!("blob {bytes}\0"))
+}
+
 /// The name that git gives a file's content.
 pub(super) fn git_blob(path: &Path) -> Result<[u8; 20]> {
     let bytes = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
-    let mut digest = Sha1::new_with_prefix(format!("blob {bytes}\0"));
+    let mut digest = git_blob_digest(bytes);
     read_through(path, &mut digest)?;
     Ok(digest.finalize().into())
 }

@@ -18,6 +18,8 @@ pub mod model_id;
 pub mod names;
 pub mod progress;
 pub(crate) mod room;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::path::Path;
 

@@ -4,9 +4,11 @@
 //! thinks it speaks (`Host`), which gives away a page whose name leads here by a trick.
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::thread::{self, JoinHandle};
 
 use anyhow::{Error, Result};
+use tokio::sync::oneshot;
 
 use crate::error::input;
 
@@ -26,6 +28,40 @@ pub(super) fn listen(port: u16) -> Result<TcpListener> {
     })?;
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+/// A server in a thread of its own, which ends when this is dropped.
+pub(super) struct Serving {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Serving {
+    /// Starts a server that listens at an address and ends when the channel that it is given does.
+    pub(super) fn start(
+        name: &str,
+        address: SocketAddr,
+        serve: impl FnOnce(oneshot::Receiver<()>) + Send + 'static,
+    ) -> Result<Self> {
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || serve(stopped))?;
+        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
 }
 
 /// Whether an origin, as SCHEME://HOST or SCHEME://HOST:PORT, is this machine.

@@ -17,6 +17,7 @@ use crate::error::exit_code;
 use crate::hub::fetch::Cache;
 use crate::hub::folder::FolderHub;
 use crate::hub::hash::directory_hash;
+use crate::hub::testing::HubOver;
 use crate::hub::{ATTRIBUTES_FILE, Hub, RemoteFile, Sha256Sum, Upload};
 use crate::model::arch::Arch;
 use crate::model::config::ModelConfig;
@@ -309,21 +310,9 @@ fn a_rehearsal_writes_nothing_and_tells_what_would_be_sent() {
 /// A hub that gives back another file than it was given.
 struct Lossy(FolderHub);
 
-impl Hub for Lossy {
-    fn describe(&self) -> String {
-        self.0.describe()
-    }
-    fn check_writable(&self, repo_id: &str) -> Result<()> {
-        self.0.check_writable(repo_id)
-    }
-    fn newest_commit(&self, repo_id: &str) -> Result<Option<String>> {
-        self.0.newest_commit(repo_id)
-    }
-    fn commits(&self, repo_id: &str) -> Result<Vec<String>> {
-        self.0.commits(repo_id)
-    }
-    fn files(&self, repo_id: &str, commit: &str) -> Result<Vec<RemoteFile>> {
-        self.0.files(repo_id, commit)
+impl HubOver for Lossy {
+    fn inner(&self) -> &dyn Hub {
+        &self.0
     }
     fn download(&self, repo_id: &str, commit: &str, files: &[&RemoteFile], into: &Path) -> Result<Vec<Sha256Sum>> {
         let sums = self.0.download(repo_id, commit, files, into)?;
@@ -336,15 +325,6 @@ impl Hub for Lossy {
         fs::remove_file(&path)?;
         fs::write(path, &bytes)?;
         Ok(files.iter().map(|file| Sha256::digest(fs::read(into.join(&file.path)).unwrap()).into()).collect())
-    }
-    fn upload(&self, upload: &Upload<'_>) -> Result<String> {
-        self.0.upload(upload)
-    }
-    fn is_private(&self, repo_id: &str) -> Result<Option<bool>> {
-        self.0.is_private(repo_id)
-    }
-    fn set_private(&self, repo_id: &str, private: bool) -> Result<()> {
-        self.0.set_private(repo_id, private)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -15,6 +14,7 @@ use super::{BUFFER_BYTES, Entry, FolderHub, LINE_FILE, LOCK_FILE, PRIVATE_FILE, 
 use super::{below, is_folder, is_folder_below, list, no};
 use crate::disk::is_out_of_space;
 use crate::error::{Failure, input};
+use crate::hex;
 use crate::hub::{ATTRIBUTES_FILE, CARD_FILE, Hub, Upload, names};
 use crate::lock;
 use crate::model::weights::{FileSum, HashedReader, HashedWriter, is_plain_name};
@@ -199,17 +199,10 @@ impl FolderHub {
 
     /// Hides or shows a repository that has no commit yet: whoever made its folder, as he wanted it, may have been killed.
     fn hide_new(&self, repository: &Path, private: bool) -> Result<()> {
-        let marker = repository.join(PRIVATE_FILE);
-        if fs::symlink_metadata(&marker).is_ok() == private {
-            return Ok(());
+        match fs::symlink_metadata(repository.join(PRIVATE_FILE)).is_ok() == private {
+            true => Ok(()),
+            false => self.mark(repository, private),
         }
-        if !private {
-            self.disk.remove(&marker)?;
-            return self.disk.sync_dir(repository);
-        }
-        let make = || fs::write(&marker, "").with_context(|| format!("cannot write {}", marker.display()));
-        self.disk.write(&marker, make)?;
-        self.disk.sync_dir(repository)
     }
 
     /// Adds a commit to the line. The caller holds the lock and has removed what is temporary.
@@ -339,9 +332,5 @@ fn copy(from: &Path, to: &Path) -> Result<FileSum> {
 fn commit_name(parent: Option<&str>, tree: &[(&str, FileSum)], message: &str) -> Result<String> {
     let tree: Vec<_> = tree.iter().map(|(name, sum)| (name, sum.bytes, &sum.sha256)).collect();
     let digest = Sha256::digest(serde_json::to_vec(&(parent, tree, message))?);
-    let mut commit = String::new();
-    for byte in &digest[..names::COMMIT_DIGITS / 2] {
-        write!(commit, "{byte:02x}")?;
-    }
-    Ok(commit)
+    Ok(hex::digits(&digest[..names::COMMIT_DIGITS / 2]))
 }

@@ -143,11 +143,7 @@ impl FolderHub {
 
     /// Opens a file of a commit; `None` where it holds none of that name.
     pub(crate) fn open_file(&self, repo_id: &str, commit: &str, name: &str) -> Result<Option<File>> {
-        let (dir, _) = self.commit_dir(repo_id, commit)?;
-        if !is_plain_name(name) {
-            return Ok(None);
-        }
-        regular_file::open_no_link(&dir.join(name)).with_context(|| format!("cannot read {name}"))
+        open_in(&self.commit_dir(repo_id, commit)?.0, name)
     }
 
     /// The folder of a commit that exists, and what the line says of it.
@@ -164,6 +160,18 @@ impl FolderHub {
             return Err(no(format!("{repo_id} has no commit {commit} in {}.", self.describe())));
         };
         Ok((repository.join(commit), entry))
+    }
+
+    /// Puts the mark of a private repository, or takes it away.
+    fn mark(&self, repository: &Path, private: bool) -> Result<()> {
+        let marker = repository.join(PRIVATE_FILE);
+        match private {
+            true => self.disk.write(&marker, || {
+                fs::write(&marker, "").with_context(|| format!("cannot write {}", marker.display()))
+            })?,
+            false => self.disk.remove(&marker)?,
+        }
+        self.disk.sync_dir(repository)
     }
 
     fn remove_temporary(&self, repository: &Path) -> Result<()> {
@@ -224,9 +232,10 @@ impl Hub for FolderHub {
     }
 
     fn download(&self, repo_id: &str, commit: &str, files: &[&RemoteFile], into: &Path) -> Result<Vec<Sha256Sum>> {
+        let (commit_dir, _) = self.commit_dir(repo_id, commit)?;
         let mut sums = Vec::with_capacity(files.len());
         for RemoteFile { path, .. } in files {
-            let Some(mut stored) = self.open_file(repo_id, commit, path)? else {
+            let Some(mut stored) = open_in(&commit_dir, path)? else {
                 let hub = self.describe();
                 return Err(no(format!("{repo_id} holds no file {path:?} at the commit {commit} in {hub}.")));
             };
@@ -254,13 +263,9 @@ impl Hub for FolderHub {
         let Some(is_private) = self.is_private(repo_id)? else {
             return Err(no(format!("There is no repository {repo_id} in {}.", self.describe())));
         };
-        let marker = self.repository(repo_id)?.join(PRIVATE_FILE);
-        match (is_private, private) {
-            (false, true) => self.disk.write(&marker, || {
-                File::create_new(&marker).with_context(|| format!("cannot write {}", marker.display())).map(drop)
-            }),
-            (true, false) => self.disk.remove(&marker),
-            _ => Ok(()),
+        match is_private == private {
+            true => Ok(()),
+            false => self.mark(&self.repository(repo_id)?, private),
         }
     }
 }
@@ -284,6 +289,14 @@ fn is_folder_below(dir: &Path, path: &Path) -> bool {
 /// Whether a folder is there, and not a link to one.
 fn is_folder(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
+}
+
+/// Opens a file of a commit's folder; `None` where it holds none of that name.
+fn open_in(commit_dir: &Path, name: &str) -> Result<Option<File>> {
+    if !is_plain_name(name) {
+        return Ok(None);
+    }
+    regular_file::open_no_link(&commit_dir.join(name)).with_context(|| format!("cannot read {name}"))
 }
 
 /// The files of a commit, sorted. Links, and whatever else never came through an upload, are none.

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc::Receiver;
 
 use crate::error::Failure;
+use crate::hub::hash::git_blob_digest;
 use crate::hub::{Checksum, RemoteFile, Sha256Sum};
 use crate::interrupt;
 
@@ -103,8 +104,8 @@ impl<'a> Part<'a> {
     fn begin(&mut self) {
         self.len = 0;
         self.sha256 = Sha256::new();
-        self.git_blob = matches!(self.wanted.sum, Some(Checksum::GitBlob(_)))
-            .then(|| Sha1::new_with_prefix(format!("blob {}\0", self.wanted.bytes)));
+        self.git_blob =
+            matches!(self.wanted.sum, Some(Checksum::GitBlob(_))).then(|| git_blob_digest(self.wanted.bytes));
     }
 
     /// Reads what an earlier process has left. It is gone on with only where a sum will tell whether it is right.

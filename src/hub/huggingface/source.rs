@@ -16,13 +16,13 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::stream;
 use reqwest::Body;
-use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use crate::error::input;
 use crate::hex;
 use crate::hub::file_hashes::{FileHashes, Stamp};
+use crate::hub::hash::git_blob;
 use crate::hub::{Checksum, RemoteFile, Sha256Sum};
 use crate::model::weights::is_plain_name;
 use crate::regular_file;
@@ -65,7 +65,7 @@ impl Source {
         let stamp = Stamp::of(&path)?;
         let hash = STANDARD.decode(hashes.file_hash(&path)?).context("a hash is no base64")?;
         let sha256: Sha256Sum = hash.try_into().map_err(|_| anyhow::anyhow!("a hash has another length"))?;
-        let oid = hex::write(sha256).split_off("0x".len());
+        let oid = hex::digits(sha256);
         let source = Self { name: name.to_owned(), bytes: stamp.bytes(), oid, sha256, path, stamp };
         source.check_unchanged()?;
         Ok(source)
@@ -91,7 +91,7 @@ impl Source {
         }
         Ok(match remote.sum {
             Some(Checksum::Sha256(sum)) => sum == self.sha256,
-            Some(Checksum::GitBlob(sum)) => sum == self.git_blob()?,
+            Some(Checksum::GitBlob(sum)) => sum == git_blob(&self.path)?,
             None => false,
         })
     }
@@ -154,13 +154,6 @@ impl Source {
             }
         }
         Ok(())
-    }
-
-    /// The SHA-1 of git's object.
-    fn git_blob(&self) -> Result<[u8; 20]> {
-        let mut digest = Sha1::new_with_prefix(format!("blob {}\0", self.bytes));
-        io::copy(&mut self.open()?.take(self.bytes), &mut digest).with_context(|| self.cannot_read())?;
-        Ok(digest.finalize().into())
     }
 
     fn open(&self) -> Result<File> {

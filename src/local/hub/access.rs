@@ -62,6 +62,14 @@ impl World {
         if is_there { Ok(Some(revision.to_owned())) } else { Err(Refusal::no_revision(revision)) }
     }
 
+    /// The repository and the commit that an address leads to, for who may see them.
+    pub(super) fn asked(&self, visitor: &Visitor, place: &Place) -> Result<(String, Option<String>), Refusal> {
+        let repo_id = place.repo_id();
+        self.check_visible(visitor, &repo_id)?;
+        let commit = self.commit(&repo_id, place.revision())?;
+        Ok((repo_id, commit))
+    }
+
     pub(super) fn xet(&self) -> Option<&dyn Xet> {
         self.options.xet.as_deref()
     }

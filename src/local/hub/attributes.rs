@@ -2,7 +2,10 @@
 
 use std::io::{self, Read};
 
-use sha1::{Digest, Sha1};
+use sha1::Digest;
+
+use crate::hex;
+use crate::hub::hash::git_blob_digest;
 
 /// Endings of the names of files that are large whatever their size.
 const LARGE: [&str; 22] = [
@@ -50,21 +53,16 @@ pub(super) fn pointer(sha256: &str, bytes: u64) -> String {
 
 /// The name of a file's object in git, in hexadecimal.
 pub(super) fn blob_id(content: &mut impl Read, bytes: u64) -> io::Result<String> {
-    let mut digest = Sha1::new_with_prefix(format!("blob {bytes}\0"));
+    let mut digest = git_blob_digest(bytes);
     let mut buffer = vec![0; 1 << 16];
     loop {
         match content.read(&mut buffer) {
-            Ok(0) => return Ok(hexadecimal(&digest.finalize())),
+            Ok(0) => return Ok(hex::digits(digest.finalize())),
             Ok(len) => digest.update(&buffer[..len]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
-}
-
-/// Digits without 0x before them.
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::access::{Place, Visitor, World, blocking};
-use super::attributes::{blob_id, hexadecimal, is_large, pointer};
+use super::attributes::{blob_id, is_large, pointer};
 use super::refusal::Refusal;
+use crate::hex;
 use crate::hub::{Checksum, Hub, RemoteFile};
 
 /// Entries of a page of the tree, at most.
@@ -78,7 +79,7 @@ impl World {
             return Ok(Item { path, bytes, blob_id, large: None });
         }
         let sha256 = match file.sum {
-            Some(Checksum::Sha256(sum)) => hexadecimal(&sum),
+            Some(Checksum::Sha256(sum)) => hex::digits(sum),
             _ => self.computed_sum(repo_id, commit, &path)?,
         };
         let pointer = pointer(&sha256, bytes);
@@ -103,7 +104,7 @@ impl World {
         let mut file = self.open(repo_id, commit, path)?;
         let mut digest = Sha256::new();
         std::io::copy(&mut file, &mut digest).map_err(anyhow::Error::from)?;
-        let sum = hexadecimal(&digest.finalize());
+        let sum = hex::digits(digest.finalize());
         if let Ok(mut sums) = self.sums.lock() {
             sums.insert(key, sum.clone());
         }
@@ -127,9 +128,7 @@ pub(super) async fn tree(
     Query(page): Query<Page>,
 ) -> Result<(HeaderMap, Json<Value>), Refusal> {
     blocking(move || {
-        let repo_id = place.repo_id();
-        world.check_visible(&visitor, &repo_id)?;
-        let commit = world.commit(&repo_id, place.revision())?;
+        let (repo_id, commit) = world.asked(&visitor, &place)?;
         if !place.path().is_empty() {
             return Err(Refusal::no_entry(format!("There is no folder {} in {repo_id}.", place.path())));
         }
@@ -178,9 +177,7 @@ pub(super) async fn paths_info(
         serde_json::from_str::<Asked>(&body).map_err(|error| Refusal::bad(error.to_string()))?.paths
     };
     blocking(move || {
-        let repo_id = place.repo_id();
-        world.check_visible(&visitor, &repo_id)?;
-        let Some(commit) = world.commit(&repo_id, place.revision())? else { return Ok(Json(json!([]))) };
+        let (repo_id, Some(commit)) = world.asked(&visitor, &place)? else { return Ok(Json(json!([]))) };
         let files = world.hub.files(&repo_id, &commit)?;
         let asked = files.iter().filter(|file| paths.contains(&file.path));
         let entries = asked.map(|file| Ok(world.item(&repo_id, &commit, file)?.entry()));

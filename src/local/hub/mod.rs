@@ -26,8 +26,8 @@ use std::sync::Arc;
 use anyhow::Result;
 
 pub use self::seams::{Fate, Moment, Observer, Xet, XetAccess};
-use self::server::Server;
 use crate::hub::folder::FolderHub;
+use crate::local::loopback::Serving;
 
 /// How it serves.
 #[derive(Clone, Default)]
@@ -48,13 +48,13 @@ impl fmt::Debug for Options {
 
 /// A server that runs until it is dropped.
 pub struct HubServer {
-    server: Server,
+    server: Serving,
 }
 
 impl HubServer {
     /// Serves a hub folder on a port of loopback; 0: any that is free.
     pub fn start(hub: Arc<FolderHub>, port: u16, options: Options) -> Result<Self> {
-        Ok(Self { server: Server::start(hub, port, options)? })
+        Ok(Self { server: server::serve(hub, port, options)? })
     }
 
     /// Where it listens.

@@ -18,7 +18,6 @@ use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 use tokio::sync::mpsc::Receiver;
 
-use super::attributes::hexadecimal;
 use crate::chain::wallet::fill_with_chance;
 use crate::checkpoint::free_bytes;
 use crate::error::input;
@@ -88,7 +87,7 @@ impl Objects {
     /// Leave to upload a file for a while.
     pub(super) fn grant(&self, sha256: &str, size: u64) -> Grant {
         let until = unix_seconds() + GRANT.as_secs();
-        let signature = hexadecimal(&self.mac(sha256, size, until).finalize().into_bytes());
+        let signature = hex::digits(self.mac(sha256, size, until).finalize().into_bytes());
         Grant { size, until, signature }
     }
 
@@ -122,7 +121,7 @@ impl Objects {
         if bytes != size {
             return Err(input(format!("{bytes} bytes or more came instead of {size}.")));
         }
-        if hexadecimal(&digest.finalize()) != sha256 {
+        if hex::digits(digest.finalize()) != sha256 {
             return Err(input(format!("The content is another one than that of the SHA-256 {sha256}.")));
         }
         self.keep(sha256, file)
@@ -136,7 +135,7 @@ impl Objects {
         }
         let mut digest = Sha256::new();
         let bytes = std::io::copy(&mut File::open(file.path())?, &mut digest)?;
-        if bytes != size || hexadecimal(&digest.finalize()) != sha256 {
+        if bytes != size || hex::digits(digest.finalize()) != sha256 {
             return Ok(false);
         }
         self.keep(sha256, file)?;

@@ -139,9 +139,7 @@ pub(super) async fn info(
     Query(detail): Query<Detail>,
 ) -> Result<Json<Value>, Refusal> {
     blocking(move || {
-        let repo_id = place.repo_id();
-        world.check_visible(&visitor, &repo_id)?;
-        let commit = world.commit(&repo_id, place.revision())?;
+        let (repo_id, commit) = world.asked(&visitor, &place)?;
         let with_blobs = detail.blobs.is_some_and(|blobs| !["0", "false", "False"].contains(&blobs.as_str()));
         let mut siblings = Vec::new();
         if let Some(commit) = &commit {
@@ -193,9 +191,7 @@ pub(super) async fn commits(
     Query(page): Query<Page>,
 ) -> Result<(HeaderMap, Json<Value>), Refusal> {
     blocking(move || {
-        let repo_id = place.repo_id();
-        world.check_visible(&visitor, &repo_id)?;
-        let commit = world.commit(&repo_id, place.revision())?;
+        let (repo_id, commit) = world.asked(&visitor, &place)?;
         let mut log = world.hub.log(&repo_id)?;
         log.reverse();
         let first = log.iter().position(|entry| Some(&entry.commit) == commit.as_ref()).unwrap_or(log.len());

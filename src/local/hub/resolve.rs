@@ -38,11 +38,9 @@ pub(super) async fn resolve(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     blocking(move || {
-        let (repo_id, path) = (place.repo_id(), place.path());
-        world.check_visible(&visitor, &repo_id)?;
-        let Some(commit) = world.commit(&repo_id, place.revision())? else {
-            return Err(Refusal::no_entry(format!("{repo_id} has no files yet.")));
-        };
+        let (repo_id, commit) = world.asked(&visitor, &place)?;
+        let path = place.path();
+        let commit = commit.ok_or_else(|| Refusal::no_entry(format!("{repo_id} has no files yet.")))?;
         let absent = || Refusal::no_entry(format!("There is no file {path} in {repo_id} at {commit}.")).at(&commit);
         let files = world.hub.files(&repo_id, &commit)?;
         let file = files.iter().find(|file| file.path == path).ok_or_else(absent)?;

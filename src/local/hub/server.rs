@@ -1,10 +1,9 @@
 //! The socket: HTTP on loopback, in a thread of its own, and where each address leads.
 
 use std::collections::HashMap;
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -24,7 +23,7 @@ use super::objects::Objects;
 use super::refusal::Refusal;
 use super::{Fate, Moment, Options, commit, files, lfs, repository, resolve};
 use crate::hub::folder::FolderHub;
-use crate::local::loopback;
+use crate::local::loopback::{self, Serving};
 
 /// What is sent as JSON, but for commits, which are bounded by themselves.
 const MAX_JSON_BYTES: usize = 1 << 20;
@@ -35,73 +34,48 @@ const MAX_WAITING_THREADS: usize = 32;
 /// How long the end waits for answers that are under way.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A server that runs until it is dropped.
-pub(super) struct Server {
-    address: SocketAddr,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Server {
-    /// Serves a hub.
-    pub(super) fn start(hub: Arc<FolderHub>, port: u16, options: Options) -> Result<Self> {
-        let objects = Objects::of(hub.dir())?;
-        let listener = loopback::listen(port)?;
-        let address = listener.local_addr()?;
-        let (sums, turns) = (Mutex::new(HashMap::new()), Semaphore::new(MAX_SENDERS));
-        let world = Arc::new(World { hub, objects, sums, turns, options });
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .max_blocking_threads(MAX_WAITING_THREADS)
-            .thread_name("hub-server")
-            .enable_all()
-            .build()
-            .context("the threads of the hub's server cannot be started")?;
-        let listener = {
-            let _guard = runtime.enter();
-            TcpListener::from_std(listener).context("the hub's server cannot listen")?
-        };
-        let (stop, stopped) = oneshot::channel::<()>();
-        let serve = move || {
-            runtime.block_on(async {
-                let is_watched = world.options.observer.is_some();
-                let router = router(world);
-                let serving = async {
-                    match is_watched {
-                        true => {
-                            let service = router.into_make_service_with_connect_info::<Watched>();
-                            axum::serve(listener, service).await
-                        }
-                        false => {
-                            let service = router.into_make_service_with_connect_info::<Unwatched>();
-                            axum::serve(listener, service).await
-                        }
+/// Serves a hub.
+pub(super) fn serve(hub: Arc<FolderHub>, port: u16, options: Options) -> Result<Serving> {
+    let objects = Objects::of(hub.dir())?;
+    let listener = loopback::listen(port)?;
+    let address = listener.local_addr()?;
+    let (sums, turns) = (Mutex::new(HashMap::new()), Semaphore::new(MAX_SENDERS));
+    let world = Arc::new(World { hub, objects, sums, turns, options });
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(MAX_WAITING_THREADS)
+        .thread_name("hub-server")
+        .enable_all()
+        .build()
+        .context("the threads of the hub's server cannot be started")?;
+    let listener = {
+        let _guard = runtime.enter();
+        TcpListener::from_std(listener).context("the hub's server cannot listen")?
+    };
+    let serve = move |stopped: oneshot::Receiver<()>| {
+        runtime.block_on(async {
+            let is_watched = world.options.observer.is_some();
+            let router = router(world);
+            let serving = async {
+                match is_watched {
+                    true => {
+                        let service = router.into_make_service_with_connect_info::<Watched>();
+                        axum::serve(listener, service).await
                     }
-                };
-                tokio::select! {
-                    _ = stopped => {}
-                    _ = serving => {}
+                    false => {
+                        let service = router.into_make_service_with_connect_info::<Unwatched>();
+                        axum::serve(listener, service).await
+                    }
                 }
-            });
-            runtime.shutdown_timeout(PATIENCE);
-        };
-        let thread = thread::Builder::new().name("hub-server".to_owned()).spawn(serve)?;
-        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
-    }
-
-    /// Where it listens.
-    pub(super) fn address(&self) -> SocketAddr {
-        self.address
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            thread.join().ok();
-        }
-    }
+            };
+            tokio::select! {
+                _ = stopped => {}
+                _ = serving => {}
+            }
+        });
+        runtime.shutdown_timeout(PATIENCE);
+    };
+    Serving::start("hub-server", address, serve)
 }
 
 fn router(world: Arc<World>) -> Router {

@@ -32,11 +32,11 @@ use anyhow::Result;
 
 use crate::chain::ledger::Ledger;
 use crate::error::input;
+use crate::local::loopback::Serving;
 
 pub use self::accounts::account;
 use self::node::Node;
 use self::program::Program;
-use self::server::Server;
 
 /// Which of the chain's programs it looks like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Spec {
 pub struct Devnet {
     node: Arc<Node>,
     programs: [(Spec, Arc<Program>); 2],
-    server: Server,
+    server: Serving,
 }
 
 impl Devnet {
@@ -86,7 +86,7 @@ impl Devnet {
         let program = |spec| Program::new(spec, limit).map(|program| (spec, Arc::new(program)));
         let programs = [program(Spec::V143)?, program(Spec::V185)?];
         let node = Arc::new(Node::new(ledger, of_spec(&programs, spec), finality_lag)?);
-        let server = Server::start(Arc::clone(&node), port)?;
+        let server = server::serve(Arc::clone(&node), port)?;
         Ok(Self { node, programs, server })
     }
 

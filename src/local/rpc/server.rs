@@ -2,9 +2,7 @@
 //!
 //! What waits for the ledger or for another request does so on threads of its own, so that two are enough to listen.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -18,7 +16,7 @@ use super::methods::METHODS;
 use super::node::Node;
 use super::origin::OriginLayer;
 use super::subscriptions::{self, FINALIZED_HEADS, NAMES};
-use crate::local::loopback::{self, OWN_HOSTS};
+use crate::local::loopback::{self, OWN_HOSTS, Serving};
 
 /// Keys of a thousand storage entries have some 140 kB.
 const MAX_REQUEST_BYTES: u32 = 1 << 20;
@@ -38,72 +36,47 @@ const MAX_WAITING_THREADS: usize = 16;
 /// How long the end waits for answers that are under way.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A server that runs until it is dropped.
-pub(super) struct Server {
-    address: SocketAddr,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Server {
-    /// Serves a node.
-    pub(super) fn start(node: Arc<Node>, port: u16) -> Result<Self> {
-        let listener = loopback::listen(port)?;
-        let address = listener.local_addr()?;
-        let module = module(&node)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .max_blocking_threads(MAX_WAITING_THREADS)
-            .thread_name("devnet")
-            .enable_all()
-            .build()
-            .context("the threads of the node cannot be started")?;
-        let config = ServerConfig::builder()
-            .max_request_body_size(MAX_REQUEST_BYTES)
-            .max_response_body_size(MAX_RESPONSE_BYTES)
-            .max_connections(MAX_CONNECTIONS)
-            .max_subscriptions_per_connection(MAX_SUBSCRIPTIONS)
-            .set_batch_request_config(BatchRequestConfig::Limit(MAX_BATCH))
-            .set_id_provider(RandomStringIdProvider::new(16))
-            .build();
-        // A web page has the browser send what it likes: it is told apart by where it says it comes from and goes to.
-        let hosts = HostFilterLayer::new(OWN_HOSTS.map(|host| format!("{host}:*")))?;
-        let filter = ServiceBuilder::new().layer(hosts).layer(OriginLayer);
-        let server = {
-            let _guard = runtime.enter();
-            let builder = ServerBuilder::with_config(config).set_http_middleware(filter);
-            builder.build_from_tcp(listener).context("the node cannot listen")?
-        };
-        let (stop, stopped) = oneshot::channel::<()>();
-        let serve = move || {
-            runtime.block_on(async {
-                let handle = server.start(module);
-                tokio::select! {
-                    _ = stopped => {}
-                    () = pass_time(&node) => {}
-                }
-                handle.stop().ok(); // it may have stopped by itself
-                tokio::time::timeout(PATIENCE, handle.stopped()).await.ok();
-            });
-            runtime.shutdown_timeout(PATIENCE);
-        };
-        let thread = thread::Builder::new().name("devnet".to_owned()).spawn(serve)?;
-        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
-    }
-
-    /// Where it listens.
-    pub(super) fn address(&self) -> SocketAddr {
-        self.address
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            thread.join().ok();
-        }
-    }
+/// Serves a node.
+pub(super) fn serve(node: Arc<Node>, port: u16) -> Result<Serving> {
+    let listener = loopback::listen(port)?;
+    let address = listener.local_addr()?;
+    let module = module(&node)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(MAX_WAITING_THREADS)
+        .thread_name("devnet")
+        .enable_all()
+        .build()
+        .context("the threads of the node cannot be started")?;
+    let config = ServerConfig::builder()
+        .max_request_body_size(MAX_REQUEST_BYTES)
+        .max_response_body_size(MAX_RESPONSE_BYTES)
+        .max_connections(MAX_CONNECTIONS)
+        .max_subscriptions_per_connection(MAX_SUBSCRIPTIONS)
+        .set_batch_request_config(BatchRequestConfig::Limit(MAX_BATCH))
+        .set_id_provider(RandomStringIdProvider::new(16))
+        .build();
+    // A web page has the browser send what it likes: it is told apart by where it says it comes from and goes to.
+    let hosts = HostFilterLayer::new(OWN_HOSTS.map(|host| format!("{host}:*")))?;
+    let filter = ServiceBuilder::new().layer(hosts).layer(OriginLayer);
+    let server = {
+        let _guard = runtime.enter();
+        let builder = ServerBuilder::with_config(config).set_http_middleware(filter);
+        builder.build_from_tcp(listener).context("the node cannot listen")?
+    };
+    let serve = move |stopped: oneshot::Receiver<()>| {
+        runtime.block_on(async {
+            let handle = server.start(module);
+            tokio::select! {
+                _ = stopped => {}
+                () = pass_time(&node) => {}
+            }
+            handle.stop().ok(); // it may have stopped by itself
+            tokio::time::timeout(PATIENCE, handle.stopped()).await.ok();
+        });
+        runtime.shutdown_timeout(PATIENCE);
+    };
+    Serving::start("devnet", address, serve)
 }
 
 /// Ends blocks although nobody asks. A ledger that does not answer now may do so later.

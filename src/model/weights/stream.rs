@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
+use crate::hex;
 use crate::regular_file;
 
 /// Elements of a block.
@@ -26,7 +27,7 @@ pub struct FileSum {
 }
 
 fn sum(bytes: u64, digest: Sha256) -> FileSum {
-    FileSum { bytes, sha256: digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect() }
+    FileSum { bytes, sha256: hex::digits(digest.finalize()) }
 }
 
 /// Writes a new file block by block.

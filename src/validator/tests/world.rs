@@ -24,6 +24,7 @@ use crate::error::Failure;
 use crate::field::{self, Competitor};
 use crate::hub::fetch::{Cache, publishable_hash};
 use crate::hub::folder::FolderHub;
+use crate::hub::testing::HubOver;
 use crate::hub::{Hub, RemoteFile, Sha256Sum, Upload};
 use crate::metrics::printer::Printer;
 use crate::metrics::printer::tests::Captured;
@@ -87,12 +88,9 @@ impl VanishingHub {
     }
 }
 
-impl Hub for VanishingHub {
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-    fn check_writable(&self, repo_id: &str) -> Result<()> {
-        self.inner.check_writable(repo_id)
+impl HubOver for VanishingHub {
+    fn inner(&self) -> &dyn Hub {
+        &self.inner
     }
     fn newest_commit(&self, repo_id: &str) -> Result<Option<String>> {
         self.check(repo_id).and_then(|()| self.inner.newest_commit(repo_id))
@@ -105,15 +103,6 @@ impl Hub for VanishingHub {
     }
     fn download(&self, repo_id: &str, commit: &str, files: &[&RemoteFile], into: &Path) -> Result<Vec<Sha256Sum>> {
         self.check(repo_id).and_then(|()| self.inner.download(repo_id, commit, files, into))
-    }
-    fn upload(&self, upload: &Upload<'_>) -> Result<String> {
-        self.inner.upload(upload)
-    }
-    fn is_private(&self, repo_id: &str) -> Result<Option<bool>> {
-        self.inner.is_private(repo_id)
-    }
-    fn set_private(&self, repo_id: &str, private: bool) -> Result<()> {
-        self.inner.set_private(repo_id, private)
     }
 }
 

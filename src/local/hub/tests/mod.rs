@@ -158,7 +158,7 @@ impl World {
 }
 
 fn sha256(content: &[u8]) -> String {
-    attributes::hexadecimal(&Sha256::digest(content))
+    crate::hex::digits(Sha256::digest(content))
 }
 
 fn header(parent: Option<&str>) -> Value {

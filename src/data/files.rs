@@ -148,7 +148,7 @@ impl Source for Files {
         self.files.len() as u64
     }
 
-    fn documents(&self, shard: u64, from: u64) -> Result<Documents> {
+    fn documents(&self, shard: u64, from: u64, _: Option<u64>) -> Result<Documents> {
         let part = self.part;
         self.files[shard as usize].documents(&self.text_key, move |document| part.holds(shard, document), from)
     }
@@ -252,7 +252,7 @@ mod tests {
     fn try_read(source: &Files) -> Result<Vec<String>> {
         let mut texts = Vec::new();
         for shard in 0..source.num_shards() {
-            for text in source.documents(shard, 0)? {
+            for text in source.documents(shard, 0, None)? {
                 texts.push(text?);
             }
         }
@@ -297,11 +297,11 @@ mod tests {
         let folder = folder(&[("a.jsonl", &lines), ("b.jsonl.gz", &gzip(&lines)), ("c.txt", b"x")]);
         let source = open(&folder, &["a.jsonl", "b.jsonl.gz", "c.txt"]).unwrap();
         for (shard, len) in [(0, 7), (1, 7), (2, 1)] {
-            let all: Vec<String> = source.documents(shard, 0).unwrap().map(|text| text.unwrap()).collect();
+            let all: Vec<String> = source.documents(shard, 0, None).unwrap().map(|text| text.unwrap()).collect();
             assert_eq!(all.len(), len);
             for from in 0..=len + 1 {
                 let rest: Vec<String> =
-                    source.documents(shard, from as u64).unwrap().map(|text| text.unwrap()).collect();
+                    source.documents(shard, from as u64, None).unwrap().map(|text| text.unwrap()).collect();
                 assert_eq!(rest, all[from.min(len)..]);
             }
         }

@@ -143,9 +143,9 @@ impl Source for Stoppable {
         self.source.num_shards()
     }
 
-    fn documents(&self, shard: u64, from: u64) -> Result<Documents> {
+    fn documents(&self, shard: u64, from: u64, seed: Option<u64>) -> Result<Documents> {
         let stop = self.stop.clone();
-        let documents = self.source.documents(shard, from)?;
+        let documents = self.source.documents(shard, from, seed)?;
         Ok(Box::new(documents.map(move |document| match stop.load(Ordering::Relaxed) {
             true => Err(anyhow!("nobody needs more data")),
             false => document,
@@ -244,7 +244,7 @@ mod tests {
             1
         }
 
-        fn documents(&self, _: u64, _: u64) -> Result<Documents> {
+        fn documents(&self, _: u64, _: u64, _: Option<u64>) -> Result<Documents> {
             let then = self.0;
             Ok(Box::new(std::iter::once(Ok("one two three".to_owned())).chain(std::iter::from_fn(then))))
         }

@@ -13,7 +13,9 @@ pub mod packing;
 pub mod pages;
 mod pretokenize;
 pub mod sample;
+pub mod set_aside;
 pub mod source;
+pub mod stages;
 mod text_file;
 pub mod token_lists;
 pub mod tokenizer;
@@ -58,14 +60,17 @@ pub fn open(recipe: &Recipe, sequence_length: usize) -> Result<Opened> {
             (Arc::new(training), Arc::new(held_out))
         }
         SourceKind::Files => {
-            let all = Files::open(&data.paths, "data.paths", &data.text_key)?;
+            let all = Files::open(&data.paths, "data.paths", data.text_key())?;
             let (training, held_out) = if data.held_out.is_empty() {
                 all.split(data.held_out_every)?
             } else {
-                let held_out = Files::open(&data.held_out, "data.held_out", &data.text_key)?;
+                let held_out = Files::open(&data.held_out, "data.held_out", data.text_key())?;
                 (all.without(&held_out)?, held_out)
             };
             (Arc::new(training), Arc::new(held_out))
+        }
+        SourceKind::RefinedwebRows | SourceKind::RefinedwebParquet | SourceKind::Tokens => {
+            anyhow::bail!("not yet")
         }
     };
     let max_document_tokens = match data.max_document_tokens {
@@ -135,7 +140,10 @@ mod tests {
     }
 
     fn texts(source: &dyn Source) -> Vec<String> {
-        (0..source.num_shards()).flat_map(|shard| source.documents(shard, 0).unwrap()).map(Result::unwrap).collect()
+        (0..source.num_shards())
+            .flat_map(|shard| source.documents(shard, 0, None).unwrap())
+            .map(Result::unwrap)
+            .collect()
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl Stream {
             Some(documents) => documents,
             None => {
                 let shard = self.order.as_ref().map_or(self.cursor.shard, |order| order.at(self.cursor.shard));
-                self.documents.insert(self.source.documents(shard, self.cursor.document)?)
+                self.documents.insert(self.source.documents(shard, self.cursor.document, None)?)
             }
         };
         let Some(text) = documents.next().transpose()? else { return Ok(false) };
@@ -191,7 +191,7 @@ pub(super) mod tests {
             self.0.len() as u64
         }
 
-        fn documents(&self, shard: u64, from: u64) -> Result<Documents> {
+        fn documents(&self, shard: u64, from: u64, _: Option<u64>) -> Result<Documents> {
             let documents = self.0[shard as usize].clone();
             Ok(Box::new(documents.into_iter().skip(from as usize).map(Ok)))
         }

@@ -42,7 +42,7 @@ impl Pages {
         let (mut tokens, mut ends) = (Vec::new(), Vec::new());
         let source = data.held_out.as_ref();
         'enough: for shard in 0..source.num_shards() {
-            for text in source.documents(shard, 0)? {
+            for text in source.documents(shard, 0, None)? {
                 packing.pack(&data.tokenizer, &text?, &mut tokens);
                 ends.push(tokens.len());
                 if ends.len() == MAX_DOCUMENTS {

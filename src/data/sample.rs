@@ -49,7 +49,7 @@ impl Source for Sample {
         self.range.len() as u64
     }
 
-    fn documents(&self, shard: u64, from: u64) -> Result<Documents> {
+    fn documents(&self, shard: u64, from: u64, _: Option<u64>) -> Result<Documents> {
         let document = self.documents[self.range.clone()].get(shard as usize).filter(|_| from == 0).cloned();
         Ok(Box::new(document.into_iter().map(Ok)))
     }
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     fn text(source: &Sample, shard: u64) -> String {
-        source.documents(shard, 0).unwrap().next().unwrap().unwrap()
+        source.documents(shard, 0, None).unwrap().next().unwrap().unwrap()
     }
 
     #[test]
@@ -72,7 +72,7 @@ mod tests {
         assert!(text(&training, 0).starts_with("SENSE AND SENSIBILITY\nby Jane Austen\n(1811)\nCHAPTER 1\nThe family"));
         assert!(text(&held_out, 197).ends_with("than in its national importance.\nFinis"));
         assert_ne!(text(&training, 1799), text(&held_out, 0));
-        assert!(training.documents(3, 1).unwrap().next().is_none());
+        assert!(training.documents(3, 1, None).unwrap().next().is_none());
     }
 
     #[test]

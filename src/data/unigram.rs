@@ -66,7 +66,7 @@ pub(super) fn first_tokens(source: &dyn Source, data: &Opened, max: usize) -> Re
     let mut tokens = Vec::new();
     let (mut read, mut lost) = (0, 0);
     'enough: for shard in 0..source.num_shards() {
-        for text in source.documents(shard, 0)? {
+        for text in source.documents(shard, 0, None)? {
             let (text, start) = (text?, tokens.len());
             packing.pack(tokenizer, &text, &mut tokens);
             read += text.len();

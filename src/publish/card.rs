@@ -79,6 +79,8 @@ impl Run {
         let source = match data.source {
             SourceKind::Sample => "the sample text that assay carries",
             SourceKind::Files => "text of the miner's own",
+            SourceKind::RefinedwebRows | SourceKind::RefinedwebParquet => data.dataset.as_str(),
+            SourceKind::Tokens => "text that was tokenized before",
         };
         let tokens = self.step.saturating_mul(train.tokens_per_step as u64);
         let [step, steps, tokens] = [self.step, train.steps as u64, tokens].map(count);
@@ -97,6 +99,8 @@ impl Losses {
         let text = match source {
             Some(SourceKind::Sample) => " of the sample text",
             Some(SourceKind::Files) => " held out of the miner's own text",
+            Some(SourceKind::RefinedwebRows | SourceKind::RefinedwebParquet) => " of rows that training left out",
+            Some(SourceKind::Tokens) => " of text that training left out",
             None => "",
         };
         format!(

@@ -190,39 +190,106 @@ pub enum Init {
 pub struct Data {
     /// Which kind of source.
     pub source: SourceKind,
-    /// `files` only: files, folders (searched recursively) and globs of .jsonl, .txt, .gz, .zst; like every path in a
-    /// recipe relative to the current directory.
+    /// `files`: files, folders (searched recursively) and globs of .jsonl, .txt, .gz, .zst; `refinedweb-parquet`: shards on
+    /// this machine instead of the hub's; `tokens`: what `assay data prepare` wrote. Like every path in a recipe relative to
+    /// the current directory.
     #[serde(default)]
     pub paths: Vec<PathBuf>,
     /// `files` only: files, folders and globs kept for the held-out loss; default: every `held_out_every`-th page.
     #[serde(default)]
     pub held_out: Vec<PathBuf>,
-    /// `files` without `held_out`: every n-th page of 100 documents is held out.
+    /// `files` without `held_out`: every n-th page of 100 documents is held out; `refinedweb-*`: every n-th stretch of 1,000
+    /// rows.
     #[serde(default = "default_held_out_every")]
     pub held_out_every: usize,
-    /// `files` only: the key of the text in a line of JSON.
-    #[serde(default = "default_text_key")]
-    pub text_key: String,
+    /// `files` and `refinedweb-*`: the key or the column of the text; default `text` in files, `content` in RefinedWeb.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_key: Option<String>,
     /// Documents longer than this are cut, as validators do; default the rules' sequence length; 0: never.
     pub max_document_tokens: Option<usize>,
+    /// `refinedweb-*` only: which data set, as the hub names it.
+    #[serde(default = "default_dataset")]
+    pub dataset: String,
+    /// `refinedweb-parquet` from the hub only: a commit or a branch. A run goes on with the commit that it began with.
+    #[serde(default = "default_revision")]
+    pub revision: String,
+    /// `refinedweb-parquet` only: train on these shards alone, by globs over their paths in the data set; default all.
+    #[serde(default)]
+    pub shards: Vec<String>,
+    /// `refinedweb-rows`, and `score.source: refinedweb-rows`: where the data set's viewer is reached.
+    #[serde(default = "default_rows_endpoint")]
+    pub rows_endpoint: String,
+    /// `refinedweb-*` only: so many row groups (pages of 100 rows) are open at once and read in turn.
+    #[serde(default = "default_interleave")]
+    pub interleave: usize,
+    /// Where what was learned of a data set, and its pages, are kept; default `~/.assay/data`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
+    /// `refinedweb-*` only: requests under way at once.
+    #[serde(default = "default_readers")]
+    pub readers: usize,
+    /// Threads that tokenize; 0: as many as the machine has to spare, at least one.
+    #[serde(default)]
+    pub tokenizer_threads: usize,
+    /// How many MB of text may lie ready ahead of the tokenizer.
+    #[serde(default = "default_queue_mb")]
+    pub queue_mb: usize,
+}
+
+impl Data {
+    /// Whether it is the data set that validators score on, or one that is read as it is.
+    pub fn is_refinedweb(&self) -> bool {
+        matches!(self.source, SourceKind::RefinedwebRows | SourceKind::RefinedwebParquet)
+    }
+
+    /// The key of the text in a line of JSON, or its column.
+    pub fn text_key(&self) -> &str {
+        self.text_key.as_deref().unwrap_or(if self.is_refinedweb() { "content" } else { "text" })
+    }
 }
 
 fn default_held_out_every() -> usize {
     100
 }
 
-fn default_text_key() -> String {
-    "text".to_owned()
+fn default_dataset() -> String {
+    "tiiuae/falcon-refinedweb".to_owned()
+}
+
+fn default_revision() -> String {
+    "main".to_owned()
+}
+
+fn default_rows_endpoint() -> String {
+    "https://datasets-server.huggingface.co".to_owned()
+}
+
+fn default_interleave() -> usize {
+    8
+}
+
+fn default_readers() -> usize {
+    4
+}
+
+fn default_queue_mb() -> usize {
+    64
 }
 
 /// Kinds of text sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum SourceKind {
     /// The text embedded in the program: six novels.
     Sample,
     /// The user's own files.
     Files,
+    /// RefinedWeb, page by page from the data set's viewer, as validators read it.
+    RefinedwebRows,
+    /// RefinedWeb's parquet shards, from the hub or from this machine.
+    RefinedwebParquet,
+    /// Tokens that `assay data prepare` wrote.
+    Tokens,
 }
 
 /// How long and in what portions to train.
@@ -376,11 +443,24 @@ pub struct Score {
     pub budget: f64,
     /// Where models are scored; default where the model is trained.
     pub device: Option<DeviceChoice>,
+    /// What pages are drawn from; default `refinedweb-rows` where the recipe trains on that, else `held-out`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<ScoreSource>,
+}
+
+/// What pages are drawn from to score models on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScoreSource {
+    /// The documents that training leaves out.
+    HeldOut,
+    /// The pages of the data set's viewer that validators draw.
+    RefinedwebRows,
 }
 
 impl Default for Score {
     fn default() -> Self {
-        Self { every: 0, pages: None, page_documents: 100, budget: 0.02, device: None }
+        Self { every: 0, pages: None, page_documents: 100, budget: 0.02, device: None, source: None }
     }
 }
 
@@ -636,8 +716,17 @@ mod tests {
                 paths: Vec::new(),
                 held_out: Vec::new(),
                 held_out_every: default_held_out_every(),
-                text_key: default_text_key(),
+                text_key: None,
                 max_document_tokens: None,
+                dataset: default_dataset(),
+                revision: default_revision(),
+                shards: Vec::new(),
+                rows_endpoint: default_rows_endpoint(),
+                interleave: default_interleave(),
+                cache: None,
+                readers: default_readers(),
+                tokenizer_threads: 0,
+                queue_mb: default_queue_mb(),
             },
             train: Train {
                 recompute: Recompute::None,

@@ -294,7 +294,7 @@ train:
             (
                 "source: sample",
                 "source: sampel",
-                "r.yaml:7:11: data.source: unknown choice `sampel`; did you mean `sample`? There is `sample` and `files`",
+                "r.yaml:7:11: data.source: unknown choice `sampel`; did you mean `sample`? There is `sample`, `files`, `refinedweb-rows`, `refinedweb-parquet` and `tokens`",
             ),
             (
                 "source: sample",

@@ -8,7 +8,7 @@ use std::thread;
 
 use anyhow::Result;
 
-use super::{DeviceChoice, PublishMode, Recipe, validate, warnings};
+use super::{DeviceChoice, PublishMode, Recipe, ScoreSource, SourceKind, validate, warnings};
 use crate::error::input;
 use crate::figures::count;
 use crate::model::arch::Arch;
@@ -74,6 +74,10 @@ impl Recipe {
         let row_len = *self.train.sequence_length.get_or_insert(scored_len);
         let threads = *self.train.threads.get_or_insert_with(all_cores);
         self.data.max_document_tokens.get_or_insert(scored_len);
+        self.score.source.get_or_insert(match self.data.source {
+            SourceKind::RefinedwebRows => ScoreSource::RefinedwebRows,
+            _ => ScoreSource::HeldOut,
+        });
         let pages = *self.score.pages.get_or_insert(rules.validator.pages_per_step);
         self.gate.max_pages.get_or_insert(pages.saturating_mul(100));
         self.chain.hotkeys = Some(self.chain.hotkeys());

@@ -207,8 +207,30 @@ fn data(findings: &mut Findings, resolved: &Resolved) {
             "data.paths",
             "is empty; name files, folders or globs of .jsonl or .txt to train on, or set data.source to sample",
         );
-        findings.add_if(data.text_key.is_empty(), "data.text_key", "is empty; name the key of the text in each line");
     }
+    if data.source == SourceKind::Tokens {
+        let sentence = "is empty; name the folder that `assay data prepare` wrote";
+        findings.add_if(data.paths.is_empty(), "data.paths", sentence);
+    }
+    let is_empty = data.text_key.as_ref().is_some_and(String::is_empty);
+    findings.add_if(is_empty, "data.text_key", "is empty; name the key or the column of the text");
+    if let Err(sentence) = names::repository(&data.dataset) {
+        findings.add("data.dataset", sentence);
+    }
+    let shards = data.shards.iter().find_map(|shard| Some((shard, glob::Pattern::new(shard).err()?)));
+    if let Some((shard, error)) = shards {
+        findings.add("data.shards", format!("{shard:?} is not a valid glob: {error}"));
+    }
+    findings.at_least(1, "data.interleave", data.interleave);
+    findings.add_if(
+        data.interleave > 1_024,
+        "data.interleave",
+        "is more than 1,024, which a cursor would have to name",
+    );
+    findings.at_least(1, "data.readers", data.readers);
+    findings.add_if(data.readers > 256, "data.readers", "is more than 256; the hub would see an attack");
+    findings.add_if(data.tokenizer_threads > 256, "data.tokenizer_threads", "is more than 256");
+    findings.at_least(1, "data.queue_mb", data.queue_mb);
     let empty = |paths: &[std::path::PathBuf]| paths.iter().any(|path| path.as_os_str().is_empty());
     findings.add_if(empty(&data.paths), "data.paths", "has an empty path in it; remove it");
     findings.add_if(empty(&data.held_out), "data.held_out", "has an empty path in it; remove it");

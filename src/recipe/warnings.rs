@@ -3,27 +3,55 @@
 use super::resolve::{Finding, Resolved};
 use super::validate::Findings;
 use super::{
-    Backend, Bf16Rounding, Chain, DeviceChoice, Eval, Gate, GateRule, Recompute, ScheduleKind, Score, SourceKind,
-    default_held_out_every, default_text_key,
+    Backend, Bf16Rounding, Chain, Data, DeviceChoice, Eval, Gate, GateRule, Recompute, ScheduleKind, Score, SourceKind,
+    default_held_out_every, default_interleave, default_queue_mb, default_readers, default_revision,
 };
+
+/// Keys of the text that its kind of source does not look at.
+fn unused_data_keys(findings: &mut Findings, data: &Data) {
+    use SourceKind::{Files, RefinedwebParquet, RefinedwebRows, Sample, Tokens};
+    let source = data.source;
+    let mut unused_if = |is_set: bool, path, unless: &[SourceKind]| {
+        findings.add_if(is_set && !unless.contains(&source), path, "has no effect with this data.source");
+    };
+    let refinedweb = [RefinedwebRows, RefinedwebParquet];
+    unused_if(!data.paths.is_empty(), "data.paths", &[Files, RefinedwebParquet, Tokens]);
+    unused_if(!data.held_out.is_empty(), "data.held_out", &[Files]);
+    unused_if(data.text_key.is_some(), "data.text_key", &[Files, RefinedwebRows, RefinedwebParquet]);
+    unused_if(
+        data.held_out_every != default_held_out_every(),
+        "data.held_out_every",
+        &[Files, RefinedwebRows, RefinedwebParquet],
+    );
+    unused_if(data.revision != default_revision(), "data.revision", &[RefinedwebParquet]);
+    unused_if(!data.shards.is_empty(), "data.shards", &[RefinedwebParquet]);
+    unused_if(data.interleave != default_interleave(), "data.interleave", &refinedweb);
+    unused_if(data.readers != default_readers(), "data.readers", &refinedweb);
+    unused_if(data.queue_mb != default_queue_mb(), "data.queue_mb", &[Files, RefinedwebRows, RefinedwebParquet]);
+    unused_if(
+        data.tokenizer_threads != 0,
+        "data.tokenizer_threads",
+        &[Sample, Files, RefinedwebRows, RefinedwebParquet],
+    );
+    let has_paths = source == RefinedwebParquet && !data.paths.is_empty();
+    findings.add_if(
+        has_paths && data.revision != default_revision(),
+        "data.revision",
+        "has no effect where data.paths names shards on this machine",
+    );
+    findings.add_if(
+        source == Files && data.held_out_every != default_held_out_every() && !data.held_out.is_empty(),
+        "data.held_out_every",
+        "has no effect where data.held_out names files",
+    );
+}
 
 /// What is allowed but probably not meant.
 pub(super) fn warnings(resolved: &Resolved) -> Vec<Finding> {
     let mut findings = Findings::default();
     let (recipe, criteria) = (&resolved.recipe, &resolved.rules.criteria);
     let (data, schedule) = (&recipe.data, &recipe.schedule);
-    let files_only = "has no effect with data.source: sample";
-    if data.source == SourceKind::Sample {
-        findings.add_if(!data.paths.is_empty(), "data.paths", files_only);
-        findings.add_if(!data.held_out.is_empty(), "data.held_out", files_only);
-        findings.add_if(data.text_key != default_text_key(), "data.text_key", files_only);
-    }
-    findings.add_if(
-        data.held_out_every != default_held_out_every()
-            && (data.source == SourceKind::Sample || !data.held_out.is_empty()),
-        "data.held_out_every",
-        if data.source == SourceKind::Sample { files_only } else { "has no effect where data.held_out names files" },
-    );
+    unused_data_keys(&mut findings, data);
     let cut = data.max_document_tokens.unwrap_or(0);
     findings.add_if(
         cut != criteria.sequence_length,

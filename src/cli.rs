@@ -356,7 +356,8 @@ pub enum LocalCommand {
         #[command(flatten)]
         network: NetworkArgs,
     },
-    /// Serve the embedded chain as a node of Bittensor's would, or the hub as Hugging Face does, or both, until Ctrl-C.
+    /// Serve the embedded chain as a node of Bittensor's would, the hub as Hugging Face does, or shards of text as a data set
+    /// of Hugging Face's, until Ctrl-C.
     ///
     /// Recipes and other programs reach the chain as `endpoint: ws://127.0.0.1:PORT`. Whoever is registered by a name and
     /// not by an address has the key //NAME there. The node takes commitments and weights.
@@ -366,8 +367,11 @@ pub enum LocalCommand {
     /// --token. Large files are taken by plain PUT, for which newer versions of huggingface_hub want
     /// HF_HUB_DISABLE_XET=1. The hub is made if it is not there.
     ///
-    /// Both listen on loopback only.
-    #[command(group = ArgGroup::new("services").args(["rpc", "hub"]).required(true).multiple(true))]
+    /// They reach the shards as `hub.endpoint: http://127.0.0.1:PORT` for data.source refinedweb-parquet, and as
+    /// `data.rows_endpoint` for refinedweb-rows. Whatever data set is asked for, these are its shards.
+    ///
+    /// All listen on loopback only.
+    #[command(group = ArgGroup::new("services").args(["rpc", "hub", "dataset"]).required(true).multiple(true))]
     Serve {
         /// Serve the chain on this port; 0 takes one that is free.
         #[arg(long, value_name = "PORT")]
@@ -375,6 +379,12 @@ pub enum LocalCommand {
         /// Serve the hub on this port; 0 takes one that is free.
         #[arg(long, value_name = "PORT")]
         hub: Option<u16>,
+        /// Serve parquet shards on this port; 0 takes one that is free.
+        #[arg(long, value_name = "PORT", requires = "shards")]
+        dataset: Option<u16>,
+        /// The folder with the parquet shards, in it or in folders of it.
+        #[arg(long, value_name = "DIR", requires = "dataset")]
+        shards: Option<PathBuf>,
         /// The folder of the embedded network.
         #[arg(long, visible_alias = "local", value_name = "DIR", default_value = crate::recipe::LOCAL_DIR)]
         dir: PathBuf,

@@ -1,4 +1,5 @@
-//! `assay local`: the embedded network, a hub folder and a ledger on this machine, for practice and for tests.
+//! `assay local`: the embedded network, a hub folder and a ledger on this machine, and a server of shards of text, for
+//! practice and for tests.
 
 use std::fs::File;
 use std::path::Path;
@@ -18,6 +19,7 @@ use crate::hub::Hub;
 use crate::hub::folder::FolderHub;
 use crate::interrupt;
 use crate::local;
+use crate::local::dataset::{self, DatasetServer};
 use crate::local::hub::{self, HubServer};
 use crate::local::rpc::{self, Devnet, Spec};
 use crate::lock;
@@ -35,8 +37,10 @@ pub fn run(args: &LocalArgs, printer: &Printer) -> Result<()> {
             let options = local::Options { block_ms: (block_seconds * 1000.0).round() as u64 };
             printer.result(&network::make(&place.hub, &place.chain, &options)?)
         }
-        LocalCommand::Serve { rpc, hub, dir, spec, token } => {
+        LocalCommand::Serve { rpc, hub, dataset, shards, dir, spec, token } => {
             interrupt::install()?;
+            let dataset = dataset.zip(shards.as_deref());
+            let _dataset = dataset.map(|(port, shards)| serve_dataset(port, shards, printer)).transpose()?;
             let _hub = hub.map(|port| serve_hub(port, dir, token.clone(), printer)).transpose()?;
             let _chain = rpc.map(|port| serve_chain(port, dir, *spec, printer)).transpose()?;
             while !interrupt::requested() {
@@ -70,6 +74,18 @@ fn serve_hub(port: u16, dir: &Path, token: Option<String>, printer: &Printer) ->
     let (hub, endpoint) = (hub.describe(), server.endpoint());
     printer.result(&format!(
         "Serving {hub} until Ctrl-C, as `endpoint: {endpoint}` in recipes and HF_ENDPOINT={endpoint} for other programs."
+    ))?;
+    Ok(server)
+}
+
+/// Serves the shards of a folder until the server is dropped.
+fn serve_dataset(port: u16, dir: &Path, printer: &Printer) -> Result<DatasetServer> {
+    let server = DatasetServer::start(dir, port, dataset::Options::default())?;
+    let (num_shards, endpoint) = (count(server.num_shards() as u64), server.endpoint());
+    printer.result(&format!(
+        "Serving {num_shards} shards of {} as a data set of any name until Ctrl-C: `hub.endpoint: {endpoint}` and \
+         `data.rows_endpoint: {endpoint}` in recipes, HF_ENDPOINT={endpoint} for other programs.",
+        dir.display()
     ))?;
     Ok(server)
 }
@@ -138,6 +154,8 @@ mod tests {
         assert!(
             parses(&["--rpc", "0"]) && parses(&["--hub", "0"]) && parses(&["--rpc", "0", "--hub", "0", "--token", "t"])
         );
+        assert!(parses(&["--dataset", "0", "--shards", "d"]));
         assert!(!parses(&[]) && !parses(&["--rpc", "0", "--token", "t"]));
+        assert!(!parses(&["--dataset", "0"]) && !parses(&["--rpc", "0", "--shards", "d"]));
     }
 }

@@ -4,8 +4,12 @@
 //! than the validators' advantage for the earlier model, and it earns everything until then. The ledger appears last and
 //! as a whole: an init that was killed half-way is simply repeated.
 
+pub mod dataset;
+mod file_answer;
+mod http;
 pub mod hub;
 mod loopback;
+mod refusal;
 pub mod rpc;
 pub mod unigram;
 

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
 use super::files::Sums;
 use super::objects::Objects;
-use super::refusal::Refusal;
 use super::{Options, Xet};
 use crate::hub::folder::FolderHub;
 use crate::hub::{Hub, names};
+use crate::local::refusal::Refusal;
 
 /// The only branch.
 pub(super) const BRANCH: &str = "main";
@@ -124,20 +124,4 @@ impl FromRequestParts<Arc<World>> for Visitor {
         let endpoint = format!("http://{}", text(header::HOST).unwrap_or_default());
         Ok(Self { has_token: token.is_some(), endpoint })
     }
-}
-
-/// Whether a request comes from a program of this machine or a page of its own.
-pub(super) fn is_own(headers: &HeaderMap) -> bool {
-    use crate::local::loopback::{is_own_origin, is_own_place};
-    let is_own_host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).is_some_and(is_own_place);
-    let mut origins = headers.get_all(header::ORIGIN).iter();
-    is_own_host && origins.all(|origin| origin.to_str().is_ok_and(is_own_origin))
-}
-
-/// Does what waits for the disk, or computes, on a thread of its own.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
-) -> Result<T, Refusal> {
-    let failed = |_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "The server failed; its output says why.");
-    tokio::task::spawn_blocking(work).await.map_err(failed)?
 }

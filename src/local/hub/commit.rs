@@ -15,12 +15,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::access::{BRANCH, Place, Visitor, World, blocking};
+use super::access::{BRANCH, Place, Visitor, World};
 use super::attributes::is_large;
 use super::objects::is_sha256;
-use super::refusal::Refusal;
 use crate::hub::Hub;
 use crate::hub::folder::{Addition, Change, Changed};
+use crate::local::http::blocking;
+use crate::local::refusal::Refusal;
 use crate::model::weights::{FileSum, is_plain_name};
 
 /// A commit's body: files of up to 64 MiB together, in base64.

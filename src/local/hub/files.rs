@@ -11,11 +11,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::access::{Place, Visitor, World, blocking};
+use super::access::{Place, Visitor, World};
 use super::attributes::{blob_id, is_large, pointer};
-use super::refusal::Refusal;
 use crate::hex;
 use crate::hub::{Checksum, Hub, RemoteFile};
+use crate::local::http::blocking;
+use crate::local::refusal::Refusal;
 
 /// Entries of a page of the tree, at most.
 const MAX_PAGE: usize = 1000;
@@ -151,7 +152,7 @@ pub(super) async fn tree(
 }
 
 /// The header that leads to the next page.
-pub(super) fn link(next: &str) -> HeaderMap {
+pub(in crate::local) fn link(next: &str) -> HeaderMap {
     let value = format!("<{next}>; rel=\"next\"");
     value.parse().ok().map(|value| (header::LINK, value)).into_iter().collect()
 }
@@ -164,18 +165,7 @@ pub(super) async fn paths_info(
     headers: HeaderMap,
     body: String,
 ) -> Result<Json<Value>, Refusal> {
-    let is_form =
-        headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/x-www"));
-    let paths: Vec<String> = if is_form {
-        let pairs: Vec<(String, String)> = from_form(&body)?;
-        pairs.into_iter().filter(|(name, _)| name == "paths").map(|(_, path)| path).collect()
-    } else {
-        #[derive(Deserialize)]
-        struct Asked {
-            paths: Vec<String>,
-        }
-        serde_json::from_str::<Asked>(&body).map_err(|error| Refusal::bad(error.to_string()))?.paths
-    };
+    let paths = asked_paths(&headers, &body)?;
     blocking(move || {
         let (repo_id, Some(commit)) = world.asked(&visitor, &place)? else { return Ok(Json(json!([]))) };
         let files = world.hub.files(&repo_id, &commit)?;
@@ -184,6 +174,22 @@ pub(super) async fn paths_info(
         Ok(Json(entries.collect::<Result<Vec<_>, Refusal>>()?.into()))
     })
     .await
+}
+
+/// The paths that are asked for, as JSON or as a form.
+pub(in crate::local) fn asked_paths(headers: &HeaderMap, body: &str) -> Result<Vec<String>, Refusal> {
+    let is_form =
+        headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/x-www"));
+    if is_form {
+        let pairs = from_form(body)?;
+        return Ok(pairs.into_iter().filter(|(name, _)| name == "paths").map(|(_, path)| path).collect());
+    }
+    #[derive(Deserialize)]
+    struct Asked {
+        paths: Vec<String>,
+    }
+    let asked: Asked = serde_json::from_str(body).map_err(|error| Refusal::bad(error.to_string()))?;
+    Ok(asked.paths)
 }
 
 /// The pairs of a form.

@@ -16,9 +16,10 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::access::{Place, Visitor, World, blocking};
+use super::access::{Place, Visitor, World};
 use super::objects::{Grant, is_sha256};
-use super::refusal::Refusal;
+use crate::local::http::blocking;
+use crate::local::refusal::Refusal;
 use crate::model::weights::FileSum;
 
 /// Files of one request, at most.

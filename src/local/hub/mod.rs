@@ -11,7 +11,6 @@ mod commit;
 mod files;
 mod lfs;
 mod objects;
-mod refusal;
 mod repository;
 mod resolve;
 mod seams;
@@ -25,6 +24,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
+pub(super) use self::files::{asked_paths, link};
 pub use self::seams::{Fate, Moment, Observer, Xet, XetAccess};
 use crate::hub::folder::FolderHub;
 use crate::local::loopback::Serving;

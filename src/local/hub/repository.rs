@@ -10,12 +10,13 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::access::{BRANCH, Place, Visitor, World, blocking};
+use super::access::{BRANCH, Place, Visitor, World};
 use super::attributes;
 use super::files::link;
-use super::refusal::Refusal;
 use crate::hub::huggingface::ANY_NAMESPACE;
 use crate::hub::{ATTRIBUTES_FILE, Hub};
+use crate::local::http::blocking;
+use crate::local::refusal::Refusal;
 
 /// Namespace of a repository that is made without one, and the name of the user.
 const USER: &str = "local";

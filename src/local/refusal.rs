@@ -1,5 +1,7 @@
 //! Answers that are no, in the words of Hugging Face: a status, a code in `X-Error-Code`, and a sentence.
 
+use std::fmt;
+
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -55,8 +57,15 @@ impl Refusal {
         Self { commit: Some(commit.to_owned()), ..self }
     }
 
-    fn with_code(self, code: &'static str) -> Self {
+    /// With a code that clients tell refusals by.
+    pub(super) fn with_code(self, code: &'static str) -> Self {
         Self { code: Some(code), ..self }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

@@ -6,6 +6,7 @@
 use std::sync::mpsc::{Receiver, RecvError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
@@ -19,6 +20,8 @@ use crate::interrupt::Stop;
 const CHUNK_BYTES: usize = 64 << 10;
 /// Or at so many documents and ends of shards.
 const CHUNK_EVENTS: usize = 1024;
+/// Or when it has waited so long for documents that come slowly.
+const CHUNK_TIME: Duration = Duration::from_millis(20);
 /// Chunks that may be tokenized or ready, beside those that tokenizers work on.
 const QUEUED_CHUNKS: usize = 16;
 
@@ -104,7 +107,7 @@ fn hand_out(walk: impl FnOnce() -> Result<Walk>, job: &SyncSender<Job>, promise:
         Ok(walk) => walk,
         Err(error) => return fail(error),
     };
-    let mut texts = Texts::default();
+    let (mut texts, mut since) = (Texts::default(), Instant::now());
     loop {
         match walk.next() {
             Ok(event) => {
@@ -121,8 +124,11 @@ fn hand_out(walk: impl FnOnce() -> Result<Walk>, job: &SyncSender<Job>, promise:
             }
         }
         let is_full = texts.bytes >= CHUNK_BYTES || texts.events.len() >= CHUNK_EVENTS;
-        if is_full && !send(std::mem::take(&mut texts)) {
-            return;
+        if is_full || since.elapsed() >= CHUNK_TIME {
+            if !send(std::mem::take(&mut texts)) {
+                return;
+            }
+            since = Instant::now();
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The command line's types, no logic. Each verb's arguments go to the file of the same name in `commands/`.
 
 pub mod chain;
+pub mod data;
 pub mod wallet;
 
 use std::path::PathBuf;
@@ -65,6 +66,8 @@ pub enum Command {
     Chain(chain::ChainArgs),
     /// Bittensor's key files.
     Wallet(wallet::WalletArgs),
+    /// Look at a recipe's text, or write its tokens once so that training need not make them.
+    Data(data::DataArgs),
     /// Measure how fast this machine trains or scores.
     Bench(BenchArgs),
 }
@@ -466,6 +469,26 @@ pub enum BackendChoice {
 
 /// More than any model has, and small enough that products of a few of them do not overflow.
 const MAX_SIZE: usize = 1 << 20;
+
+fn parse_tokens(text: &str) -> Result<u64, String> {
+    let digits: String = text.chars().filter(|character| !matches!(character, '_' | ',')).collect();
+    let number = digits.parse().ok().or_else(|| {
+        let number: f64 = digits.parse().ok()?;
+        (number.fract() == 0.0 && (0.0..1e18).contains(&number)).then_some(number as u64)
+    });
+    number
+        .filter(|number| *number > 0)
+        .ok_or_else(|| "a whole number above 0, such as 15_700_000_000 or 1e9".to_owned())
+}
+
+fn parse_shard_tokens(text: &str) -> Result<u64, String> {
+    parse_tokens(text)?
+        .try_into()
+        .ok()
+        .filter(|tokens: &i32| *tokens > 0)
+        .map(|tokens| tokens as u64)
+        .ok_or_else(|| "a file has at most 2,147,483,647 tokens".to_owned())
+}
 
 fn parse_size(text: &str) -> Result<usize, String> {
     match text.parse() {

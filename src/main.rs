@@ -32,6 +32,7 @@ fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
         Command::Local(args) => commands::local::run(args, printer),
         Command::Chain(args) => commands::chain::run(args, printer),
         Command::Wallet(args) => commands::wallet::run(args, printer),
+        Command::Data(args) => commands::data::run(args, printer),
         Command::Bench(args) => commands::bench::run(args, printer),
     }
 }

@@ -61,7 +61,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     // From here on an end that was asked for keeps the losses that are known by then.
     interrupt::install()?;
 
-    let pages = place.pages(&rules)?;
+    let pages = place.pages(&rules, printer)?;
     let seed = args.seed.unwrap_or_else(fresh_seed);
     let pages_per_step = place.pages_per_step(&rules);
     let alone = LossCache::beside(&place.hub.cache);

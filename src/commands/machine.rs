@@ -78,6 +78,6 @@ fn free_gpu_memory(choice: DeviceChoice) -> Option<(String, u128)> {
 }
 
 /// Free space where a folder is or would be made.
-fn free_disk(dir: &Path) -> Option<u128> {
+pub(crate) fn free_disk(dir: &Path) -> Option<u128> {
     checkpoint::free_bytes(super::existing_folder(dir)).ok().map(u128::from)
 }

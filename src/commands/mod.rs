@@ -5,6 +5,7 @@ pub mod bench;
 pub mod chain;
 pub mod check;
 pub mod compare;
+pub mod data;
 pub mod emission;
 pub mod inspect;
 pub mod local;
@@ -20,8 +21,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::cli::{BackendChoice, NetworkArgs, ScoringArgs};
+use crate::data::PAGE_DOCUMENTS;
 use crate::data::pages::Pages;
-use crate::data::{self, PAGE_DOCUMENTS};
 use crate::metrics::printer::Printer;
 use crate::model::scorer::Scoring;
 use crate::network;
@@ -91,11 +92,13 @@ impl Place {
     }
 
     /// The pages of the recipe's text, or of the embedded one.
-    pub(crate) fn pages(&self, rules: &Rules) -> Result<Pages> {
+    pub(crate) fn pages(&self, rules: &Rules, printer: &Printer) -> Result<Pages> {
         let row_len = rules.criteria.sequence_length;
         let (text, page_documents) = match &self.resolved {
-            Some(resolved) => (data::open(&resolved.recipe, row_len)?, resolved.recipe.score.page_documents),
-            None => (data::open_sample(row_len)?, PAGE_DOCUMENTS),
+            Some(resolved) => {
+                (crate::data::open(&resolved.recipe, row_len, printer)?, resolved.recipe.score.page_documents)
+            }
+            None => (crate::data::open_sample(row_len)?, PAGE_DOCUMENTS),
         };
         Pages::read(&text, page_documents, row_len)
     }

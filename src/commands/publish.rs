@@ -125,7 +125,7 @@ fn through_gate(args: &PublishArgs, model_dir: &Path, resolved: &Resolved, print
         recipe.model.backend,
         printer,
     )?;
-    let data = data::open(recipe, resolved.rules.criteria.sequence_length)?;
+    let data = data::open(recipe, resolved.rules.criteria.sequence_length, printer)?;
     let contest = Contest::open(resolved, &placement, &data, printer)?;
     if args.prepare.is_none() && !args.dry_run {
         let network = &contest.network;

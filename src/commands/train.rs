@@ -119,7 +119,8 @@ fn dry_run(resolved: &Resolved, start: Start, printer: &Printer) -> Result<Strin
         lines.push(format!("First weights from {}.", dir.display()));
     }
     let sequence_length = resolved.rules.criteria.sequence_length;
-    let data = data::open(recipe, sequence_length)?;
+    let known = run_folder::known_data(&resolved.run_dir, start)?;
+    let data = data::open_again(recipe, sequence_length, known.as_ref(), printer)?;
     let held_out = HeldOut::read(&data, recipe.eval.rows, sequence_length)?;
     train::warn_of_cut_text(&held_out, printer);
     lines.push(format!(
@@ -128,8 +129,7 @@ fn dry_run(resolved: &Resolved, start: Start, printer: &Printer) -> Result<Strin
         held_out.unigram_cross_entropy
     ));
     let shape = LoaderShape { row_len: resolved.row_len, rows_per_batch: recipe.train.micro_batch };
-    let mut loader =
-        Loader::new(data.training, data.tokenizer, data.packing, shape, World::SINGLE, data::Cursor::default())?;
+    let mut loader = Loader::new(data.training, data.reading, shape, World::SINGLE, data::Cursor::default())?;
     let batch = loader.next_batch()?.ok_or_else(|| Failure::Interrupted("interrupted: nothing was written".into()))?;
     lines.push(format!("First batch: {} rows of {} tokens.", batch.num_rows, batch.row_len));
     if recipe.score.every > 0 {

@@ -28,7 +28,7 @@ pub fn run(args: &ValidateArgs, printer: &Printer) -> Result<()> {
     let scoring = place.scoring(&args.scoring, &rules, printer)?;
     let network = Network::open(&place.hub, &place.chain, printer)?;
     let sets_weights_as = hotkey(args, &network, printer)?;
-    let pages = place.pages(&rules)?;
+    let pages = place.pages(&rules, printer)?;
     let num_pages = args.pages.unwrap_or_else(|| place.pages_per_step(&rules));
 
     let clock = Arc::new(SystemClock);

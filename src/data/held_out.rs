@@ -35,7 +35,7 @@ impl HeldOut {
     pub fn read(data: &Opened, num_rows: usize, row_len: usize) -> Result<Self> {
         let wanted = num_rows.max(1);
         let max_tokens = wanted.saturating_mul(row_len).saturating_mul(SPREAD);
-        let (tokens, _) = first_tokens(data.held_out.as_ref(), data, max_tokens)?;
+        let (tokens, _) = first_tokens(&data.held_out, data, max_tokens)?;
         let available: Vec<&[u32]> = tokens.chunks_exact(row_len).collect();
         if available.is_empty() {
             return Err(input(format!(
@@ -63,22 +63,16 @@ impl HeldOut {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::sync::Arc;
-
     use super::super::packing::Packing;
-    use super::super::packing::tests::{Fixed, TOKENIZER};
+    use super::super::packing::tests::Fixed;
     use super::super::sample::Sample;
     use super::*;
     use crate::error::exit_code;
 
     fn data(training: &[&str], held_out: &[&str]) -> Opened {
-        let source = |texts: &[&str]| Arc::new(Fixed(texts.iter().map(|text| vec![text.to_string()]).collect()));
-        Opened {
-            tokenizer: TOKENIZER.clone(),
-            training: source(training),
-            held_out: source(held_out),
-            packing: Packing { max_document_tokens: Some(1024), shuffle_seed: Some(1) },
-        }
+        let source = |texts: &[&str]| Fixed(texts.iter().map(|text| vec![text.to_string()]).collect(), false);
+        let packing = Packing { max_document_tokens: Some(1024), shuffle_seed: Some(1), interleave: 1 };
+        Opened::plain(source(training), source(held_out), packing).unwrap()
     }
 
     #[test]
@@ -124,9 +118,8 @@ mod tests {
     #[test]
     fn the_sample_texts_unigram_figures_stay_what_they_are() {
         let (training, held_out) = Sample::open().unwrap();
-        let packing = Packing { max_document_tokens: Some(1024), shuffle_seed: None };
-        let (training, held_out) = (Arc::new(training), Arc::new(held_out));
-        let data = Opened { tokenizer: TOKENIZER.clone(), training, held_out, packing };
+        let packing = Packing { max_document_tokens: Some(1024), shuffle_seed: None, interleave: 1 };
+        let data = Opened::plain(training, held_out, packing).unwrap();
         let held_out = HeldOut::read(&data, 32, 1024).unwrap();
         assert_eq!(held_out.rows.len(), 32);
         assert!((held_out.unigram_entropy - 6.221_592).abs() < 1e-5, "{}", held_out.unigram_entropy);

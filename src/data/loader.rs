@@ -5,25 +5,29 @@
 //! rank reads the whole stream and passes over the others' rows: tokenizing is cheap beside training.
 //!
 //! The thread owns the stream and speaks through a bounded queue, so it is never far ahead; the cursor that counts is the
-//! batch's own. It ends when the loader is dropped: at the next document, or when it finds nobody to hand a batch to.
+//! batch's own. It ends soon after the loader is dropped, and so do those that read for it.
+//!
+//! Who waits for a batch waits for a stage: the wait is counted for the one that is at work meanwhile, and told where it
+//! becomes long.
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 
-use super::packing::{Packing, Stream};
-use super::source::{Documents, Source};
-use super::tokenizer::Tokenizer;
-use super::{Batch, Cursor};
+use super::stages::{Stage, Stages};
+use super::{Batch, Corpus, Cursor, Reading, TokenStream};
 use crate::dist::World;
+use crate::interrupt::{Stop, StopOnDrop};
 
 /// How often a wait looks for Ctrl-C.
 const POLL: Duration = Duration::from_millis(50);
+
+/// A longer wait is told, and again after twice as long.
+const STALL: Duration = Duration::from_secs(10);
 
 /// Batches that may lie ready: enough to ride over a page that arrives late.
 const QUEUED_BATCHES: usize = 8;
@@ -41,59 +45,117 @@ pub struct LoaderShape {
 pub struct Loader {
     batches: Receiver<Result<Batch>>,
     thread: Option<JoinHandle<()>>,
-    stop: Arc<AtomicBool>,
     interrupted: fn() -> bool,
-    waited: Duration,
+    stages: Arc<Stages>,
+    waits: Waits,
+    /// Is told of long waits.
+    tell: Box<dyn FnMut(&str)>,
+    /// Not joined: the threads may be waiting for a disk, and hold nothing that anyone else needs.
+    _stop: StopOnDrop,
+}
+
+/// How long batches were waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// In all.
+    pub total: Duration,
+    /// Of that for each stage, in the order of [`Stage::ALL`], as far as one was at work.
+    pub stages: [Duration; 3],
+}
+
+impl Waits {
+    /// Since an earlier moment.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let stages = std::array::from_fn(|stage| self.stages[stage].saturating_sub(earlier.stages[stage]));
+        Self { total: self.total.saturating_sub(earlier.total), stages }
+    }
+
+    /// The stage that was waited for the longest.
+    pub fn longest(&self) -> Option<Stage> {
+        let longest = Stage::ALL.into_iter().max_by_key(|stage| self.stages[*stage as usize])?;
+        (self.stages[longest as usize] > Duration::ZERO).then_some(longest)
+    }
+
+    fn add(&mut self, stage: Option<Stage>, time: Duration) {
+        self.total += time;
+        if let Some(stage) = stage {
+            self.stages[stage as usize] += time;
+        }
+    }
 }
 
 impl Loader {
     /// Starts reading at a cursor, the default one for the start. Wrong data and a cursor that does not fit it are
     /// errors of the first [`next_batch`](Self::next_batch).
-    pub fn new(
-        source: Arc<dyn Source>,
-        tokenizer: Arc<Tokenizer>,
-        packing: Packing,
-        shape: LoaderShape,
-        world: World,
-        cursor: Cursor,
-    ) -> Result<Self> {
+    pub fn new(corpus: Corpus, reading: Reading, shape: LoaderShape, world: World, cursor: Cursor) -> Result<Self> {
         if shape.row_len == 0 || shape.rows_per_batch == 0 || world.rank >= world.size {
             bail!("no batch has {shape:?} on {world:?}");
         }
-        let stop = Arc::new(AtomicBool::new(false));
-        let source: Arc<dyn Source> = Arc::new(Stoppable { source, stop: stop.clone() });
+        let (stop, stages) = (Stop::default(), Arc::clone(&reading.stages));
         let (sender, batches) = sync_channel(QUEUED_BATCHES);
+        let for_thread = stop.clone();
         let thread = std::thread::Builder::new().name("loader".to_owned()).spawn(move || {
-            if let Err(error) = Stream::new(source, tokenizer, packing, cursor)
-                .and_then(|stream| produce(stream, shape, world, &sender))
+            for_thread.watch();
+            if let Err(error) =
+                corpus.stream(&reading, cursor, for_thread).and_then(|stream| produce(stream, shape, world, &sender))
             {
                 // Nobody listening means that the loader is gone, and the error with it.
                 let _ = sender.send(Err(error));
             }
         })?;
-        let interrupted = crate::interrupt::requested;
-        Ok(Self { batches, thread: Some(thread), stop, interrupted, waited: Duration::ZERO })
+        Ok(Self {
+            batches,
+            thread: Some(thread),
+            interrupted: crate::interrupt::requested,
+            stages,
+            waits: Waits::default(),
+            tell: Box::new(|_| {}),
+            _stop: StopOnDrop(stop),
+        })
+    }
+
+    /// Tells long waits, and what is waited for, to a function.
+    pub fn on_stall(&mut self, tell: impl FnMut(&str) + 'static) {
+        self.tell = Box::new(tell);
     }
 
     /// The next batch; `None` if the user asked for an end while it was being waited for. After an error there is no
     /// other batch.
     pub fn next_batch(&mut self) -> Result<Option<Batch>> {
-        let start = Instant::now();
+        let (start, mut since, mut told_at) = (Instant::now(), Instant::now(), STALL);
+        // Whether one lies ready is looked at first: what is not waited for is no stage's doing.
+        let (mut stage, mut poll) = (None, Duration::ZERO);
         let next = loop {
-            match self.batches.recv_timeout(POLL) {
+            let next = self.batches.recv_timeout(poll);
+            let now = Instant::now();
+            self.waits.add(stage, now - since);
+            since = now;
+            match next {
+                // What the end of the program does to those who read is no fault of the data.
+                Ok(Err(_)) if (self.interrupted)() => break Ok(None),
                 Ok(batch) => break batch.map(Some),
                 Err(RecvTimeoutError::Timeout) if (self.interrupted)() => break Ok(None),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break Err(self.how_it_ended()),
             }
+            (stage, poll) = (self.stages.starving(), POLL);
+            if start.elapsed() >= told_at {
+                told_at *= 2;
+                let text = self.stages.stall(start.elapsed());
+                (self.tell)(&text);
+            }
         };
-        self.waited += start.elapsed();
         next
     }
 
-    /// The time that [`next_batch`](Self::next_batch) has waited so far.
-    pub fn waited(&self) -> Duration {
-        self.waited
+    /// How long [`next_batch`](Self::next_batch) has waited so far.
+    pub fn waits(&self) -> Waits {
+        self.waits
+    }
+
+    /// What those who read have done so far.
+    pub fn stages(&self) -> &Arc<Stages> {
+        &self.stages
     }
 
     fn how_it_ended(&mut self) -> anyhow::Error {
@@ -104,15 +166,13 @@ impl Loader {
     }
 }
 
-impl Drop for Loader {
-    fn drop(&mut self) {
-        // Not joined: it may be waiting for a disk, and holds nothing that anyone else needs.
-        self.stop.store(true, Ordering::Relaxed);
-    }
-}
-
 /// Sends batches until the receiver is gone.
-fn produce(mut stream: Stream, shape: LoaderShape, world: World, sender: &SyncSender<Result<Batch>>) -> Result<()> {
+fn produce(
+    mut stream: TokenStream,
+    shape: LoaderShape,
+    world: World,
+    sender: &SyncSender<Result<Batch>>,
+) -> Result<()> {
     let LoaderShape { row_len, rows_per_batch } = shape;
     loop {
         let mut tokens = Vec::with_capacity(row_len * rows_per_batch);
@@ -128,31 +188,6 @@ fn produce(mut stream: Stream, shape: LoaderShape, world: World, sender: &SyncSe
     }
 }
 
-/// A source that ends with an error at the next document once it is told to stop.
-struct Stoppable {
-    source: Arc<dyn Source>,
-    stop: Arc<AtomicBool>,
-}
-
-impl Source for Stoppable {
-    fn name(&self) -> String {
-        self.source.name()
-    }
-
-    fn num_shards(&self) -> u64 {
-        self.source.num_shards()
-    }
-
-    fn documents(&self, shard: u64, from: u64, seed: Option<u64>) -> Result<Documents> {
-        let stop = self.stop.clone();
-        let documents = self.source.documents(shard, from, seed)?;
-        Ok(Box::new(documents.map(move |document| match stop.load(Ordering::Relaxed) {
-            true => Err(anyhow!("nobody needs more data")),
-            false => document,
-        })))
-    }
-}
-
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
@@ -162,16 +197,19 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::super::packing::tests::{Fixed, TOKENIZER, random_source};
+    use super::super::OpenShard;
+    use super::super::packing::tests::{Fixed, random_source, reading};
+    use super::super::packing::{Packing, Stream};
+    use super::super::source::{Documents, Source};
     use super::*;
     use crate::error::{exit_code, input};
 
-    const PACKING: Packing = Packing { max_document_tokens: Some(50), shuffle_seed: Some(9) };
+    const PACKING: Packing = Packing { max_document_tokens: Some(50), shuffle_seed: Some(9), interleave: 2 };
 
     fn loader(source: Arc<dyn Source>, shape: (usize, usize), world: (usize, usize), cursor: Cursor) -> Loader {
         let shape = LoaderShape { row_len: shape.0, rows_per_batch: shape.1 };
         let world = World { rank: world.0, size: world.1 };
-        Loader::new(source, TOKENIZER.clone(), PACKING, shape, world, cursor).unwrap()
+        Loader::new(Corpus::Text(source), reading(PACKING), shape, world, cursor).unwrap()
     }
 
     fn batches(loader: &mut Loader, count: usize) -> Vec<Batch> {
@@ -183,7 +221,7 @@ mod tests {
         let source = random_source(1, 7);
         let row_len = 13;
         let mut expected = Vec::new();
-        let mut stream = Stream::new(source.clone(), TOKENIZER.clone(), PACKING, Cursor::default()).unwrap();
+        let mut stream = Stream::new(source.clone(), &reading(PACKING), Cursor::default(), Stop::default()).unwrap();
         stream.take(row_len * 120, &mut expected).unwrap();
         for (size, rows_per_batch) in [(1, 1), (1, 4), (2, 2), (2, 3), (3, 4), (5, 1)] {
             let count = 120 / (size * rows_per_batch);
@@ -213,11 +251,11 @@ mod tests {
         let source = random_source(2, 5);
         let whole = batches(&mut loader(source.clone(), (17, 6), (0, 1), Cursor::default()), 60);
         for cut in (0..59).step_by(7) {
-            let cursor = whole[cut].cursor_after;
-            let next = batches(&mut loader(source.clone(), (17, 6), (0, 1), cursor), 1);
+            let cursor = whole[cut].cursor_after.clone();
+            let next = batches(&mut loader(source.clone(), (17, 6), (0, 1), cursor.clone()), 1);
             assert_eq!(next[0], whole[cut + 1]);
             let halves: Vec<Batch> = (0..2)
-                .map(|rank| batches(&mut loader(source.clone(), (17, 3), (rank, 2), cursor), 1).remove(0))
+                .map(|rank| batches(&mut loader(source.clone(), (17, 3), (rank, 2), cursor.clone()), 1).remove(0))
                 .collect();
             assert!(halves.iter().all(|half| half.cursor_after == whole[cut + 1].cursor_after));
             assert_eq!(halves[1].tokens[..17], whole[cut + 1].tokens[17..34]);
@@ -226,10 +264,13 @@ mod tests {
 
     #[test]
     fn data_shorter_than_a_row_is_repeated() {
-        let source: Arc<dyn Source> = Arc::new(Fixed(vec![vec!["a".to_owned()]]));
+        let source: Arc<dyn Source> = Arc::new(Fixed(vec![vec!["a".to_owned()]], false));
         let batch = batches(&mut loader(source, (7, 1), (0, 1), Cursor::default()), 1).remove(0);
         assert_eq!(batch.tokens, [64, 50_256, 64, 50_256, 64, 50_256, 64]);
-        assert_eq!(batch.cursor_after, Cursor { epoch: 3, shard: 0, document: 0, token: 1 });
+        assert_eq!(
+            batch.cursor_after,
+            Cursor { next: 4, open: vec![OpenShard { position: 3, document: 0 }], turn: 0, token: 1 }
+        );
     }
 
     /// One document, then what the function says.
@@ -264,9 +305,8 @@ mod tests {
     fn a_panic_of_the_thread_is_an_error() {
         let source = Arc::new(Then(|| panic!("index out of {}", "bounds")));
         let mut loader = loader(source, (4, 1), (0, 1), Cursor::default());
-        assert_eq!(batches(&mut loader, 1).len(), 1);
         let error = loader.next_batch().unwrap_err();
-        assert_eq!(format!("{error}"), "the thread that reads data panicked: index out of bounds");
+        assert_eq!(format!("{error}"), "a thread that reads or tokenizes data has panicked");
     }
 
     #[test]
@@ -282,7 +322,7 @@ mod tests {
         assert!(start.elapsed() < Duration::from_millis(300));
         loader.interrupted = || false;
         assert_eq!(batches(&mut loader, 1)[0].tokens[4], 17_660);
-        assert!(loader.waited().as_secs_f64() > 0.3, "{}", loader.waited().as_secs_f64());
+        assert!(loader.waits().total.as_secs_f64() > 0.3, "{:?}", loader.waits());
     }
 
     #[test]

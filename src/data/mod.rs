@@ -1,9 +1,19 @@
 //! Text to tokens to rows: sources, tokenizer, packing, and the loader that prefetches batches.
 //!
-//! [`open`] turns a recipe into what the training loop needs. A source gives documents, `packing` makes one endless
-//! stream of rows of them as the validator does, `loader` hands each rank its rows ahead of time, `held_out` fixes
-//! the rows that the held-out loss is taken on, and `unigram` is the model to compare it with.
+//! [`open`] turns a recipe into what the training loop needs. The way of a document:
+//!
+//! ```text
+//! source ─► prefetch ─► walk ─► pipeline ─► packing ─► loader ─► training
+//! shards    opened      in the  tokenized   one        a rank's
+//!           ahead       order   on threads  stream     batches
+//! ```
+//!
+//! What the order is, is said by `order` and `cursor` alone; `tokens` holds the same stream as it was written before.
+//! `held_out` fixes the rows that the held-out loss is taken on, `unigram` is the model to compare it with, and `pages` are
+//! what models are scored on.
 
+mod corpus;
+mod cursor;
 pub mod files;
 pub mod held_out;
 mod json_line;
@@ -11,6 +21,8 @@ pub mod loader;
 mod order;
 pub mod packing;
 pub mod pages;
+mod pipeline;
+mod prefetch;
 mod pretokenize;
 pub mod sample;
 pub mod set_aside;
@@ -19,45 +31,103 @@ pub mod stages;
 mod text_file;
 pub mod token_lists;
 pub mod tokenizer;
+pub mod tokens;
 pub mod unigram;
+mod walk;
 
 use std::sync::Arc;
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+use crate::error::input;
+use crate::metrics::printer::Printer;
 use crate::recipe::{Recipe, SourceKind};
+pub use corpus::{Corpus, TokenStream};
+pub use cursor::{Cursor, OpenShard};
 use files::Files;
 use packing::Packing;
+pub use packing::Reading;
+pub use prefetch::Ahead;
 use sample::Sample;
 use source::Source;
+use stages::Stages;
 use tokenizer::Tokenizer;
+use tokens::TokenShards;
 
 /// Consecutive documents that are drawn, trained on and held out together: a page of the subnet's data set.
 pub const PAGE_DOCUMENTS: usize = 100;
 
 /// What a recipe says about data, ready to be read.
 pub struct Opened {
-    /// Text to tokens.
-    pub tokenizer: Arc<Tokenizer>,
-    /// The documents to train on.
-    pub training: Arc<dyn Source>,
-    /// Those that training never sees.
-    pub held_out: Arc<dyn Source>,
-    /// How the training documents become a stream.
-    pub packing: Packing,
+    /// What to train on.
+    pub training: Corpus,
+    /// What training never sees.
+    pub held_out: Corpus,
+    /// How it is read.
+    pub reading: Reading,
+}
+
+impl Opened {
+    /// Of two texts, read in the simplest way: for scoring without a recipe, and for tests.
+    fn plain(training: impl Source + 'static, held_out: impl Source + 'static, packing: Packing) -> Result<Self> {
+        let reading = Reading {
+            tokenizer: Arc::new(Tokenizer::gpt2()?),
+            packing,
+            ahead: Ahead { readers: 1, bytes: 1 << 20 },
+            tokenizer_threads: 1,
+            stages: Arc::default(),
+        };
+        Ok(Self { training: text(training), held_out: text(held_out), reading })
+    }
+}
+
+fn text(source: impl Source + 'static) -> Corpus {
+    Corpus::Text(Arc::new(source))
 }
 
 /// Opens a recipe's data. `sequence_length` is that of the rules: the default length at which documents are cut.
 ///
-/// Paths are taken relative to the current folder. Nothing is read yet but the names of files and, to find out how
-/// much there is to hold out of, up to 1,000 lines.
-pub fn open(recipe: &Recipe, sequence_length: usize) -> Result<Opened> {
+/// Paths are taken relative to the current folder. Of files nothing is read yet but their names and, to find out how much
+/// there is to hold out of, up to 1,000 lines; of a data set what tells where its rows lie.
+pub fn open(recipe: &Recipe, sequence_length: usize, printer: &Printer) -> Result<Opened> {
+    open_again(recipe, sequence_length, None, printer)
+}
+
+/// The same for a run that goes on, whose records say what its text is: a branch of the data set may have moved since.
+///
+/// # Errors
+/// The text is another one.
+pub fn open_again(
+    recipe: &Recipe,
+    sequence_length: usize,
+    known: Option<&Map<String, Value>>,
+    printer: &Printer,
+) -> Result<Opened> {
+    let opened = open_at(recipe, sequence_length, known.and_then(|known| known.get("commit")?.as_str()), printer)?;
+    if let (Some(known), Some(found)) = (known, opened.training.record()) {
+        let differs = |key: &&String| known.get(*key) != found.get(*key);
+        if let Some(key) = known.keys().chain(found.keys()).find(differs) {
+            let shown = |record: &Map<String, Value>| record.get(key).unwrap_or(&Value::Null).to_string();
+            return Err(input(format!(
+                "the data is not what the run was trained on so far: its {key} was {} and is {}; bring it back, or begin anew \
+                 with --fresh",
+                shown(known),
+                shown(&found)
+            )));
+        }
+    }
+    Ok(opened)
+}
+
+/// `commit`: the one of the data set that is read, whatever the recipe's revision leads to.
+fn open_at(recipe: &Recipe, sequence_length: usize, commit: Option<&str>, printer: &Printer) -> Result<Opened> {
     let data = &recipe.data;
-    let (training, held_out): (Arc<dyn Source>, Arc<dyn Source>) = match data.source {
+    let stages = Arc::<Stages>::default();
+    let (training, held_out) = match data.source {
         SourceKind::Sample => {
             let (training, held_out) = Sample::open()?;
-            (Arc::new(training), Arc::new(held_out))
+            (text(training), text(held_out))
         }
         SourceKind::Files => {
             let all = Files::open(&data.paths, "data.paths", data.text_key())?;
@@ -67,46 +137,44 @@ pub fn open(recipe: &Recipe, sequence_length: usize) -> Result<Opened> {
                 let held_out = Files::open(&data.held_out, "data.held_out", data.text_key())?;
                 (all.without(&held_out)?, held_out)
             };
-            (Arc::new(training), Arc::new(held_out))
+            (text(training), text(held_out))
         }
-        SourceKind::RefinedwebRows | SourceKind::RefinedwebParquet | SourceKind::Tokens => {
-            anyhow::bail!("not yet")
+        SourceKind::Tokens => {
+            let (training, held_out) = TokenShards::open(&data.paths)?;
+            (Corpus::Tokens(Arc::new(training)), Corpus::Tokens(Arc::new(held_out)))
         }
+        SourceKind::RefinedwebRows | SourceKind::RefinedwebParquet => anyhow::bail!("not yet"),
     };
     let max_document_tokens = match data.max_document_tokens {
         None => Some(sequence_length),
         Some(0) => None,
         Some(max) => Some(max),
     };
-    let packing = Packing { max_document_tokens, shuffle_seed: Some(recipe.train.seed) };
-    Ok(Opened { tokenizer: Arc::new(Tokenizer::gpt2()?), training, held_out, packing })
+    let interleave = if data.is_refinedweb() { data.interleave } else { 1 };
+    let packing = Packing { max_document_tokens, shuffle_seed: Some(recipe.train.seed), interleave };
+    let reading = Reading {
+        tokenizer: Arc::new(Tokenizer::gpt2()?),
+        packing,
+        ahead: Ahead { readers: data.readers, bytes: (data.queue_mb as u64).saturating_mul(1_000_000) },
+        tokenizer_threads: tokenizer_threads(data.tokenizer_threads),
+        stages,
+    };
+    Ok(Opened { training, held_out, reading })
+}
+
+/// As many as are asked for. One keeps several GPUs busy; an eighth of a large machine rides over documents that are slow.
+fn tokenizer_threads(asked: usize) -> usize {
+    match asked {
+        0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 8).clamp(1, 4)),
+        asked => asked,
+    }
 }
 
 /// The embedded text with documents cut at `sequence_length`, in its own order: for scoring without a recipe.
 pub fn open_sample(sequence_length: usize) -> Result<Opened> {
     let (training, held_out) = Sample::open()?;
-    Ok(Opened {
-        tokenizer: Arc::new(Tokenizer::gpt2()?),
-        training: Arc::new(training),
-        held_out: Arc::new(held_out),
-        packing: Packing { max_document_tokens: Some(sequence_length), shuffle_seed: None },
-    })
-}
-
-/// Where the global stream of rows stands: a few numbers, the same for every world size.
-///
-/// It names the first token that no row has used yet. Documents are read shard by shard in a seeded order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Cursor {
-    /// Passes over the whole source that are finished.
-    pub epoch: u64,
-    /// Position in the seeded order of the epoch's shards.
-    pub shard: u64,
-    /// Document inside the shard.
-    pub document: u64,
-    /// Tokens of that document (its final end-of-text included) that rows have used.
-    pub token: u64,
+    let packing = Packing { max_document_tokens: Some(sequence_length), shuffle_seed: None, interleave: 1 };
+    Opened::plain(training, held_out, packing)
 }
 
 /// Rows of tokens for one forward pass on one device.
@@ -139,7 +207,12 @@ mod tests {
         serde_yaml::from_str(&yaml).unwrap()
     }
 
-    fn texts(source: &dyn Source) -> Vec<String> {
+    fn quiet() -> Printer {
+        Printer::new(true)
+    }
+
+    fn texts(corpus: &Corpus) -> Vec<String> {
+        let Corpus::Text(source) = corpus else { panic!("no text") };
         (0..source.num_shards())
             .flat_map(|shard| source.documents(shard, 0, None).unwrap())
             .map(Result::unwrap)
@@ -155,14 +228,15 @@ mod tests {
         fs::write(path("b.txt"), "held").unwrap();
 
         let opened =
-            open(&recipe(&format!("source: files, text_key: body, paths: ['{}']", path("a.jsonl"))), 1024).unwrap();
-        assert_eq!(texts(opened.held_out.as_ref()), ["0", "1"]);
-        assert_eq!(texts(opened.training.as_ref()).len(), 18);
+            open(&recipe(&format!("source: files, text_key: body, paths: ['{}']", path("a.jsonl"))), 1024, &quiet())
+                .unwrap();
+        assert_eq!(texts(&opened.held_out), ["0", "1"]);
+        assert_eq!(texts(&opened.training).len(), 18);
 
         let data = format!("source: files, text_key: body, paths: ['{}/*'], held_out: ['{}']", path(""), path("b.txt"));
-        let opened = open(&recipe(&data), 1024).unwrap();
-        assert_eq!(texts(opened.held_out.as_ref()), ["held"]);
-        assert_eq!(texts(opened.training.as_ref()).len(), 20);
+        let opened = open(&recipe(&data), 1024, &quiet()).unwrap();
+        assert_eq!(texts(&opened.held_out), ["held"]);
+        assert_eq!(texts(&opened.training).len(), 20);
     }
 
     #[test]
@@ -170,14 +244,15 @@ mod tests {
         for (key, expected) in
             [("", Some(1024)), (", max_document_tokens: 7", Some(7)), (", max_document_tokens: 0", None)]
         {
-            let opened = open(&recipe(&format!("source: sample{key}")), 1024).unwrap();
-            assert_eq!(opened.packing, Packing { max_document_tokens: expected, shuffle_seed: Some(5) });
+            let opened = open(&recipe(&format!("source: sample{key}")), 1024, &quiet()).unwrap();
+            let packing = Packing { max_document_tokens: expected, shuffle_seed: Some(5), interleave: 1 };
+            assert_eq!(opened.reading.packing, packing);
         }
     }
 
     #[test]
     fn files_without_paths_are_refused() {
-        let error = open(&recipe("source: files"), 1024).err().unwrap();
+        let error = open(&recipe("source: files"), 1024, &quiet()).err().unwrap();
         assert_eq!(exit_code(&error), 2);
         assert!(format!("{error}").starts_with("data.paths is empty; name files"), "{error}");
     }

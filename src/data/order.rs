@@ -55,6 +55,11 @@ impl Permutation {
     }
 }
 
+/// The seed of the order inside a shard that is opened at a position of the order of a seed.
+pub(super) fn inside(seed: u64, position: u64) -> u64 {
+    mix(mix(seed.wrapping_add(GOLDEN_RATIO)).wrapping_add(position.wrapping_mul(GOLDEN_RATIO)))
+}
+
 /// SplitMix64: a counter and [`mix`].
 pub(super) struct SplitMix64(u64);
 

@@ -5,11 +5,12 @@
 //! end-of-text, are joined and cut into rows; what is shorter than a row is left over. Of much held-out text only the
 //! beginning is used, tokenized once.
 
+use std::ops::ControlFlow;
+
 use anyhow::Result;
 
 use super::Opened;
 use super::order::SplitMix64;
-use super::packing::Packing;
 use crate::error::input;
 
 /// Held-out documents that pages are drawn from: a hundred pages and tens of megabytes at most.
@@ -38,18 +39,12 @@ pub struct Draw {
 impl Pages {
     /// Reads the held-out documents. Rows will have `row_len` tokens, the length at which documents are cut as well.
     pub fn read(data: &Opened, page_documents: usize, row_len: usize) -> Result<Self> {
-        let packing = Packing { max_document_tokens: Some(row_len), shuffle_seed: None };
         let (mut tokens, mut ends) = (Vec::new(), Vec::new());
-        let source = data.held_out.as_ref();
-        'enough: for shard in 0..source.num_shards() {
-            for text in source.documents(shard, 0, None)? {
-                packing.pack(&data.tokenizer, &text?, &mut tokens);
-                ends.push(tokens.len());
-                if ends.len() == MAX_DOCUMENTS {
-                    break 'enough;
-                }
-            }
-        }
+        data.held_out.each_document(&data.reading, Some(row_len), |document, _| {
+            tokens.extend_from_slice(document);
+            ends.push(tokens.len());
+            if ends.len() == MAX_DOCUMENTS { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
         if tokens.len() < row_len {
             return Err(input(format!(
                 "the held-out documents have {} tokens together, fewer than one row of {row_len}: scoring needs more text",
@@ -95,20 +90,15 @@ impl Pages {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::sync::Arc;
-
-    use super::super::packing::tests::{Fixed, TOKENIZER};
+    use super::super::packing::Packing;
+    use super::super::packing::tests::Fixed;
     use super::*;
 
     /// Tokens "0", "1", … are 15, 16, …; each document is one of them and its end.
     fn data(texts: &[&str]) -> Opened {
-        let source = |texts: &[&str]| Arc::new(Fixed(texts.iter().map(|text| vec![text.to_string()]).collect()));
-        Opened {
-            tokenizer: TOKENIZER.clone(),
-            training: source(&["x"]),
-            held_out: source(texts),
-            packing: Packing { max_document_tokens: Some(1024), shuffle_seed: Some(1) },
-        }
+        let source = |texts: &[&str]| Fixed(texts.iter().map(|text| vec![text.to_string()]).collect(), false);
+        let packing = Packing { max_document_tokens: Some(1024), shuffle_seed: Some(1), interleave: 1 };
+        Opened::plain(source(&["x"]), source(texts), packing).unwrap()
     }
 
     #[test]

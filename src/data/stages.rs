@@ -1,7 +1,10 @@
 //! How the stages of reading are doing: what each one has done so far, and which one everybody waits for.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::figures::bytes;
 
 /// A stage on the way from the data set to tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +45,8 @@ pub struct Stages {
     counters: [Counter; 3],
     documents: AtomicU64,
     skipped: AtomicU64,
+    /// Why nothing comes, where somebody waits before he asks again.
+    fault: Mutex<Option<String>>,
 }
 
 /// What a stage has done, at one moment.
@@ -85,6 +90,42 @@ impl Stages {
             busy: Duration::from_nanos(nanoseconds.load(Ordering::Relaxed)),
             bytes: bytes.load(Ordering::Relaxed),
             at_work: at_work.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The stage that the others wait for: the last one at which somebody is at work, for whoever has nothing to do waits for
+    /// those before.
+    pub fn starving(&self) -> Option<Stage> {
+        let at_work = Stage::ALL.into_iter().rev().find(|stage| self.done(*stage).at_work > 0);
+        at_work.or_else(|| self.fault().is_some().then_some(Stage::Network))
+    }
+
+    /// Keeps why nothing comes, or forgets it.
+    pub(super) fn set_fault(&self, fault: Option<&anyhow::Error>) {
+        *self.fault() = fault.map(|fault| format!("{fault:#}"));
+    }
+
+    fn fault(&self) -> MutexGuard<'_, Option<String>> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is said of a wait for data that has become long.
+    pub(super) fn stall(&self, waited: Duration) -> String {
+        let seconds = waited.as_secs();
+        if let Some(fault) = &*self.fault() {
+            return format!("no data for {seconds} s, and it is asked for again and again: {fault}");
+        }
+        match self.starving() {
+            Some(Stage::Network) => format!(
+                "no data for {seconds} s: the network starves training ({} requests under way, {} so far)",
+                self.done(Stage::Network).at_work,
+                bytes(self.done(Stage::Network).bytes)
+            ),
+            Some(Stage::Decode) => format!("no data for {seconds} s: decoding shards starves training"),
+            Some(Stage::Tokenize) => {
+                format!("no data for {seconds} s: tokenizing starves training; give it more data.tokenizer_threads")
+            }
+            None => format!("no data for {seconds} s: the text is waited for"),
         }
     }
 

@@ -2,12 +2,13 @@
 //!
 //! It is counted on the beginning of the training text, files in their order, whatever order training reads them in.
 
+use std::ops::ControlFlow;
+
 use anyhow::Result;
 
-use super::Opened;
 use super::packing::no_text;
-use super::source::Source;
 use super::tokenizer::{END_OF_TEXT, VOCAB_SIZE};
+use super::{Corpus, Opened, Reading};
 
 /// Tokens of training text that are counted.
 const COUNTED_TOKENS: usize = 1_000_000;
@@ -36,9 +37,9 @@ impl Unigram {
     /// The first million tokens of training text, each token of the vocabulary counted once more; and which part of the
     /// text read for this is cut off its documents, about, by bytes.
     pub fn of_training(data: &Opened) -> Result<(Self, f64)> {
-        let (tokens, cut_off) = first_tokens(data.training.as_ref(), data, COUNTED_TOKENS)?;
+        let (tokens, cut_off) = first_tokens(&data.training, data, COUNTED_TOKENS)?;
         if tokens.iter().all(|&token| token == END_OF_TEXT) {
-            return Err(no_text(data.training.as_ref()));
+            return Err(no_text(&data.training.name()));
         }
         Ok((Self { smoothing: 1.0, ..Self::of(&tokens) }, cut_off))
     }
@@ -60,25 +61,22 @@ impl Unigram {
     }
 }
 
-/// Up to `max` tokens of a source, shards in their order, and which part of the text read was cut off its documents.
-pub(super) fn first_tokens(source: &dyn Source, data: &Opened, max: usize) -> Result<(Vec<u32>, f64)> {
-    let Opened { tokenizer, packing, .. } = data;
+/// Up to `max` tokens of a corpus, in its own order, and which part of the text read was cut off its documents.
+pub(super) fn first_tokens(corpus: &Corpus, data: &Opened, max: usize) -> Result<(Vec<u32>, f64)> {
+    let Reading { tokenizer, packing, .. } = &data.reading;
     let mut tokens = Vec::new();
     let (mut read, mut lost) = (0, 0);
-    'enough: for shard in 0..source.num_shards() {
-        for text in source.documents(shard, 0, None)? {
-            let (text, start) = (text?, tokens.len());
-            packing.pack(tokenizer, &text, &mut tokens);
-            read += text.len();
-            if packing.max_document_tokens.is_some_and(|max| tokens.len() - start > max) {
-                let kept = tokenizer.decode(&tokens[start..tokens.len() - 1]).len();
-                lost += text.len().saturating_sub(kept);
-            }
-            if tokens.len() >= max {
-                tokens.truncate(max);
-                break 'enough;
-            }
+    corpus.each_document(&data.reading, packing.max_document_tokens, |document, text| {
+        tokens.extend_from_slice(document);
+        let length = text.map_or(0, str::len);
+        read += length;
+        let may_be_cut = packing.max_document_tokens.is_some_and(|max| document.len() > max);
+        if may_be_cut && text.is_some() {
+            let kept = tokenizer.decode(&document[..document.len() - 1]).len();
+            lost += length.saturating_sub(kept);
         }
-    }
+        if tokens.len() >= max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    tokens.truncate(max);
     Ok((tokens, lost as f64 / read.max(1) as f64))
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::printer::Printer;
+use crate::data::stages::Stage;
 use crate::train::meter::Speed;
 
 /// The progress of one run. Dropping it removes the bar.
@@ -31,9 +32,9 @@ impl Progress {
         Self { printer: printer.clone(), bar, total_steps, print_every }
     }
 
-    /// Shows the step that was just finished.
-    pub fn update(&self, step: u64, loss: f64, speed: &Speed, remaining: Option<Duration>) {
-        let status = status(loss, speed, remaining);
+    /// Shows the step that was just finished; `starving`: the stage of reading data that is waited for, if that is worth a word.
+    pub fn update(&self, step: u64, loss: f64, speed: &Speed, starving: Option<Stage>, remaining: Option<Duration>) {
+        let status = status(loss, speed, starving, remaining);
         if let Some(bar) = &self.bar {
             bar.set_message(status);
             bar.set_position(step);
@@ -58,8 +59,11 @@ impl Drop for Progress {
     }
 }
 
-fn status(loss: f64, speed: &Speed, remaining: Option<Duration>) -> String {
+fn status(loss: f64, speed: &Speed, starving: Option<Stage>, remaining: Option<Duration>) -> String {
     let mut text = format!("loss {loss:.4}, {} tokens/s, {}", rate(speed.tokens_per_s), flops(speed.gflops));
+    if let Some(stage) = starving {
+        text.push_str(&format!(", {:.0} % waiting for data ({})", 100.0 * speed.data_wait, stage.name()));
+    }
     if let Some(remaining) = remaining {
         text.push_str(&format!(", {} left", duration(remaining)));
     }
@@ -113,7 +117,7 @@ mod tests {
         let (printer, out, err) = captured(false);
         let progress = Progress::new(&printer, 10, 25, 10);
         for step in 11..=25 {
-            progress.update(step, 5.0 + step as f64 / 100.0, &SPEED, Some(Duration::from_secs(25 - step)));
+            progress.update(step, 5.0 + step as f64 / 100.0, &SPEED, None, Some(Duration::from_secs(25 - step)));
         }
         assert_eq!(out.text(), "");
         assert_eq!(
@@ -124,10 +128,17 @@ mod tests {
     }
 
     #[test]
+    fn what_starves_training_is_named() {
+        let speed = Speed { data_wait: 0.314, ..SPEED };
+        let expected = "loss 5.0000, 1,234 tokens/s, 43.2 GFLOP/s, 31 % waiting for data (network), 9 s left";
+        assert_eq!(status(5.0, &speed, Some(Stage::Network), Some(Duration::from_secs(9))), expected);
+    }
+
+    #[test]
     fn prints_nothing_when_quiet_or_told_so() {
         for (quiet, print_every) in [(true, 1), (false, 0)] {
             let (printer, _, err) = captured(quiet);
-            Progress::new(&printer, 0, 1, print_every).update(1, 5.0, &SPEED, None);
+            Progress::new(&printer, 0, 1, print_every).update(1, 5.0, &SPEED, None, None);
             assert_eq!(err.text(), "");
         }
     }

@@ -223,7 +223,6 @@ pub struct Data {
     #[serde(default = "default_interleave")]
     pub interleave: usize,
     /// Where what was learned of a data set, and its pages, are kept; default `~/.assay/data`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
     /// `refinedweb-*` only: requests under way at once.
     #[serde(default = "default_readers")]

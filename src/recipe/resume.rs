@@ -27,12 +27,13 @@ pub struct Difference {
 }
 
 /// Keys that a resumed run may change freely: what is saved, shown and named, the limits that were checked before, and the
-/// choice of a device, for the checkpoint says on which one the run really was.
+/// choice of a device, for the checkpoint says on which one the run really was; and how the text is fetched: which text it is,
+/// its record says.
 ///
 /// Every other key counts as part of what determines the run's numbers: the shape, the text (its paths too: their order
 /// is the order of the text), the portions (`micro_batch` and `threads` decide the order of sums), the optimizer, the
 /// schedule with `train.steps`, and `eval.rows`, without which held-out losses cannot be compared.
-const FREE: [&str; 12] = [
+const FREE: [&str; 18] = [
     "name",
     "rules.block",
     "rules.max_parameters",
@@ -45,6 +46,12 @@ const FREE: [&str; 12] = [
     "checkpoint.keep_every",
     "metrics.tensorboard",
     "metrics.print_every",
+    "data.revision",
+    "data.rows_endpoint",
+    "data.cache",
+    "data.readers",
+    "data.tokenizer_threads",
+    "data.queue_mb",
 ];
 
 /// Sections of which every key may change: what is done with a model decides nothing about its numbers.

@@ -26,7 +26,7 @@ use crate::placement::Placement;
 use crate::recipe::Resolved;
 use run_contest::RunContest;
 use session::{Session, Summary};
-use step::Stepper;
+use step::{Stepped, Stepper};
 
 /// What to do with a run folder that is there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,8 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
     let recipe = &resolved.recipe;
     let placement = Placement::for_training(resolved, printer)?;
     let micro_steps = resolved.micro_steps(collective.world().size)?;
-    let data = data::open(recipe, resolved.rules.criteria.sequence_length)?;
+    let known = run_folder::known_data(&resolved.run_dir, start)?;
+    let data = data::open_again(recipe, resolved.rules.criteria.sequence_length, known.as_ref(), printer)?;
     let held_out = HeldOut::read(&data, recipe.eval.rows, resolved.rules.criteria.sequence_length)?;
 
     warn_of_cut_text(&held_out, printer);
@@ -61,8 +62,11 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
     let mut session = Session::open(resolved, start, &placement, &held_out, collective.world(), printer)?;
     let mut contest = RunContest::open(resolved, &scoring, &data, printer)?;
     let shape = LoaderShape { row_len: resolved.row_len, rows_per_batch: recipe.train.micro_batch };
-    let cursor = session.place().cursor;
-    let mut loader = Loader::new(data.training, data.tokenizer, data.packing, shape, collective.world(), cursor)?;
+    let cursor = session.place().cursor.clone();
+    run_folder::write_data(&resolved.run_dir, data.training.record())?;
+    let mut loader = Loader::new(data.training, data.reading, shape, collective.world(), cursor)?;
+    let teller = printer.clone();
+    loader.on_stall(move |text| teller.warn(text));
     let stepper = Stepper::new(recipe, micro_steps, collective);
 
     loop {
@@ -87,10 +91,15 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
             return Err(session.end_early()?);
         }
         let (engine, place) = session.state();
-        let Some(report) = stepper.step(engine, place, &mut loader)? else {
-            return Err(session.end_early()?);
-        };
-        session.stepped(&report)?;
+        match stepper.step(engine, place, &mut loader)? {
+            Stepped::Taken(report) => session.stepped(&report)?,
+            Stepped::Interrupted => return Err(session.end_early()?),
+            Stepped::NoData(error) => {
+                // What was computed so far is not the data's fault.
+                let saved = session.end_early()?;
+                return Err(error.context(saved.to_string()));
+            }
+        }
     }
 }
 

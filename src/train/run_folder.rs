@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! RUN/recipe.yaml            the resolved recipe, the first file of a run
+//! RUN/data.json              what the text is, and what of it training never sees
 //! RUN/step-…, RUN/state/…    checkpoints (`checkpoint/`)
 //! RUN/state/best.json        the best held-out loss: kept outside checkpoints, which are saved before it is known
 //! RUN/metrics.jsonl, events… records (`metrics/`)
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::Start;
 use super::run_contest::RECORDS_DIR;
@@ -23,6 +25,7 @@ use crate::whole_file;
 
 const RECIPE_FILE: &str = "recipe.yaml";
 const BEST_FILE: &str = "state/best.json";
+const DATA_FILE: &str = "data.json";
 
 /// A held-out loss and the step it was found at.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,6 +95,27 @@ pub fn write_recipe(run_dir: &Path, recipe: &Recipe) -> Result<()> {
     whole_file::write(&run_dir.join(RECIPE_FILE), recipe::to_yaml(recipe).as_bytes())
 }
 
+/// What the run's records say of its text ([`crate::data::Corpus::record`]), if they say something and the run goes on.
+pub fn known_data(run_dir: &Path, start: Start) -> Result<Option<Map<String, Value>>> {
+    if start == Start::Fresh {
+        return Ok(None);
+    }
+    let path = run_dir.join(DATA_FILE);
+    match fs::read(&path) {
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).map(Some).with_context(|| format!("cannot read {}", path.display()))
+        }
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// Writes down what the run's text is.
+pub fn write_data(run_dir: &Path, record: Option<Map<String, Value>>) -> Result<()> {
+    let Some(record) = record else { return Ok(()) };
+    whole_file::write(&run_dir.join(DATA_FILE), &serde_json::to_vec_pretty(&record)?)
+}
+
 /// What a start finds in a run's folder.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -139,7 +163,7 @@ fn check_usable(run_dir: &Path, has_recipe: bool, fresh: bool) -> Result<()> {
 
 /// Whether a name is one that a run gives to its files.
 fn is_of_a_run(name: &str) -> bool {
-    const NAMES: [&str; 7] = [RECIPE_FILE, "state", "latest", "best", "metrics.jsonl", ".lock", RECORDS_DIR];
+    const NAMES: [&str; 8] = [RECIPE_FILE, DATA_FILE, "state", "latest", "best", "metrics.jsonl", ".lock", RECORDS_DIR];
     const STARTS: [&str; 4] = ["step-", "events.out.tfevents.", ".tmp-", ".old-"];
     NAMES.contains(&name) || STARTS.iter().any(|start| name.starts_with(start))
 }

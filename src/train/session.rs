@@ -4,7 +4,7 @@
 //! interval, before each evaluation, at the end, and when the user asks for one; its records are on disk before it is.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 
@@ -30,6 +30,9 @@ use crate::model::layout::Layout;
 use crate::model::{init, weights};
 use crate::placement::Placement;
 use crate::recipe::{DeviceChoice, Init, Resolved};
+
+/// From this part of the time on the progress shows what data is waited for.
+const SHOWN_WAIT: f64 = 0.02;
 
 /// An open run.
 pub struct Session<'a> {
@@ -269,8 +272,10 @@ impl<'a> Session<'a> {
         let step = self.place.step;
         let recipe = &self.resolved.recipe;
         let tokens = recipe.train.tokens_per_step as u64;
-        self.meter.step(Instant::now(), step, tokens, report.took, report.data_wait);
+        self.meter.step(Instant::now(), step, tokens, report.took, report.waits.total);
         let speed = self.meter.recent();
+        let share_of_step = |time: Duration| time.as_secs_f64() / report.took.as_secs_f64();
+        let [network, decode, tokenize] = report.waits.stages.map(share_of_step);
         self.recorder.record(
             step,
             &[
@@ -279,12 +284,16 @@ impl<'a> Session<'a> {
                 ("learning_rate", report.learning_rate),
                 ("tokens_per_s", tokens as f64 / report.took.as_secs_f64()),
                 ("gflops", speed.gflops),
-                ("data_wait", report.data_wait.as_secs_f64() / report.took.as_secs_f64()),
+                ("data_wait", share_of_step(report.waits.total)),
+                ("data_wait_network", network),
+                ("data_wait_decode", decode),
+                ("data_wait_tokenize", tokenize),
                 ("tokens", self.place.tokens as f64),
                 ("skipped", self.place.guard.skipped as f64),
             ],
         );
-        self.progress.update(step, report.loss, &speed, self.meter.remaining());
+        let starving = report.waits.longest().filter(|_| speed.data_wait >= SHOWN_WAIT);
+        self.progress.update(step, report.loss, &speed, starving, self.meter.remaining());
         if !report.applied {
             self.printer.warn(&format!(
                 "step {step}: the loss ({}) or the gradient norm ({}) is not finite; the step was skipped and the weights \

@@ -10,7 +10,7 @@ use anyhow::Result;
 use super::engine::Engine;
 use super::state::Place;
 use crate::data::Batch;
-use crate::data::loader::Loader;
+use crate::data::loader::{Loader, Waits};
 use crate::dist::Collective;
 use crate::interrupt;
 use crate::model::{DropoutSeed, Rows};
@@ -38,8 +38,38 @@ pub struct StepReport {
     pub applied: bool,
     /// How long it took in all.
     pub took: Duration,
-    /// How much of that was spent waiting for data.
-    pub data_wait: Duration,
+    /// How much of that was spent waiting for data, and for which stage of reading it.
+    pub waits: Waits,
+}
+
+/// What came of a step.
+#[derive(Debug)]
+pub enum Stepped {
+    /// It was taken.
+    Taken(StepReport),
+    /// An orderly end was asked for; nothing has changed.
+    Interrupted,
+    /// There is no further data, and why; nothing has changed.
+    NoData(anyhow::Error),
+}
+
+/// What keeps a step from having its next batch.
+enum Gap {
+    Interrupted,
+    NoData(anyhow::Error),
+}
+
+impl From<Gap> for Stepped {
+    fn from(gap: Gap) -> Self {
+        match gap {
+            Gap::Interrupted => Self::Interrupted,
+            Gap::NoData(error) => Self::NoData(error),
+        }
+    }
+}
+
+fn next_batch(loader: &mut Loader) -> Result<Batch, Gap> {
+    loader.next_batch().map_err(Gap::NoData)?.ok_or(Gap::Interrupted)
 }
 
 impl<'a> Stepper<'a> {
@@ -48,24 +78,27 @@ impl<'a> Stepper<'a> {
         Self { recipe, collective, micro_steps }
     }
 
-    /// Takes the step after `place`, which moves on; `None`, and nothing changed, if an orderly end was asked for.
-    pub fn step(&self, engine: &mut dyn Engine, place: &mut Place, loader: &mut Loader) -> Result<Option<StepReport>> {
+    /// Takes the step after `place`, which moves on if it is taken.
+    pub fn step(&self, engine: &mut dyn Engine, place: &mut Place, loader: &mut Loader) -> Result<Stepped> {
         let started = Instant::now();
-        let waited_before = loader.waited();
+        let waits_before = loader.waits();
         let world = self.collective.world();
         let scale = 1.0 / (self.micro_steps * world.size) as f64;
         let mut loss = 0.0;
         let mut tokens = 0;
-        let mut cursor = place.cursor;
+        let mut cursor = place.cursor.clone();
         engine.zero_gradients();
         let mut upcoming = None;
         for micro_step in 0..self.micro_steps {
-            let Some(batch) = upcoming.take().map_or_else(|| loader.next_batch(), |batch| Ok(Some(batch)))? else {
-                return Ok(None);
+            let batch = match upcoming.take().map_or_else(|| next_batch(loader), Ok) {
+                Ok(batch) => batch,
+                Err(gap) => return Ok(gap.into()),
             };
             if micro_step + 1 < self.micro_steps {
-                let Some(next) = loader.next_batch()? else { return Ok(None) };
-                upcoming = Some(next);
+                match next_batch(loader) {
+                    Ok(next) => upcoming = Some(next),
+                    Err(gap) => return Ok(gap.into()),
+                }
             }
             let dropout = self.dropout(place.step, micro_step, world.rank);
             let next = upcoming.as_ref().map(rows_of);
@@ -74,7 +107,7 @@ impl<'a> Stepper<'a> {
             cursor = batch.cursor_after;
             // After the last micro-step the update is nearly all that is left, and too good to throw away.
             if interrupt::requested() && micro_step + 1 < self.micro_steps {
-                return Ok(None);
+                return Ok(Stepped::Interrupted);
             }
         }
         engine.sum_over(self.collective)?;
@@ -98,8 +131,8 @@ impl<'a> Stepper<'a> {
         }
         let took = started.elapsed();
         place.seconds += took.as_secs_f64();
-        let data_wait = loader.waited() - waited_before;
-        Ok(Some(StepReport { loss, gradient_norm, learning_rate, applied, took, data_wait }))
+        let waits = loader.waits().since(&waits_before);
+        Ok(Stepped::Taken(StepReport { loss, gradient_norm, learning_rate, applied, took, waits }))
     }
 
     /// Masks differ from step to step, from micro-batch to micro-batch and from process to process.

@@ -1,5 +1,6 @@
 //! The command line's types, no logic. Each verb's arguments go to the file of the same name in `commands/`.
 
+pub mod bench;
 pub mod chain;
 pub mod data;
 pub mod wallet;
@@ -10,9 +11,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::chain::UNITS_PER_TAO;
 use crate::model::arch::Reference;
-use crate::model::family::Family;
 use crate::recipe::DeviceChoice;
-use crate::rules::ScoreDtype;
 
 /// Train language models for Bittensor subnet 9, and judge them as its validators would.
 #[derive(Debug, Parser)]
@@ -68,8 +67,8 @@ pub enum Command {
     Wallet(wallet::WalletArgs),
     /// Look at a recipe's text, or write its tokens once so that training need not make them.
     Data(data::DataArgs),
-    /// Measure how fast this machine trains or scores.
-    Bench(BenchArgs),
+    /// Measure how fast this machine trains, scores or reads text.
+    Bench(bench::BenchArgs),
 }
 
 /// Arguments of `train`.
@@ -399,62 +398,6 @@ pub enum LocalCommand {
         #[arg(long, value_name = "TOKEN", requires = "hub")]
         token: Option<String>,
     },
-}
-
-/// Arguments of `bench`.
-#[derive(Debug, Args)]
-pub struct BenchArgs {
-    /// What to measure.
-    #[arg(value_enum)]
-    pub what: BenchKind,
-    /// Number of blocks.
-    #[arg(long, default_value_t = 4, value_parser = parse_size)]
-    pub layers: usize,
-    /// Width of the residual stream.
-    #[arg(long, default_value_t = 256, value_parser = parse_size)]
-    pub width: usize,
-    /// Number of attention heads.
-    #[arg(long, default_value_t = 4, value_parser = parse_size)]
-    pub heads: usize,
-    /// Size of the vocabulary.
-    #[arg(long, default_value_t = 50_257, value_parser = parse_size)]
-    pub vocab: usize,
-    /// Tokens per row.
-    #[arg(long, default_value_t = 256, value_parser = parse_size)]
-    pub seq: usize,
-    /// Rows per step.
-    #[arg(long, default_value_t = 8, value_parser = parse_size)]
-    pub batch: usize,
-    /// Steps to measure, after one that is not.
-    #[arg(long, default_value_t = 5, value_parser = parse_size)]
-    pub steps: usize,
-    /// Family of the model.
-    #[arg(long, value_enum, default_value_t)]
-    pub family: Family,
-    /// Number format of scoring on a GPU; the CPU scores in f32, and training has its own.
-    #[arg(long, value_enum, default_value_t)]
-    pub dtype: ScoreDtype,
-    /// Which implementation to measure.
-    #[arg(long, value_enum, default_value_t)]
-    pub backend: BackendChoice,
-    /// Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N.
-    #[arg(long, value_name = "DEVICE", default_value_t)]
-    pub device: DeviceChoice,
-    /// CPU threads; default all cores.
-    #[arg(long, value_parser = parse_threads)]
-    pub threads: Option<usize>,
-    /// One JSON object on stdout.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// What `bench` measures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum BenchKind {
-    /// Whole optimizer steps: forward, backward, clipping, AdamW.
-    Train,
-    /// Losses of rows, as a validator computes them.
-    Score,
 }
 
 /// Implementations of the decoder.

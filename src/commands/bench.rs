@@ -1,15 +1,21 @@
-//! `assay bench`: how fast this machine trains or scores a GPT-2 of a given shape, on random weights and tokens.
+//! `assay bench`: how fast this machine trains or scores a model of a given shape, on random weights and tokens, and how fast
+//! it reads text ([`data`]).
 //!
 //! A training step is what a run does: forward, backward, norm, clipping, AdamW. The first step, which takes the memory,
 //! is not counted; figures are medians over the others. On a GPU training also tells what it took of the card's memory
 //! beside what `assay check` would have said, as `gpu_mib` and `gpu_estimate_mib`.
+
+mod data;
+mod tokenize;
+mod tokens;
+mod web_text;
 
 use std::time::Instant;
 
 use anyhow::Result;
 use serde_json::{Map, json};
 
-use crate::cli::{BenchArgs, BenchKind};
+use crate::cli::bench::{BenchArgs, BenchCommand, BenchModelArgs};
 use crate::error::input;
 use crate::figures::bytes;
 use crate::metrics::printer::Printer;
@@ -28,14 +34,29 @@ use crate::train::state::Weights;
 
 const MIB: f64 = 1_048_576.0;
 
+/// What is done with the model.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Train,
+    Score,
+}
+
 /// Runs the command.
 pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
+    match &args.what {
+        BenchCommand::Train(args) => run_model(Work::Train, args, printer),
+        BenchCommand::Score(args) => run_model(Work::Score, args, printer),
+        BenchCommand::Data(args) => data::run(args, printer),
+    }
+}
+
+fn run_model(work: Work, args: &BenchModelArgs, printer: &Printer) -> Result<()> {
     super::set_threads(args.threads)?;
     if !args.width.is_multiple_of(args.heads) {
         let (width, heads) = (args.width, args.heads);
         return Err(input(format!("--width {width} is not a multiple of --heads {heads}: give one that is")));
     }
-    if args.what == BenchKind::Train && args.seq < 2 {
+    if work == Work::Train && args.seq < 2 {
         return Err(input("--seq 1 leaves nothing to predict: give at least 2"));
     }
     let sizes = Sizes {
@@ -49,7 +70,7 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
     };
     let arch = config::new_arch(args.family, sizes, &Map::new()).map_err(input)?;
     let placement = Placement::open(args.device, args.backend.into(), printer)?;
-    let (needed, free) = memory_needed_and_free(args, &arch, &placement)?;
+    let (needed, free) = memory_needed_and_free(work, args, &arch, &placement)?;
     if let Some(free) = free.filter(|free| needed > *free) {
         return Err(input(format!(
             "this shape needs {} of memory and {} are free: give smaller --layers, --width or --batch",
@@ -57,13 +78,13 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
             bytes(free)
         )));
     }
-    let Measured { mut seconds, gpu_bytes } = measure(args, &arch, &placement)?;
+    let Measured { mut seconds, gpu_bytes } = measure(work, args, &arch, &placement)?;
     seconds.sort_by(f64::total_cmp);
     let step_s = seconds[seconds.len() / 2];
     let tokens_per_s = (args.batch * args.seq) as f64 / step_s;
-    let flops_per_token = match args.what {
-        BenchKind::Train => meter::train_flops_per_token(&arch, args.seq),
-        BenchKind::Score => meter::score_flops_per_token(&arch, args.seq),
+    let flops_per_token = match work {
+        Work::Train => meter::train_flops_per_token(&arch, args.seq),
+        Work::Score => meter::score_flops_per_token(&arch, args.seq),
     };
     let gflops = tokens_per_s * flops_per_token / 1e9;
     let peak_mib = meter::peak_memory_mib();
@@ -91,14 +112,19 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
 }
 
 /// Bytes that the shape takes where it is computed, and those that are free there, if that is known.
-fn memory_needed_and_free(args: &BenchArgs, arch: &Arch, placement: &Placement) -> Result<(u128, Option<u128>)> {
+fn memory_needed_and_free(
+    work: Work,
+    args: &BenchModelArgs,
+    arch: &Arch,
+    placement: &Placement,
+) -> Result<(u128, Option<u128>)> {
     Ok(match placement {
-        Placement::Cpu => (memory_needed(args, arch), crate::memory::free()),
+        Placement::Cpu => (memory_needed(work, args, arch), crate::memory::free()),
         Placement::Gpu(card) => {
             let memory = gpu::memory_estimate(arch, args.batch, args.seq, Recompute::None);
-            let needed = match args.what {
-                BenchKind::Train => memory.total(),
-                BenchKind::Score => memory.weights,
+            let needed = match work {
+                Work::Train => memory.total(),
+                Work::Score => memory.weights,
             };
             (needed, Some(card.memory()?[0] as u128))
         }
@@ -106,15 +132,15 @@ fn memory_needed_and_free(args: &BenchArgs, arch: &Arch, placement: &Placement) 
 }
 
 /// Bytes on the CPU; scoring has neither gradients nor moments, and keeps one block's activations.
-fn memory_needed(args: &BenchArgs, arch: &Arch) -> u128 {
+fn memory_needed(work: Work, args: &BenchModelArgs, arch: &Arch) -> u128 {
     let params = arch.num_parameters().saturating_mul(4);
     let threads = rayon::current_num_threads();
     let activations = |arch: &Arch| {
         Activations::of(arch, args.backend.into(), args.batch, args.seq, threads, Recompute::None).total()
     };
-    match args.what {
-        BenchKind::Train => params.saturating_mul(4).saturating_add(activations(arch)),
-        BenchKind::Score => params.saturating_add(activations(&Arch { layers: 1, ..arch.clone() })),
+    match work {
+        Work::Train => params.saturating_mul(4).saturating_add(activations(arch)),
+        Work::Score => params.saturating_add(activations(&Arch { layers: 1, ..arch.clone() })),
     }
 }
 
@@ -135,7 +161,7 @@ fn free_on_gpu(placement: &Placement) -> Result<Option<usize>> {
     })
 }
 
-fn measure(args: &BenchArgs, arch: &Arch, placement: &Placement) -> Result<Measured> {
+fn measure(work: Work, args: &BenchModelArgs, arch: &Arch, placement: &Placement) -> Result<Measured> {
     let (layout, backend) = (Layout::of(arch), args.backend.into());
     let mut weights = Weights::zeros(&layout);
     init::scratch(arch, &layout, 1, weights.params.as_mut_slice());
@@ -144,8 +170,8 @@ fn measure(args: &BenchArgs, arch: &Arch, placement: &Placement) -> Result<Measu
     let rows = Rows::new(&tokens, args.batch, args.seq);
     let mut seconds = Vec::new();
     let mut gpu_bytes = None;
-    match args.what {
-        BenchKind::Train => {
+    match work {
+        Work::Train => {
             let options = Options { backend, ..Options::usual(&layout) };
             let (learning_rate, clip_norm) = (options.optimizer.learning_rate, options.optimizer.clip_norm);
             let free = free_on_gpu(placement)?;
@@ -160,7 +186,7 @@ fn measure(args: &BenchArgs, arch: &Arch, placement: &Placement) -> Result<Measu
             }
             gpu_bytes = free.zip(free_on_gpu(placement)?).map(|(before, after)| before.saturating_sub(after));
         }
-        BenchKind::Score => {
+        Work::Score => {
             let scoring = Scoring { placement: placement.clone(), backend, dtype: args.dtype };
             let mut scorer = scoring.scorer(arch, weights.params.as_slice())?;
             for _ in 0..=args.steps {

@@ -161,6 +161,16 @@ fn a_shape_too_large_for_the_machine_is_refused_by_bench() {
 }
 
 #[test]
+fn a_folder_without_shards_is_not_served() {
+    let dir = Dir::new();
+    std::fs::write(dir.path("text.jsonl"), "{}").unwrap();
+    for (shards, sentence) in [(".", "holds no shards"), ("gone", "there is no folder gone")] {
+        let serve = ["local", "serve", "--dataset", "0", "--shards", shards];
+        dir.assay(&serve).run().assert_exit(2).assert_stderr_contains(sentence);
+    }
+}
+
+#[test]
 fn a_named_pipe_in_a_model_folder_is_refused_instead_of_waited_for() {
     let dir = Dir::with_recipe(2);
     dir.train(&[]).run().assert_exit(0);

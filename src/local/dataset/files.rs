@@ -33,8 +33,9 @@ pub(super) struct Place {
 /// How the tree is asked for.
 #[derive(Deserialize)]
 pub(super) struct Asked {
+    /// `true`, which Python spells with a capital.
     #[serde(default)]
-    recursive: bool,
+    recursive: String,
     limit: Option<usize>,
     /// Number of entries before it.
     cursor: Option<usize>,
@@ -77,7 +78,8 @@ pub(super) async fn tree(
     world.check(&place)?;
     let path = place.path.as_deref().unwrap_or_default();
     let commit = &world.shards.commit;
-    let entries = entries(&world.shards.all, path, asked.recursive);
+    let recursive = asked.recursive.eq_ignore_ascii_case("true");
+    let entries = entries(&world.shards.all, path, recursive);
     if entries.is_empty() {
         return Err(no_entry(path, commit));
     }
@@ -86,7 +88,7 @@ pub(super) async fn tree(
     let end = entries.len().min(start.saturating_add(limit));
     let mut told = told(commit)?;
     if end < entries.len() {
-        told.extend(link(&next_page(&headers, &place, commit, asked.recursive, limit, end)?));
+        told.extend(link(&next_page(&headers, &place, commit, recursive, limit, end)?));
     }
     Ok((told, Json(entries.into_values().skip(start).take(end - start).collect())))
 }

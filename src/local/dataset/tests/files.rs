@@ -32,6 +32,7 @@ fn the_tree_has_shards_and_the_folders_that_lead_to_them() {
     ];
     let listed = world.get(&format!("{TREE}?recursive=true")).assert(200).json();
     assert_eq!(paths(&listed), all);
+    assert_eq!(world.get(&format!("{TREE}?recursive=True&expand=False")).assert(200).json(), listed);
     assert_eq!(paths(&world.get(TREE).assert(200).json()), [all[0], all[3]]);
     assert_eq!(paths(&world.get(&format!("{TREE}/data")).assert(200).json()), all[1..3]);
     let commit = world.commit();

@@ -4,6 +4,7 @@
 //! stream of rows of them as the validator does, `loader` hands each rank its rows ahead of time, `held_out` fixes
 //! the rows that the held-out loss is taken on, and `unigram` is the model to compare it with.
 
+mod bpe;
 pub mod files;
 pub mod held_out;
 mod json_line;

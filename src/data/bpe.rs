@@ -36,7 +36,7 @@ pub(super) struct Bpe {
 
 impl Bpe {
     /// The merges behind different tokens that are listed in the order of their ids: each joins what the merges of lower
-    /// ranks make of its token. An error if that is not two tokens.
+    /// ranks make of its token, so that each token is its own encoding. An error if that is not two tokens.
     pub(super) fn new<T: AsRef<[u8]>>(tokens: &[T]) -> Result<Self> {
         ensure!((NUM_BYTES..NONE as usize).contains(&tokens.len()), "a vocabulary of {} tokens", tokens.len());
         let mut bpe = Self {
@@ -49,7 +49,8 @@ impl Bpe {
         for (id, token) in (0..).zip(tokens.iter().map(AsRef::as_ref)) {
             match token {
                 &[byte] if (id as usize) < NUM_BYTES => bpe.byte_ids[byte as usize] = id,
-                _ if (id as usize) < NUM_BYTES || token.len() > MAX_TOKEN_BYTES => bail!("token {id} is {token:?}"),
+                _ if (id as usize) < NUM_BYTES => bail!("token {id} is {token:?} instead of a single byte"),
+                _ if token.len() > MAX_TOKEN_BYTES => bail!("token {id} has {} bytes", token.len()),
                 _ => {
                     let mut parts = Vec::with_capacity(2);
                     bpe.merge(token, &mut parts);

@@ -1,8 +1,9 @@
 //! Encodes a piece of any length from left to right, in linear time and little memory.
 //!
 //! **Neighbours decide.** Tokens are the encoding of their text if and only if each two neighbours are the encoding of
-//! theirs. For up to the first merge across a boundary, the tokens on both sides of it are made as they are made of the
-//! two alone, merge by merge and in the same order. So that merge would be done between the two alone as well.
+//! theirs. For each token is its own encoding, and up to the first merge across a boundary, those on both sides of it are
+//! made as they are made of the two alone, merge by merge and in the same order. So that merge would be done between the
+//! two alone as well.
 //!
 //! **Prefixes.** The encoding of a prefix of the piece is therefore that of a shorter prefix and one more token: the only
 //! one of those that end there which may follow the last token of the shorter one. The last tokens of all prefixes are

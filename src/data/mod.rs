@@ -12,6 +12,7 @@
 //! `held_out` fixes the rows that the held-out loss is taken on, `unigram` is the model to compare it with, and `pages` are
 //! what models are scored on.
 
+mod bpe;
 mod corpus;
 mod cursor;
 pub mod files;
@@ -24,6 +25,7 @@ pub mod pages;
 mod pipeline;
 mod prefetch;
 mod pretokenize;
+pub mod rows;
 pub mod sample;
 pub mod set_aside;
 pub mod source;
@@ -42,6 +44,7 @@ use serde_json::{Map, Value};
 
 use crate::error::input;
 use crate::metrics::printer::Printer;
+use crate::metrics::transfers;
 use crate::recipe::{Recipe, SourceKind};
 pub use corpus::{Corpus, TokenStream};
 pub use cursor::{Cursor, OpenShard};
@@ -143,7 +146,15 @@ fn open_at(recipe: &Recipe, sequence_length: usize, commit: Option<&str>, printe
             let (training, held_out) = TokenShards::open(&data.paths)?;
             (Corpus::Tokens(Arc::new(training)), Corpus::Tokens(Arc::new(held_out)))
         }
-        SourceKind::RefinedwebRows | SourceKind::RefinedwebParquet => anyhow::bail!("not yet"),
+        SourceKind::RefinedwebRows => {
+            let options = rows::Options::of(data, Arc::clone(&stages), transfers::observer(printer))?;
+            let (training, held_out) = rows::open(options)?;
+            (text(training), text(held_out))
+        }
+        SourceKind::RefinedwebParquet => {
+            let _ = commit;
+            anyhow::bail!("not yet")
+        }
     };
     let max_document_tokens = match data.max_document_tokens {
         None => Some(sequence_length),

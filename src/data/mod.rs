@@ -12,6 +12,7 @@ mod order;
 pub mod packing;
 pub mod pages;
 mod pretokenize;
+pub mod rows;
 pub mod sample;
 pub mod set_aside;
 pub mod source;

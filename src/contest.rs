@@ -14,7 +14,7 @@ use crate::chain::places::Places;
 use crate::chain::standing;
 use crate::chain::{Hotkey, Snapshot};
 use crate::data::Opened;
-use crate::data::pages::Pages;
+use crate::data::pages::PageSource;
 use crate::error::{Failure, failure, input};
 use crate::field::{self, Competitor, Wanted};
 use crate::gate::look;
@@ -33,12 +33,13 @@ use crate::publish::{self, Order, Published, sanity};
 use crate::recipe::Resolved;
 use crate::rules::Rules;
 use crate::score::comparison::{self, Compared, mean_and_error};
+use crate::score::pages;
 
 /// Scores a model on rows; `None` if an orderly end was asked for.
 pub type ScoreCandidate<'a> = &'a mut dyn FnMut(&[Vec<u32>]) -> Result<Option<Vec<f64>>>;
 
 /// Pages that share nothing, without which steps say nothing of how much luck varies.
-const FEWEST_DISTINCT_PAGES: usize = 10;
+const FEWEST_DISTINCT_PAGES: u64 = 10;
 
 /// The field of a recipe, and the means to judge a model against it.
 pub struct Contest<'a> {
@@ -48,7 +49,7 @@ pub struct Contest<'a> {
     pub network: Network,
     /// How it scores.
     pub scoring: Scoring,
-    pages: Pages,
+    pages: Box<dyn PageSource>,
     /// Where it tells what it does.
     pub printer: &'a Printer,
     places: RefCell<Places>,
@@ -117,10 +118,10 @@ impl<'a> Contest<'a> {
         let recipe = &resolved.recipe;
         let dtype = resolved.rules.criteria.dtype;
         let scoring = Scoring { placement: placement.clone(), backend: recipe.model.backend, dtype };
-        let pages = Pages::read(data, recipe.score.page_documents, resolved.rules.criteria.sequence_length)?;
+        let pages = pages::of_candidate(resolved, data, printer)?;
         if pages.num_distinct() < FEWEST_DISTINCT_PAGES {
             return Err(input(format!(
-                "the held-out documents are {} pages of {}, and a decision on fewer than {FEWEST_DISTINCT_PAGES} would rest on \
+                "the documents to score on are {} pages of {}, and a decision on fewer than {FEWEST_DISTINCT_PAGES} would rest on \
                  the same text again and again: hold out more (data.held_out), or set score.page_documents lower",
                 pages.num_distinct(),
                 recipe.score.page_documents
@@ -184,8 +185,8 @@ impl<'a> Contest<'a> {
         loop {
             let num_steps = inputs.candidate.losses.len();
             let steps = num_steps..look::next_look(num_steps, max_steps);
-            let draws: Vec<_> =
-                steps.map(|step| self.pages.draw(num_pages, random::derive(seed, step as u64))).collect();
+            let seeds: Vec<u64> = steps.map(|step| random::derive(seed, step as u64)).collect();
+            let draws = self.pages.draws(num_pages, &seeds)?;
             let batch = Batch {
                 num_batches: draws.iter().map(|draw| draw.rows.len()).collect(),
                 rows: draws.iter().flat_map(|draw| draw.rows.iter().cloned()).collect(),

@@ -18,7 +18,8 @@ use crate::chain::Snapshot;
 use crate::checkpoint::LATEST;
 use crate::cli::CompareArgs;
 use crate::contest::fresh_seed;
-use crate::data::pages::{Draw, Pages};
+use crate::data::pages::{Draw, PageSource};
+use crate::data::rows::pages::open_to_training;
 use crate::error::{Failure, input};
 use crate::field::{self, Competitor};
 use crate::gate::roster::candidate_block;
@@ -30,6 +31,7 @@ use crate::network::Network;
 use crate::ops::random;
 use crate::rules::Rules;
 use crate::score::cache::LossCache;
+use crate::score::pages;
 use crate::score::verdicts::{self, Pair};
 use crate::whole_file;
 use entry::{Entry, Miner, Model, Progress};
@@ -61,7 +63,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     // From here on an end that was asked for keeps the losses that are known by then.
     interrupt::install()?;
 
-    let pages = place.pages(&rules, printer)?;
+    let pages = pages::of_validator(place.resolved.as_ref(), &rules, printer)?;
     let seed = args.seed.unwrap_or_else(fresh_seed);
     let pages_per_step = place.pages_per_step(&rules);
     let alone = LossCache::beside(&place.hub.cache);
@@ -81,7 +83,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     let (verdicts, rows_per_page) = match args.until_certain {
         None => {
             let num_pages = args.pages.unwrap_or(pages_per_step);
-            let mut draw = pages.draw(num_pages, seed);
+            let mut draw = pages.draw(num_pages, seed)?;
             let rows_per_page = rows_per_page(&draw);
             draw.rows.truncate(args.batches.unwrap_or(usize::MAX));
             draw.row_pages.truncate(draw.rows.len());
@@ -90,7 +92,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
             (None, rows_per_page)
         }
         Some(level) => {
-            let pairs = comparison.until_certain(&pages, seed, level, args.pages.unwrap_or(MAX_PAGES))?;
+            let pairs = comparison.until_certain(pages.as_ref(), seed, level, args.pages.unwrap_or(MAX_PAGES))?;
             (Some(report::Verdicts { level, pairs }), rows_per_page(&comparison.draw))
         }
     };
@@ -101,6 +103,9 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     }
     let report = Report {
         entries,
+        open_to_training: (place.resolved.as_ref())
+            .and_then(pages::set_aside)
+            .map(|rule| open_to_training(&draw.offsets, rule)),
         draw,
         verdicts,
         pages_per_step,
@@ -207,7 +212,7 @@ impl Comparison<'_> {
     }
 
     /// Draws pages until each verdict stands, `max_pages` at most.
-    fn until_certain(&mut self, pages: &Pages, seed: u64, level: f64, max_pages: usize) -> Result<Vec<Pair>> {
+    fn until_certain(&mut self, pages: &dyn PageSource, seed: u64, level: f64, max_pages: usize) -> Result<Vec<Pair>> {
         let mut pairs: Option<Vec<Pair>> = None;
         loop {
             let num_drawn = self.draw.offsets.len();
@@ -226,8 +231,9 @@ impl Comparison<'_> {
                 }
             };
             let mut page_starts = Vec::with_capacity(num_new);
-            for page in num_drawn..num_drawn + num_new {
-                let Draw { offsets, rows, .. } = pages.draw(1, random::derive(seed, page as u64));
+            let new = num_drawn..num_drawn + num_new;
+            let seeds: Vec<u64> = new.clone().map(|page| random::derive(seed, page as u64)).collect();
+            for (page, Draw { offsets, rows, .. }) in std::iter::zip(new, pages.draws(1, &seeds)?) {
                 page_starts.push(self.draw.rows.len());
                 self.draw.offsets.extend(offsets);
                 self.draw.row_pages.extend(std::iter::repeat_n(page, rows.len()));

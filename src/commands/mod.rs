@@ -5,7 +5,6 @@ pub mod bench;
 pub mod chain;
 pub mod check;
 pub mod compare;
-pub mod data;
 pub mod emission;
 pub mod inspect;
 pub mod local;
@@ -21,8 +20,6 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::cli::{BackendChoice, NetworkArgs, ScoringArgs};
-use crate::data::PAGE_DOCUMENTS;
-use crate::data::pages::Pages;
 use crate::metrics::printer::Printer;
 use crate::model::scorer::Scoring;
 use crate::network;
@@ -89,18 +86,6 @@ impl Place {
         let backend = args.backend.into();
         let placement = Placement::open(device.unwrap_or_default(), backend, printer)?;
         Ok(Scoring { placement, backend, dtype: rules.criteria.dtype })
-    }
-
-    /// The pages of the recipe's text, or of the embedded one.
-    pub(crate) fn pages(&self, rules: &Rules, printer: &Printer) -> Result<Pages> {
-        let row_len = rules.criteria.sequence_length;
-        let (text, page_documents) = match &self.resolved {
-            Some(resolved) => {
-                (crate::data::open(&resolved.recipe, row_len, printer)?, resolved.recipe.score.page_documents)
-            }
-            None => (crate::data::open_sample(row_len)?, PAGE_DOCUMENTS),
-        };
-        Pages::read(&text, page_documents, row_len)
     }
 
     /// Pages of a validator's step: the recipe's `score.pages`, where it asks for others than its own version of the

@@ -15,6 +15,7 @@ use crate::metrics::printer::Printer;
 use crate::network::Network;
 use crate::rules::Rules;
 use crate::score::cache::LossCache;
+use crate::score::pages;
 use crate::validator::examiner::ByModel;
 use crate::validator::state::{Beginning, Folder};
 use crate::validator::{FIRST_CLEANUP_AFTER, Options, Seams, Validator};
@@ -28,7 +29,7 @@ pub fn run(args: &ValidateArgs, printer: &Printer) -> Result<()> {
     let scoring = place.scoring(&args.scoring, &rules, printer)?;
     let network = Network::open(&place.hub, &place.chain, printer)?;
     let sets_weights_as = hotkey(args, &network, printer)?;
-    let pages = place.pages(&rules, printer)?;
+    let pages = pages::of_validator(place.resolved.as_ref(), &rules, printer)?;
     let num_pages = args.pages.unwrap_or_else(|| place.pages_per_step(&rules));
 
     let clock = Arc::new(SystemClock);
@@ -50,7 +51,7 @@ pub fn run(args: &ValidateArgs, printer: &Printer) -> Result<()> {
     // A loss that is known from before takes no time, and would let a model pass that is too slow.
     let nothing_known = LossCache::none();
     let losses = if args.time_limit.is_some() { &nothing_known } else { &network.losses };
-    let examiner = ByModel::new(&pages, &scoring, losses, rules.validator.output, printer);
+    let examiner = ByModel::new(pages.as_ref(), &scoring, losses, rules.validator.output, printer);
     let (version, criteria) = (rules.validator.since, &rules.criteria);
     printer.note(&format!(
         "A validator of {version} on {} and {}, with rows of {} tokens, {num_pages} pages a step; its state is in {}{}.",

@@ -23,6 +23,8 @@ pub enum Told<'a> {
     Ended(&'a str),
     /// Why nothing moves for a while, in a sentence.
     Waits(&'a str),
+    /// What goes on all the same, in a sentence.
+    Warns(&'a str),
 }
 
 /// Is told how far transfers are, from any thread and as often as once for each block: it returns soon.

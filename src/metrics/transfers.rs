@@ -41,6 +41,7 @@ fn hear(printer: &Printer, all: &mut HashMap<String, Shown>, told: Told<'_>) {
             }
         }
         Told::Waits(why) => printer.note(why),
+        Told::Warns(why) => printer.warn(why),
     }
 }
 

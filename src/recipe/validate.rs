@@ -10,8 +10,9 @@ use crate::model::family::Family;
 use super::estimate::repo_bytes;
 use super::resolve::{Finding, Resolved, micro_steps};
 use super::shrink::shrink;
-use super::{Backend, DeviceChoice, HubKind, Init, Network, SourceKind};
+use super::{Backend, DeviceChoice, HubKind, Init, Network, ScoreSource, SourceKind};
 use crate::chain::wallet;
+use crate::data::PAGE_DOCUMENTS;
 use crate::figures::{bytes, count};
 use crate::gate::{alpha, look};
 use crate::hub::model_id::split_repo_id;
@@ -217,6 +218,11 @@ fn data(findings: &mut Findings, resolved: &Resolved) {
     if let Err(sentence) = names::repository(&data.dataset) {
         findings.add("data.dataset", sentence);
     }
+    findings.add_if(
+        !is_endpoint(&data.rows_endpoint),
+        "data.rows_endpoint",
+        "is no address of a data set's viewer; write it as https://datasets-server.huggingface.co",
+    );
     let shards = data.shards.iter().find_map(|shard| Some((shard, glob::Pattern::new(shard).err()?)));
     if let Some((shard, error)) = shards {
         findings.add("data.shards", format!("{shard:?} is not a valid glob: {error}"));
@@ -314,6 +320,13 @@ fn business(findings: &mut Findings, resolved: &Resolved) {
     let (score, gate, hub, chain) = (&recipe.score, &recipe.gate, &recipe.hub, &recipe.chain);
     findings.at_least(1, "score.pages", score.pages.unwrap_or(1));
     findings.at_least(1, "score.page_documents", score.page_documents);
+    let has_page_of_its_own =
+        score.source == Some(ScoreSource::RefinedwebRows) && score.page_documents != PAGE_DOCUMENTS;
+    findings.add_if(
+        has_page_of_its_own,
+        "score.page_documents",
+        format!("is {}, but the pages of score.source: refinedweb-rows have {PAGE_DOCUMENTS}", score.page_documents),
+    );
     findings.in_range(
         score.budget > 0.0 && score.budget < 1.0,
         "score.budget",
@@ -538,6 +551,20 @@ mod tests {
             assert!(found.contains(&"train.threads".to_owned()), "{found:?}");
             assert!(found.contains(&"rules.max_parameters".to_owned()), "{found:?}");
         }
+    }
+
+    #[test]
+    fn pages_of_the_viewer_have_a_hundred_rows_and_the_viewer_an_address() {
+        let of_viewer = |page_documents| {
+            paths_of(|recipe| {
+                recipe.score.source = Some(ScoreSource::RefinedwebRows);
+                recipe.score.page_documents = page_documents;
+            })
+        };
+        assert_eq!(of_viewer(100), Vec::<String>::new());
+        assert_eq!(of_viewer(50), ["score.page_documents"]);
+        assert_eq!(paths_of(|recipe| recipe.score.page_documents = 50), Vec::<String>::new());
+        assert_eq!(paths_of(|recipe| recipe.data.rows_endpoint = "viewer".to_owned()), ["data.rows_endpoint"]);
     }
 
     #[test]

@@ -136,7 +136,9 @@ pub(super) fn warnings(resolved: &Resolved) -> Vec<Finding> {
         format!("is beyond the run's {steps} steps: the model is scored at the end only"),
     );
     findings.add_if(
-        score.every == 0 && (*score != Score { pages: score.pages, source: score.source, ..Score::default() } || recipe.hub.repo.is_some()),
+        score.every == 0
+            && (*score != Score { pages: score.pages, source: score.source, ..Score::default() }
+                || recipe.hub.repo.is_some()),
         "score.every",
         "is 0: the model is never scored beside others, and never published",
     );

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use anyhow::Result;
 
 use super::{Entry, Examiner};
-use crate::data::pages::{Draw, Pages};
+use crate::data::pages::{Draw, PageSource};
 use crate::field::{self, Competitor};
 use crate::metrics::printer::Printer;
 use crate::model::scorer::Scoring;
@@ -20,7 +20,7 @@ use crate::score::output::OutputRule;
 /// The examiner of a validator at work.
 pub struct ByModel<'a> {
     /// Where pages come from.
-    pub pages: &'a Pages,
+    pub pages: &'a dyn PageSource,
     /// How losses are computed.
     pub scoring: &'a Scoring,
     /// Losses that were computed before.
@@ -35,7 +35,7 @@ pub struct ByModel<'a> {
 impl<'a> ByModel<'a> {
     /// One that has told nothing yet.
     pub fn new(
-        pages: &'a Pages,
+        pages: &'a dyn PageSource,
         scoring: &'a Scoring,
         losses: &'a LossCache,
         output: Option<OutputRule>,
@@ -74,7 +74,7 @@ impl<'a> ByModel<'a> {
 
 impl Examiner for ByModel<'_> {
     fn draw(&self, num_pages: usize, seed: u64) -> Result<Draw> {
-        Ok(self.pages.draw(num_pages, seed))
+        self.pages.draw(num_pages, seed)
     }
 
     fn losses(&self, entry: &Entry<'_>, rows: &[Vec<u32>], seed: u64) -> Result<Option<Result<Vec<f64>, String>>> {

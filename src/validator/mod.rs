@@ -19,7 +19,7 @@
 //! Differences from the reference, on purpose:
 //! - weights, clockwork and the place in the round survive a restart ([`state`]);
 //! - a uid that is new on the subnet makes the vector of weights longer, where the reference's step fails from then on;
-//! - pages are drawn from the text of the recipe, not from the dataset's service;
+//! - pages are drawn from the text of the recipe, and from the dataset's service where it says so (`score.source`);
 //! - a model may take as long as it takes, unless a limit is asked for: a CPU is no validator's card;
 //! - the versions from 27 March 2024 on count only as many batches as the pages have with GPT-4's tokenizer, which is not
 //!   implemented here: all batches count. Where a model needs that tokenizer, the validator does not start;

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use super::entry::Entry;
+use crate::data::PAGE_DOCUMENTS;
 use crate::data::pages::Draw;
 use crate::figures::{bytes, count, duration};
 use crate::hub::fetch::Unreadable;
@@ -24,6 +25,8 @@ pub(super) struct Verdicts {
 pub(super) struct Report<'a> {
     pub(super) entries: Vec<Entry>,
     pub(super) draw: Draw,
+    /// How many rows of the data set on these pages the recipe's training may have read; `None`: it trains on other text.
+    pub(super) open_to_training: Option<u64>,
     pub(super) verdicts: Option<Verdicts>,
     /// Pages that a validator's step has.
     pub(super) pages_per_step: usize,
@@ -119,6 +122,13 @@ impl Report<'_> {
             duration(self.took)
         )
         .expect("writing to a text does not fail");
+        if let Some(open) = self.open_to_training {
+            let (open, all) = (count(open), count((self.draw.offsets.len() * PAGE_DOCUMENTS) as u64));
+            text += &format!(
+                "\n{open} of the {all} documents drawn are not among those that this recipe sets aside (data.held_out_every): its \
+                 training may have read them."
+            );
+        }
         // Of models that have seen different numbers of pages, some may have enough of them.
         let is_by_batches =
             figures.differences.iter().flatten().map(|difference| difference.unit == Unit::Batch).reduce(|a, b| a || b);
@@ -223,6 +233,7 @@ impl Report<'_> {
             "pages": self.draw.offsets,
             "batches": self.draw.rows.len(),
             "batch_pages": self.draw.row_pages,
+            "rows_open_to_training": self.open_to_training,
             "compared_batches": figures.compared.first().map_or(0, |model| model.losses.len()),
             "scored": self.entries.iter().map(|entry| entry.num_computed).sum::<usize>(),
             "from_cache": self.entries.iter().map(Entry::num_from_cache).sum::<usize>(),
@@ -296,6 +307,7 @@ mod tests {
         Report {
             entries,
             draw,
+            open_to_training: None,
             verdicts: None,
             pages_per_step: 3,
             rows_per_step: 6.0,
@@ -321,6 +333,19 @@ mod tests {
         assert_eq!(led_by([0, 0, 0], 4.0), 2);
         assert_eq!(led_by([0, 0, 0], f64::NAN), 2);
         assert_eq!(led_by([0, 0, 0], 2.0), 0);
+    }
+
+    #[test]
+    fn what_training_may_have_read_is_told_where_it_reads_the_same_data_set() {
+        let rules = Rules::default();
+        let told = |open_to_training| {
+            let report = Report { open_to_training, ..report(vec![entry(0, 1, [4.0; 4])], &rules) };
+            (report.text(false).contains("training may have read"), report.json()["rows_open_to_training"].clone())
+        };
+        assert_eq!(told(None), (false, json!(null)));
+        assert_eq!(told(Some(151)), (true, json!(151)));
+        let report = Report { open_to_training: Some(151), ..report(vec![entry(0, 1, [4.0; 4])], &rules) };
+        assert!(report.text(false).contains("\n151 of the 200 documents drawn are not among those"));
     }
 
     #[test]

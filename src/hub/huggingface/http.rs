@@ -59,15 +59,27 @@ impl Http {
     /// # Errors
     /// The address is none, or one where everybody on the way would see the token.
     pub(super) fn new(endpoint: &str, token: Option<Token>, patience: Patience, observer: Observer) -> Result<Self> {
+        Self::named("hub.endpoint (or HF_ENDPOINT)", super::ENDPOINT, endpoint, token, patience, observer)
+    }
+
+    /// The same of an address that errors call `name`, which would be right as `example`.
+    pub(super) fn named(
+        name: &str,
+        example: &str,
+        endpoint: &str,
+        token: Option<Token>,
+        patience: Patience,
+        observer: Observer,
+    ) -> Result<Self> {
         let parsed = Url::parse(endpoint).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-        let endpoint = parsed.filter(|url| url.username().is_empty() && url.password().is_none()).ok_or_else(|| {
-            input("hub.endpoint (or HF_ENDPOINT) is no address of a hub: write it as https://huggingface.co, without a token")
-        })?;
+        let endpoint = parsed
+            .filter(|url| url.username().is_empty() && url.password().is_none())
+            .ok_or_else(|| input(format!("{name} is no address of a hub: write it as {example}, without a token")))?;
         if endpoint.scheme() == "http" && token.is_some() && !is_this_machine(&endpoint) {
             let host = endpoint.host_str().unwrap_or_default();
             return Err(input(format!(
-                "hub.endpoint (or HF_ENDPOINT) leads to {host} without encryption, where others would see the token: write it \
-                 as https://{host}, or use no token"
+                "{name} leads to {host} without encryption, where others would see the token: write it as https://{host}, or \
+                 use no token"
             )));
         }
         // Redirects are followed here, without the token.
@@ -138,6 +150,16 @@ impl Http {
     /// The answer to a request, as JSON of at most so many bytes.
     pub(super) async fn ask<T: DeserializeOwned>(&self, call: &Call, max_bytes: usize) -> Result<T, Fault> {
         parse(&self.whole(call, max_bytes).await?.bytes)
+    }
+
+    /// The body of the answer to a request that is made once, whatever kind of text it is.
+    pub(super) async fn once(&self, call: &Call, max_bytes: usize) -> Result<Vec<u8>, Fault> {
+        let answer = self.follow(call).await?;
+        if answer.status().as_u16() >= 400 {
+            let is_at_hub = answer.url().origin() == self.endpoint.origin();
+            return Err(Fault::Refused(Refusal::of(answer, is_at_hub).await));
+        }
+        read(answer, max_bytes).await
     }
 
     /// The answer to a request down to its end. One that was cut off is asked for again, where the request may be repeated.

@@ -21,6 +21,7 @@ mod source;
 mod throttle;
 mod token;
 mod upload;
+mod viewer;
 mod xet;
 
 use std::path::Path;
@@ -38,6 +39,7 @@ pub use pause::Patience;
 use throttle::Throttle;
 pub use token::{Token, looks_like_token};
 use upload::Uploader;
+pub use viewer::{PAGE_ROWS, Unanswered, VIEWER_ENDPOINT, Viewer};
 
 /// Where Hugging Face is.
 pub const ENDPOINT: &str = "https://huggingface.co";
@@ -135,4 +137,4 @@ impl Hub for HuggingFace {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

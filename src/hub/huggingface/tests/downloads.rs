@@ -243,7 +243,7 @@ fn whoever_shows_it_hears_how_far_it_is() {
             assert_eq!(what, "downloading miner/model");
             ear.lock().unwrap().push(u64::MAX);
         }
-        Told::Waits(why) => panic!("{why}"),
+        Told::Waits(why) | Told::Warns(why) => panic!("{why}"),
     });
     let hub = HuggingFace::new(Options { observer, ..options(&server) }).unwrap();
     hub.download(REPO, &commit(), &[&first, &second], &Place::new().dir()).unwrap();

@@ -10,7 +10,7 @@ mod listings;
 mod memory_hub;
 mod requests;
 mod served;
-mod server;
+pub(crate) mod server;
 mod setbacks;
 mod writing;
 
@@ -20,7 +20,7 @@ use server::Server;
 
 use super::*;
 
-const SECRET: &str = "hf_AbCdEfGhIjKlMnOpQrStUvWx";
+pub(crate) const SECRET: &str = "hf_AbCdEfGhIjKlMnOpQrStUvWx";
 const REPO: &str = "miner/model";
 
 fn commit() -> String {
@@ -28,7 +28,7 @@ fn commit() -> String {
 }
 
 /// Patience enough for a loopback.
-fn patience() -> Patience {
+pub(crate) fn patience() -> Patience {
     Patience {
         connect: Duration::from_secs(2),
         answer: Duration::from_millis(400),

@@ -333,7 +333,7 @@ mod tests {
         for world in [(0, 1), (1 << 40, (1 << 40) + 1)] {
             let loader = loader(source.clone(), (5, 1), world, Cursor::default());
             std::thread::sleep(Duration::from_millis(20));
-            assert_eq!(Arc::strong_count(&source), num_owners + 1);
+            assert!(Arc::strong_count(&source) > num_owners);
             drop(loader);
             let start = Instant::now();
             while Arc::strong_count(&source) > num_owners {

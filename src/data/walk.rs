@@ -50,11 +50,24 @@ enum Opener {
     Ahead(Prefetch),
 }
 
+impl Opener {
+    /// The shard of a position, which is the next one of the order.
+    fn open(&mut self, open: OpenShard) -> Result<Documents> {
+        match self {
+            Self::Ahead(prefetch) => prefetch.next(),
+            Self::AsNeeded(source, shards) => {
+                let Order { shard, from, seed } = shards.order(open);
+                source.documents(shard, from, seed)
+            }
+        }
+    }
+}
+
 /// The documents of the stream from a cursor on.
 pub(super) struct Walk {
     source: Arc<dyn Source>,
     cursor: Cursor,
-    /// What is left of the open shards; `None`: not opened yet.
+    /// What is left of the open shards; `None`: to be opened.
     open: Vec<Option<Documents>>,
     opener: Opener,
     /// Shards that ended without a character of text since there last was one.
@@ -90,17 +103,14 @@ impl Walk {
         if interrupt::requested() {
             return Err(interrupted());
         }
-        let turn = self.cursor.turn;
-        let documents = match &mut self.open[turn] {
-            Some(documents) => documents,
-            slot => slot.insert(match &mut self.opener {
-                Opener::Ahead(prefetch) => prefetch.next()?,
-                Opener::AsNeeded(source, shards) => {
-                    let Order { shard, from, seed } = shards.order(self.cursor.open[turn]);
-                    source.documents(shard, from, seed)?
-                }
-            }),
-        };
+        // All at once before the first document: shards come in the order in which they are asked for.
+        let (turn, num_slots) = (self.cursor.turn, self.open.len());
+        for slot in (0..num_slots).map(|ahead| (turn + ahead) % num_slots) {
+            if self.open[slot].is_none() {
+                self.open[slot] = Some(self.opener.open(self.cursor.open[slot])?);
+            }
+        }
+        let documents = self.open[turn].as_mut().expect("every slot was opened just now");
         match documents.next().transpose()? {
             Some(text) => {
                 if !text.is_empty() {

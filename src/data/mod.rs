@@ -11,6 +11,7 @@ pub mod loader;
 mod order;
 pub mod packing;
 pub mod pages;
+pub mod parquet;
 mod pretokenize;
 pub mod sample;
 pub mod set_aside;

@@ -14,7 +14,7 @@ use crate::hub::Hub;
 use crate::hub::fetch::Cache;
 use crate::hub::file_hashes::FileHashes;
 use crate::hub::folder::FolderHub;
-use crate::hub::huggingface::{self, HuggingFace, Token};
+use crate::hub::huggingface::{self, HuggingFace};
 use crate::local;
 use crate::metrics::printer::Printer;
 use crate::metrics::transfers;
@@ -112,17 +112,7 @@ pub fn open_hub(hub: &recipe::Hub, hashes: &FileHashes, printer: &Printer) -> Re
     if hub.kind == HubKind::Folder {
         return Ok(Box::new(FolderHub::open(&hub.dir)?));
     }
-    let endpoint = hub.endpoint.clone().or_else(|| std::env::var("HF_ENDPOINT").ok().filter(|text| !text.is_empty()));
-    // What a recipe names, which may be somebody else's, does not get the token that was left for Hugging Face.
-    let is_elsewhere = hub.endpoint.as_ref().is_some_and(|endpoint| endpoint != huggingface::ENDPOINT);
-    let options = huggingface::Options {
-        endpoint: endpoint.unwrap_or_else(|| huggingface::ENDPOINT.to_owned()),
-        token: if is_elsewhere { Token::of_environment()? } else { Token::find()? },
-        max_bytes_per_second: hub.download_mb_per_second.map(|megabytes| (megabytes * 1e6) as u64),
-        hashes: hashes.clone(),
-        patience: huggingface::Patience::default(),
-        observer: transfers::observer(printer),
-    };
+    let options = huggingface::Options::of(hub, hashes.clone(), transfers::observer(printer))?;
     Ok(Box::new(HuggingFace::new(options)?))
 }
 

@@ -5,6 +5,7 @@ pub mod bench;
 pub mod chain;
 pub mod check;
 pub mod compare;
+pub mod data;
 pub mod emission;
 pub mod inspect;
 pub mod local;

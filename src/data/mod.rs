@@ -22,6 +22,7 @@ pub mod loader;
 mod order;
 pub mod packing;
 pub mod pages;
+pub mod parquet;
 mod pipeline;
 mod prefetch;
 mod pretokenize;
@@ -37,22 +38,28 @@ pub mod tokens;
 pub mod unigram;
 mod walk;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
 use serde_json::{Map, Value};
 
+use crate::chain::subtensor::default_state_dir;
 use crate::error::input;
+use crate::hub::file_hashes::FileHashes;
+use crate::hub::huggingface;
 use crate::metrics::printer::Printer;
 use crate::metrics::transfers;
-use crate::recipe::{Recipe, SourceKind};
+use crate::recipe::{self, Recipe, SourceKind};
 pub use corpus::{Corpus, TokenStream};
 pub use cursor::{Cursor, OpenShard};
 use files::Files;
 use packing::Packing;
 pub use packing::Reading;
+use parquet::Place;
 pub use prefetch::Ahead;
 use sample::Sample;
+use set_aside::SetAside;
 use source::Source;
 use stages::Stages;
 use tokenizer::Tokenizer;
@@ -152,8 +159,29 @@ fn open_at(recipe: &Recipe, sequence_length: usize, commit: Option<&str>, printe
             (text(training), text(held_out))
         }
         SourceKind::RefinedwebParquet => {
-            let _ = commit;
-            anyhow::bail!("not yet")
+            let place = match data.paths.is_empty() {
+                false => Place::Folder(data.paths.clone()),
+                true => Place::Hub {
+                    dataset: data.dataset.clone(),
+                    revision: commit.unwrap_or(&data.revision).to_owned(),
+                    options: huggingface::Options::of(
+                        &recipe.hub,
+                        FileHashes::default(),
+                        transfers::observer(printer),
+                    )?,
+                },
+            };
+            let (training, held_out) = parquet::open(
+                place,
+                parquet::Options {
+                    text_key: data.text_key().to_owned(),
+                    shards: data.shards.clone(),
+                    set_aside: SetAside::new(data.held_out_every as u64),
+                    cache: cache_dir(data),
+                    stages: Arc::clone(&stages),
+                },
+            )?;
+            (text(training), text(held_out))
         }
     };
     let max_document_tokens = match data.max_document_tokens {
@@ -171,6 +199,11 @@ fn open_at(recipe: &Recipe, sequence_length: usize, commit: Option<&str>, printe
         stages,
     };
     Ok(Opened { training, held_out, reading })
+}
+
+/// Where what was learned of data sets is kept.
+pub(crate) fn cache_dir(data: &recipe::Data) -> PathBuf {
+    data.cache.clone().unwrap_or_else(|| default_state_dir().join("data"))
 }
 
 /// As many as are asked for. One keeps several GPUs busy; an eighth of a large machine rides over documents that are slow.
@@ -200,6 +233,9 @@ pub struct Batch {
     /// Where the global stream stands once every rank has consumed the batch of this micro-step.
     pub cursor_after: Cursor,
 }
+
+#[cfg(test)]
+mod streaming_tests;
 
 #[cfg(test)]
 mod tests {

@@ -20,7 +20,9 @@ pub fn of_candidate(resolved: &Resolved, data: &Opened, printer: &Printer) -> Re
     let (recipe, row_len) = (&resolved.recipe, resolved.rules.criteria.sequence_length);
     match is_of_viewer(recipe) {
         false => Ok(Box::new(Pages::read(data, recipe.score.page_documents, row_len)?)),
-        true => of_viewer(recipe, Arc::clone(&data.reading.tokenizer), row_len, Reach::of_candidate(&recipe.data), printer),
+        true => {
+            of_viewer(recipe, Arc::clone(&data.reading.tokenizer), row_len, Reach::of_candidate(&recipe.data), printer)
+        }
     }
 }
 

@@ -17,11 +17,11 @@ use std::sync::{Arc, Mutex};
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
+use super::cache_dir;
 use super::order::Permutation;
 use super::set_aside::{STRETCH_ROWS, SetAside};
 use super::source::{Documents, Source};
 use super::stages::{Stage, Stages};
-use crate::chain::subtensor::default_state_dir;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Failure, input};
 use crate::hub::huggingface::{PAGE_ROWS, Patience, Token, VIEWER_ENDPOINT, Viewer};
@@ -73,9 +73,9 @@ impl Options {
         Ok(Self {
             endpoint: data.rows_endpoint.clone(),
             dataset: data.dataset.clone(),
-            column: data.text_key.clone().unwrap_or_else(|| "content".to_owned()),
+            column: data.text_key().to_owned(),
             token: if is_elsewhere { Token::of_environment()? } else { Token::find()? },
-            cache: data.cache.clone().unwrap_or_else(|| default_state_dir().join("data")),
+            cache: cache_dir(data),
             set_aside: SetAside::new(data.held_out_every as u64),
             stages,
             patience: Patience::default(),

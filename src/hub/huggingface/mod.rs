@@ -8,11 +8,13 @@ mod account;
 mod answer;
 mod call;
 mod commit;
+pub(crate) mod dataset;
 mod download;
 mod fault;
 mod http;
 mod lfs;
 mod listing;
+mod pace;
 mod part;
 mod pause;
 mod remembered;
@@ -33,6 +35,7 @@ use tokio::runtime::Runtime;
 use super::file_hashes::FileHashes;
 use super::progress::Observer;
 use super::{Hub, RemoteFile, Sha256Sum, Upload};
+use crate::recipe;
 pub(crate) use account::ANY_NAMESPACE;
 use http::Http;
 pub use pause::Patience;
@@ -59,6 +62,24 @@ pub struct Options {
     pub patience: Patience,
     /// Who is told how far up- and downloads are, and why nothing moves.
     pub observer: Observer,
+}
+
+impl Options {
+    /// What a recipe and the environment say, with the token of this machine.
+    pub fn of(hub: &recipe::Hub, hashes: FileHashes, observer: Observer) -> Result<Self> {
+        let of_environment = || std::env::var("HF_ENDPOINT").ok().filter(|text| !text.is_empty());
+        let endpoint = hub.endpoint.clone().or_else(of_environment);
+        // What a recipe names, which may be somebody else's, does not get the token that was left for Hugging Face.
+        let is_elsewhere = hub.endpoint.as_ref().is_some_and(|endpoint| endpoint != ENDPOINT);
+        Ok(Self {
+            endpoint: endpoint.unwrap_or_else(|| ENDPOINT.to_owned()),
+            token: if is_elsewhere { Token::of_environment()? } else { Token::find()? },
+            max_bytes_per_second: hub.download_mb_per_second.map(|megabytes| (megabytes * 1e6) as u64),
+            hashes,
+            patience: Patience::default(),
+            observer,
+        })
+    }
 }
 
 /// A hub that is asked over HTTP.

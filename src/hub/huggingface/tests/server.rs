@@ -68,6 +68,16 @@ impl Reply {
         self
     }
 
+    /// Its body.
+    pub(crate) fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// What one of its headers says.
+    pub(crate) fn header_value(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(of, _)| of == name).map(|(_, value)| value.as_str())
+    }
+
     /// With another Content-Length than it has; `None`: without any.
     pub(crate) fn length(self, length: Option<usize>) -> Self {
         Self { length, ..self }

@@ -21,6 +21,7 @@ pub mod loader;
 mod order;
 pub mod packing;
 pub mod pages;
+pub mod parquet;
 mod pipeline;
 mod prefetch;
 mod pretokenize;

@@ -7,7 +7,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use super::answer::{check_is_no_page, lost, shown, unless_interrupted};
 use super::call::Call;
 use super::fault::Fault;
 use super::listing::check_names;
+use super::pace::Pace;
 use super::part::{Part, Tell};
 use super::throttle::Throttle;
 use crate::error::Failure;
@@ -30,9 +31,7 @@ use crate::model::weights::is_plain_name;
 /// Parts of a body, each of at most about 400 KB, that wait for the disk.
 const PARTS_AHEAD: usize = 16;
 /// Once so many bytes have come, a cut is the first one again.
-const PROGRESS_BYTES: u64 = 64 << 10;
-/// A connection that brings fewer bytes in a second trickles, and is cut.
-const LEAST_BYTES_PER_SECOND: f64 = 1024.0;
+pub(super) const PROGRESS_BYTES: u64 = 64 << 10;
 
 /// Why a file did not come in full.
 enum Cut {
@@ -179,17 +178,11 @@ async fn receive(
     throttle: Arc<Throttle>,
     stall: Duration,
 ) -> Result<bool, Fault> {
-    let (mut since, mut bytes_since) = (Instant::now(), 0);
+    let mut pace = Pace::new(stall);
     while let Some(bytes) = answer.chunk().await.map_err(lost)? {
         let Some(left) = missing.checked_sub(bytes.len() as u64) else { return Ok(false) };
         missing = left;
-        bytes_since += bytes.len();
-        if since.elapsed() >= stall {
-            if (bytes_since as f64) < stall.as_secs_f64() * LEAST_BYTES_PER_SECOND {
-                return Err(Fault::Lost(format!("{bytes_since} bytes came in {} s", stall.as_secs_f32())));
-            }
-            (since, bytes_since) = (Instant::now(), 0);
-        }
+        pace.keep(bytes.len())?;
         throttle.pass(bytes.len()).await;
         if parts.send(bytes).await.is_err() {
             // The disk has failed, which the writer tells.

@@ -52,18 +52,19 @@ impl HuggingFace {
     pub(super) async fn list_files(&self, repo_id: &str, commit: &str) -> Result<Vec<RemoteFile>> {
         let what = format!("the files of {repo_id} at the commit {commit} could not be listed");
         check_names(repo_id, Some(commit))?;
-        let mut url = self.http.model_url(repo_id, &["tree", commit]);
+        self.list_tree(self.http.model_url(repo_id, &["tree", commit]), &what).await
+    }
+
+    /// The files of a tree and of all folders in it, sorted by path.
+    pub(super) async fn list_tree(&self, mut url: Url, what: &str) -> Result<Vec<RemoteFile>> {
         url.query_pairs_mut().append_pair("recursive", "true");
-        let entries: Vec<Entry> = self.list(url, &what).await?;
+        let entries: Vec<Entry> = self.list(url, what).await?;
         let files = entries.into_iter().filter(|entry| entry.kind == "file").map(Entry::into_file);
         let files = files.collect::<Result<Vec<_>, _>>();
-        let mut files = files.map_err(|reason| self.http.error(Fault::Lost(reason), &what))?;
+        let mut files = files.map_err(|reason| self.http.error(Fault::Lost(reason), what))?;
         files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         if let Some(twice) = files.windows(2).find(|pair| pair[0].path == pair[1].path) {
-            return Err(no(format!(
-                "{repo_id} has the file {:?} twice at the commit {commit}.",
-                shown(&twice[0].path)
-            )));
+            return Err(no(format!("{what}: the file {:?} is there twice.", shown(&twice[0].path))));
         }
         Ok(files)
     }
@@ -105,7 +106,7 @@ impl HuggingFace {
     /// The whole of a list of a repository that is there.
     async fn list<T: for<'a> Deserialize<'a>>(&self, url: Url, what: &str) -> Result<Vec<T>> {
         let listed = self.pages(url).await.map_err(|fault| self.http.reading_error(fault, what))?;
-        listed.ok_or_else(|| no(format!("{what}: they are more than {}, as no model has.", count(MAX_ENTRIES as u64))))
+        listed.ok_or_else(|| no(format!("{what}: they are more than {}.", count(MAX_ENTRIES as u64))))
     }
 
     /// The whole of a list; `None` if it is too long.

@@ -8,11 +8,13 @@ mod account;
 mod answer;
 mod call;
 mod commit;
+pub(crate) mod dataset;
 mod download;
 mod fault;
 mod http;
 mod lfs;
 mod listing;
+mod pace;
 mod part;
 mod pause;
 mod remembered;
@@ -135,4 +137,4 @@ impl Hub for HuggingFace {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

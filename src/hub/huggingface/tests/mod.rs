@@ -10,7 +10,7 @@ mod listings;
 mod memory_hub;
 mod requests;
 mod served;
-mod server;
+pub(crate) mod server;
 mod setbacks;
 mod writing;
 

@@ -10,23 +10,23 @@ use std::time::Duration;
 
 /// A request as it came.
 #[derive(Clone, Debug)]
-pub(super) struct Request {
-    pub(super) method: String,
+pub(crate) struct Request {
+    pub(crate) method: String,
     /// With what follows a question mark.
-    pub(super) path: String,
+    pub(crate) path: String,
     /// By their names in small letters.
-    pub(super) headers: BTreeMap<String, String>,
+    pub(crate) headers: BTreeMap<String, String>,
     /// How many came to this server before it.
-    pub(super) index: usize,
+    pub(crate) index: usize,
 }
 
 impl Request {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
 
     /// From where on a file is asked for.
-    pub(super) fn start(&self) -> usize {
+    pub(crate) fn start(&self) -> usize {
         let range = self.header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
         range.map_or(0, |start| start.parse().unwrap())
     }
@@ -34,7 +34,7 @@ impl Request {
 
 /// What is answered.
 #[derive(Clone, Debug)]
-pub(super) struct Reply {
+pub(crate) struct Reply {
     status: u16,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
@@ -46,7 +46,7 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    pub(super) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
+    pub(crate) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
         let body = body.into();
         let (length, cut) = (Some(body.len()), usize::MAX);
         Self {
@@ -61,48 +61,58 @@ impl Reply {
         }
     }
 
-    pub(super) fn header(mut self, name: &str, value: impl Into<String>) -> Self {
+    pub(crate) fn header(mut self, name: &str, value: impl Into<String>) -> Self {
         self.headers.push((name.to_owned(), value.into()));
         self
     }
 
+    /// Its body.
+    pub(crate) fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// What one of its headers says.
+    pub(crate) fn header_value(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(of, _)| of == name).map(|(_, value)| value.as_str())
+    }
+
     /// With another Content-Length than it has; `None`: without any.
-    pub(super) fn length(self, length: Option<usize>) -> Self {
+    pub(crate) fn length(self, length: Option<usize>) -> Self {
         Self { length, ..self }
     }
 
     /// Ends the connection after so many bytes of the body.
-    pub(super) fn cut(self, cut: usize) -> Self {
+    pub(crate) fn cut(self, cut: usize) -> Self {
         Self { cut, ..self }
     }
 
     /// A byte at a time, with a pause after each.
-    pub(super) fn drip(self, pause: Duration) -> Self {
+    pub(crate) fn drip(self, pause: Duration) -> Self {
         Self { drip: Some(pause), ..self }
     }
 
     /// Not before so long.
-    pub(super) fn delay(self, delay: Duration) -> Self {
+    pub(crate) fn delay(self, delay: Duration) -> Self {
         Self { delay, ..self }
     }
 
     /// Stays connected for so long after the last byte.
-    pub(super) fn linger(self, linger: Duration) -> Self {
+    pub(crate) fn linger(self, linger: Duration) -> Self {
         Self { linger, ..self }
     }
 
     /// Sends elsewhere.
-    pub(super) fn redirect(to: String) -> Self {
+    pub(crate) fn redirect(to: String) -> Self {
         Self::new(302, "").header("location", to)
     }
 
     /// A hub's no.
-    pub(super) fn refusal(status: u16, code: &str) -> Self {
+    pub(crate) fn refusal(status: u16, code: &str) -> Self {
         Self::new(status, format!("{{\"error\":\"{code} in words\"}}")).header("x-error-code", code)
     }
 
     /// What a request asks for of a file.
-    pub(super) fn file(request: &Request, content: &[u8], etag: &str) -> Self {
+    pub(crate) fn file(request: &Request, content: &[u8], etag: &str) -> Self {
         let is_same = request.header("if-range").is_none_or(|wanted| wanted == etag);
         let start = request.start();
         let reply = if start == 0 || !is_same {
@@ -138,7 +148,7 @@ impl Reply {
 }
 
 /// A server on loopback, until it is dropped.
-pub(super) struct Server {
+pub(crate) struct Server {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<Request>>>,
     num_sent: Arc<AtomicU64>,
@@ -147,7 +157,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (requests, num_sent, is_over) = (Arc::default(), Arc::default(), Arc::new(AtomicBool::new(false)));
@@ -165,17 +175,17 @@ impl Server {
         Self { address, requests, num_sent, is_over, listener: Some(listener) }
     }
 
-    pub(super) fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// What came so far.
-    pub(super) fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
 
     /// Bytes of bodies that were sent so far.
-    pub(super) fn num_sent(&self) -> u64 {
+    pub(crate) fn num_sent(&self) -> u64 {
         self.num_sent.load(Ordering::SeqCst)
     }
 }

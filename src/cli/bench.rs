@@ -75,9 +75,9 @@ pub struct BenchModelArgs {
 /// How much text is read.
 #[derive(Debug, Args)]
 pub struct BenchDataArgs {
-    /// Rows of the parquet shards, which are made in a temporary folder and take 1 kB each there.
-    #[arg(long, default_value_t = 200_000, value_parser = parse_size)]
-    pub rows: usize,
+    /// Rows of the parquet shards, which are made in a temporary folder, where each takes about 1 kB.
+    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(2_000..))]
+    pub rows: u32,
     /// One JSON object on stdout.
     #[arg(long)]
     pub json: bool,

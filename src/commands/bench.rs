@@ -6,6 +6,7 @@
 //! beside what `assay check` would have said, as `gpu_mib` and `gpu_estimate_mib`.
 
 mod data;
+mod parquet;
 mod tokenize;
 mod tokens;
 mod web_text;

@@ -26,7 +26,7 @@ pub(super) struct Tokenized {
     pub(super) name: &'static str,
     /// Tokens a second, on one core.
     pub(super) speed: Speed,
-    bytes_per_token: f64,
+    pub(super) bytes_per_token: f64,
 }
 
 impl Tokenized {

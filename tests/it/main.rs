@@ -7,6 +7,7 @@ mod answers;
 mod chain;
 mod compare;
 mod damage;
+mod data;
 mod devnet;
 mod emission;
 mod full_disk;

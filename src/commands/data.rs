@@ -46,12 +46,14 @@ pub fn run(args: &DataArgs, printer: &Printer) -> Result<()> {
 
 fn prepare(resolved: &Resolved, out: &Path, wanted: Wanted, printer: &Printer) -> Result<String> {
     let length = resolved.rules.criteria.sequence_length;
-    let data = data::open_again(&resolved.recipe, length, prepare::known_record(out).as_ref(), printer)?;
-    let needed = u128::from(wanted.num_tokens) * TOKEN_BYTES;
+    let known = prepare::known(out);
+    let data = data::open_again(&resolved.recipe, length, known.as_ref().and_then(|known| known.text.get(prepare::RECORD)?.as_object()), printer)?;
+    let there = known.as_ref().map_or(0, |known| known.tokens);
+    let needed = u128::from(wanted.num_tokens.saturating_sub(there)) * TOKEN_BYTES;
     if let Some(free) = super::machine::free_disk(out).filter(|free| *free < needed) {
         printer.warn(&format!(
-            "{} tokens take {} of disk, and {} are free: give fewer --tokens, or what is there when the disk is full",
-            count(wanted.num_tokens),
+            "{} tokens more take {} of disk, and {} are free: give fewer --tokens, or make room",
+            count(wanted.num_tokens.saturating_sub(there)),
             bytes(needed),
             bytes(free)
         ));
@@ -120,16 +122,21 @@ impl Stat {
     fn of(resolved: &Resolved, max_documents: u64, printer: &Printer) -> Result<Self> {
         let opened = data::open(&resolved.recipe, resolved.rules.criteria.sequence_length, printer)?;
         let corpus = &opened.training;
-        let sums = if let Corpus::Tokens(shards) = corpus { Some(check_sums(shards)?) } else { None };
+        let sums = match (corpus, &opened.held_out) {
+            (Corpus::Tokens(training), Corpus::Tokens(held_out)) => {
+                Some(check_sums(training.shards().iter().chain(held_out.shards()))?)
+            }
+            _ => None,
+        };
         let limit = opened.reading.packing.max_document_tokens;
         let (mut documents, mut cut, mut tokens, mut text_bytes) = (0, 0, 0, 0);
         let mut lengths = [0; LENGTHS.len()];
-        corpus.each_document(&opened.reading, limit, |document, text| {
+        corpus.each_document(&opened.reading, limit, |document| {
             documents += 1;
-            tokens += document.len() as u64;
-            text_bytes += text.map_or(0, |text| text.len() as u64);
-            cut += u64::from(limit.is_some_and(|limit| document.len() > limit));
-            let length = document.len() - 1;
+            tokens += document.tokens.len() as u64;
+            text_bytes += document.text.map_or(0, |text| text.len() as u64);
+            cut += u64::from(document.is_cut);
+            let length = document.tokens.len() - 1;
             lengths[LENGTHS.iter().position(|end| length <= *end).unwrap_or(LENGTHS.len() - 1)] += 1;
             match documents >= max_documents || interrupt::requested() {
                 true => ControlFlow::Break(()),
@@ -231,9 +238,13 @@ impl Stat {
 }
 
 /// Holds token shards against their sums: how many there are, and how many have none.
-fn check_sums(shards: &data::tokens::TokenShards) -> Result<(usize, usize)> {
-    let mut unknown = 0;
-    for shard in shards.shards() {
+fn check_sums<'a>(shards: impl Iterator<Item = &'a data::tokens::Shard>) -> Result<(usize, usize)> {
+    let (mut number, mut unknown) = (0, 0);
+    for shard in shards {
+        if interrupt::requested() {
+            return Err(Failure::Interrupted("interrupted: nothing was written".to_owned()).into());
+        }
+        number += 1;
         match shard.is_intact() {
             Some(true) => {}
             None => unknown += 1,
@@ -245,5 +256,5 @@ fn check_sums(shards: &data::tokens::TokenShards) -> Result<(usize, usize)> {
             }
         }
     }
-    Ok((shards.shards().len(), unknown))
+    Ok((number, unknown))
 }

@@ -23,6 +23,16 @@ pub enum Corpus {
     Tokens(Arc<TokenShards>),
 }
 
+/// A document as it is packed.
+pub struct Document<'a> {
+    /// Its tokens, its end-of-text the last one.
+    pub tokens: &'a [u32],
+    /// Its text, where there is one.
+    pub text: Option<&'a str>,
+    /// Whether it has more tokens than these.
+    pub is_cut: bool,
+}
+
 /// The global stream of tokens of a corpus.
 pub enum TokenStream {
     /// Tokenized as it comes.
@@ -56,15 +66,22 @@ impl Corpus {
         })
     }
 
-    /// Goes through the documents in their own order, each as its tokens, cut to `max_tokens` and ended by an end-of-text,
-    /// with its text where there is one.
+    /// Goes through the documents in their own order, each cut to `max_tokens` and ended by an end-of-text.
     pub fn each_document(
         &self,
         reading: &Reading,
         max_tokens: Option<usize>,
-        mut visit: impl FnMut(&[u32], Option<&str>) -> ControlFlow<()>,
+        mut visit: impl FnMut(&Document<'_>) -> ControlFlow<()>,
     ) -> Result<()> {
         let mut tokens = Vec::new();
+        // One more tells whether there are more.
+        let looked_at = max_tokens.map(|max| max.saturating_add(1));
+        let mut end = |tokens: &mut Vec<u32>, text: Option<&str>| {
+            let is_cut = max_tokens.is_some_and(|max| tokens.len() > max);
+            tokens.truncate(max_tokens.unwrap_or(usize::MAX));
+            tokens.push(END_OF_TEXT);
+            visit(&Document { tokens, text, is_cut })
+        };
         match self {
             Self::Text(source) => {
                 for shard in 0..source.num_shards() {
@@ -72,11 +89,10 @@ impl Corpus {
                         let text = text?;
                         tokens.clear();
                         let tokenizing = reading.stages.enter(Stage::Tokenize);
-                        reading.tokenizer.encode(&text, max_tokens, &mut tokens);
+                        reading.tokenizer.encode(&text, looked_at, &mut tokens);
                         drop(tokenizing);
                         reading.stages.add_bytes(Stage::Tokenize, text.len() as u64);
-                        tokens.push(END_OF_TEXT);
-                        if visit(&tokens, Some(&text)).is_break() {
+                        if end(&mut tokens, Some(&text)).is_break() {
                             return Ok(());
                         }
                     }
@@ -86,10 +102,8 @@ impl Corpus {
                 for document in shards.documents() {
                     let document = document?;
                     tokens.clear();
-                    let kept = max_tokens.unwrap_or(usize::MAX).min(document.len());
-                    tokens.extend_from_slice(&document[..kept]);
-                    tokens.push(END_OF_TEXT);
-                    if visit(&tokens, None).is_break() {
+                    tokens.extend_from_slice(&document);
+                    if end(&mut tokens, None).is_break() {
                         return Ok(());
                     }
                 }

@@ -46,12 +46,13 @@ use serde_json::{Map, Value};
 
 use crate::chain::subtensor::default_state_dir;
 use crate::error::input;
+use crate::figures::bytes;
 use crate::hub::file_hashes::FileHashes;
 use crate::hub::huggingface;
 use crate::metrics::printer::Printer;
 use crate::metrics::transfers;
 use crate::recipe::{self, Recipe, SourceKind};
-pub use corpus::{Corpus, TokenStream};
+pub use corpus::{Corpus, Document, TokenStream};
 pub use cursor::{Cursor, OpenShard};
 use files::Files;
 use packing::Packing;
@@ -67,6 +68,9 @@ use tokens::TokenShards;
 
 /// Consecutive documents that are drawn, trained on and held out together: a page of the subnet's data set.
 pub const PAGE_DOCUMENTS: usize = 100;
+
+/// Text in memory that is worth a word.
+const MUCH_TEXT: u64 = 1 << 30;
 
 /// What a recipe says about data, ready to be read.
 pub struct Opened {
@@ -120,8 +124,8 @@ pub fn open_again(
         if let Some(key) = known.keys().chain(found.keys()).find(differs) {
             let shown = |record: &Map<String, Value>| record.get(key).unwrap_or(&Value::Null).to_string();
             return Err(input(format!(
-                "the data is not what the run was trained on so far: its {key} was {} and is {}; bring it back, or begin anew \
-                 with --fresh",
+                "the data is not what was read so far: its {key} was {} and is {}; bring it back, or begin anew \
+                 (train --fresh; data prepare into another folder)",
                 shown(known),
                 shown(&found)
             )));
@@ -133,6 +137,11 @@ pub fn open_again(
 /// `commit`: the one of the data set that is read, whatever the recipe's revision leads to.
 fn open_at(recipe: &Recipe, sequence_length: usize, commit: Option<&str>, printer: &Printer) -> Result<Opened> {
     let data = &recipe.data;
+    let max_document_tokens = match data.max_document_tokens {
+        None => Some(sequence_length),
+        Some(0) => None,
+        Some(max) => Some(max),
+    };
     let stages = Arc::<Stages>::default();
     let (training, held_out) = match data.source {
         SourceKind::Sample => {
@@ -151,6 +160,7 @@ fn open_at(recipe: &Recipe, sequence_length: usize, commit: Option<&str>, printe
         }
         SourceKind::Tokens => {
             let (training, held_out) = TokenShards::open(&data.paths)?;
+            training.check_cut(max_document_tokens)?;
             (Corpus::Tokens(Arc::new(training)), Corpus::Tokens(Arc::new(held_out)))
         }
         SourceKind::RefinedwebRows => {
@@ -181,13 +191,9 @@ fn open_at(recipe: &Recipe, sequence_length: usize, commit: Option<&str>, printe
                     stages: Arc::clone(&stages),
                 },
             )?;
+            warn_of_memory(&training, data.interleave, printer);
             (text(training), text(held_out))
         }
-    };
-    let max_document_tokens = match data.max_document_tokens {
-        None => Some(sequence_length),
-        Some(0) => None,
-        Some(max) => Some(max),
     };
     let interleave = if data.is_refinedweb() { data.interleave } else { 1 };
     let packing = Packing { max_document_tokens, shuffle_seed: Some(recipe.train.seed), interleave };
@@ -199,6 +205,20 @@ fn open_at(recipe: &Recipe, sequence_length: usize, commit: Option<&str>, printe
         stages,
     };
     Ok(Opened { training, held_out, reading })
+}
+
+/// Row groups that are open at once are held as a whole, whatever `data.queue_mb` says.
+fn warn_of_memory(training: &parquet::Parquet, interleave: usize, printer: &Printer) {
+    let largest = (0..training.num_shards()).filter_map(|shard| training.held_bytes(shard)).max().unwrap_or(0);
+    let open = largest.saturating_mul(interleave as u64);
+    if open > MUCH_TEXT {
+        printer.warn(&format!(
+            "{interleave} row groups of up to {} are open at once and take up to {} of memory: lower data.interleave if that \
+             is too much",
+            bytes(largest),
+            bytes(open)
+        ));
+    }
 }
 
 /// Where what was learned of data sets is kept.

@@ -74,8 +74,8 @@ impl Pages {
     /// Reads the held-out documents. Rows will have `row_len` tokens, the length at which documents are cut as well.
     pub fn read(data: &Opened, page_documents: usize, row_len: usize) -> Result<Self> {
         let (mut tokens, mut ends) = (Vec::new(), Vec::new());
-        data.held_out.each_document(&data.reading, Some(row_len), |document, _| {
-            tokens.extend_from_slice(document);
+        data.held_out.each_document(&data.reading, Some(row_len), |document| {
+            tokens.extend_from_slice(document.tokens);
             ends.push(tokens.len());
             if ends.len() == MAX_DOCUMENTS { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;

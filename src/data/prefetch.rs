@@ -66,6 +66,8 @@ struct State {
     held: u64,
     ready: BTreeMap<u64, (u64, Result<Documents>)>,
     at_work: usize,
+    /// Whether a reader has, whose shard will never be ready.
+    panicked: bool,
 }
 
 impl Prefetch {
@@ -76,7 +78,7 @@ impl Prefetch {
         ahead: Ahead,
         orders: impl Iterator<Item = Order> + Send + 'static,
     ) -> Result<Self> {
-        let state = State { orders: Box::new(orders), taken: 0, held: 0, ready: BTreeMap::new(), at_work: 0 };
+        let state = State { orders: Box::new(orders), taken: 0, held: 0, ready: BTreeMap::new(), at_work: 0, panicked: false };
         let (state, changed) = (Mutex::new(state), Condvar::new());
         let shared = Arc::new(Shared { source, stages, bytes: ahead.bytes, state, changed });
         let stop = Stop::default();
@@ -103,8 +105,8 @@ impl Prefetch {
                 self.shared.changed.notify_all();
                 return documents;
             }
-            if state.at_work == 0 {
-                return Err(anyhow!("the threads that read shards have ended"));
+            if state.panicked || state.at_work == 0 {
+                return Err(anyhow!("a thread that reads shards has panicked"));
             }
             if interrupt::requested() {
                 return Err(interrupted());
@@ -182,7 +184,10 @@ struct Ended<'a>(&'a Shared);
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
-        self.0.state().at_work -= 1;
+        let mut state = self.0.state();
+        state.at_work -= 1;
+        state.panicked |= thread::panicking();
+        drop(state);
         self.0.changed.notify_all();
     }
 }
@@ -256,6 +261,37 @@ mod tests {
                 thread::sleep(Duration::from_millis(2));
             }
         }
+    }
+
+    /// Shards of which one cannot be read without a panic.
+    struct Broken;
+
+    impl Source for Broken {
+        fn name(&self) -> String {
+            "broken shards".to_owned()
+        }
+
+        fn num_shards(&self) -> u64 {
+            10
+        }
+
+        fn documents(&self, shard: u64, _: u64, _: Option<u64>) -> Result<Documents> {
+            assert_ne!(shard, 2, "this one breaks");
+            Ok(Box::new(std::iter::empty()))
+        }
+
+        fn held_bytes(&self, _: u64) -> Option<u64> {
+            Some(1)
+        }
+    }
+
+    #[test]
+    fn a_readers_panic_is_an_error_and_no_endless_wait() {
+        let orders = (0..).map(|shard| Order { shard, from: 0, seed: None });
+        let ahead = Ahead { readers: 4, bytes: 3 };
+        let mut prefetch = Prefetch::start(Arc::new(Broken), Arc::default(), ahead, orders).unwrap();
+        let error = (0..3).find_map(|_| prefetch.next().err()).unwrap();
+        assert_eq!(error.to_string(), "a thread that reads shards has panicked");
     }
 
     /// A shard that cannot be reached at first.

@@ -198,8 +198,8 @@ fn an_epoch_has_every_row_once_and_none_that_is_set_aside() {
     let texts = |corpus: &Corpus| {
         let mut texts = Vec::new();
         corpus
-            .each_document(&reading, None, |_, text| {
-                texts.push(text.unwrap().to_owned());
+            .each_document(&reading, None, |document| {
+                texts.push(document.text.unwrap().to_owned());
                 std::ops::ControlFlow::Continue(())
             })
             .unwrap();

@@ -66,13 +66,12 @@ pub(super) fn first_tokens(corpus: &Corpus, data: &Opened, max: usize) -> Result
     let Reading { tokenizer, packing, .. } = &data.reading;
     let mut tokens = Vec::new();
     let (mut read, mut lost) = (0, 0);
-    corpus.each_document(&data.reading, packing.max_document_tokens, |document, text| {
-        tokens.extend_from_slice(document);
-        let length = text.map_or(0, str::len);
+    corpus.each_document(&data.reading, packing.max_document_tokens, |document| {
+        tokens.extend_from_slice(document.tokens);
+        let length = document.text.map_or(0, str::len);
         read += length;
-        let may_be_cut = packing.max_document_tokens.is_some_and(|max| document.len() > max);
-        if may_be_cut && text.is_some() {
-            let kept = tokenizer.decode(&document[..document.len() - 1]).len();
+        if document.is_cut && document.text.is_some() {
+            let kept = tokenizer.decode(&document.tokens[..document.tokens.len() - 1]).len();
             lost += length.saturating_sub(kept);
         }
         if tokens.len() >= max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

@@ -10,7 +10,7 @@ use super::order::{self, Permutation};
 use super::packing::{Packing, no_text};
 use super::prefetch::{Ahead, Order, Prefetch, interrupted};
 use super::source::{Documents, Source};
-use super::stages::Stages;
+use super::stages::{Stage, Stages};
 use crate::interrupt;
 
 /// What comes next.
@@ -66,6 +66,7 @@ impl Opener {
 /// The documents of the stream from a cursor on.
 pub(super) struct Walk {
     source: Arc<dyn Source>,
+    stages: Arc<Stages>,
     cursor: Cursor,
     /// What is left of the open shards; `None`: to be opened.
     open: Vec<Option<Documents>>,
@@ -91,11 +92,11 @@ impl Walk {
                 let first = (0..open.len()).map(move |ahead| open[(turn + ahead) % open.len()]);
                 let others = (next..).map(|position| OpenShard { position, document: 0 });
                 let orders = first.chain(others).map(move |open| shards.order(open));
-                Opener::Ahead(Prefetch::start(Arc::clone(&source), stages, ahead, orders)?)
+                Opener::Ahead(Prefetch::start(Arc::clone(&source), Arc::clone(&stages), ahead, orders)?)
             }
         };
         let open = cursor.open.iter().map(|_| None).collect();
-        Ok(Self { source, cursor, open, opener, barren_shards: 0 })
+        Ok(Self { source, stages, cursor, open, opener, barren_shards: 0 })
     }
 
     /// The next document, or that a shard has ended.
@@ -111,7 +112,11 @@ impl Walk {
             }
         }
         let documents = self.open[turn].as_mut().expect("every slot was opened just now");
-        match documents.next().transpose()? {
+        // What was opened ahead is decoded already; else it is done here.
+        let decoding = matches!(self.opener, Opener::AsNeeded(..)).then(|| self.stages.enter(Stage::Decode));
+        let text = documents.next().transpose()?;
+        drop(decoding);
+        match text {
             Some(text) => {
                 if !text.is_empty() {
                     self.barren_shards = 0;

@@ -243,7 +243,12 @@ impl Data {
 
     /// The key of the text in a line of JSON, or its column.
     pub fn text_key(&self) -> &str {
-        self.text_key.as_deref().unwrap_or(if self.is_refinedweb() { "content" } else { "text" })
+        if self.is_refinedweb() { self.column() } else { self.text_key.as_deref().unwrap_or("text") }
+    }
+
+    /// The column of the text in the data set, whatever is trained on.
+    pub fn column(&self) -> &str {
+        self.text_key.as_deref().filter(|_| self.is_refinedweb()).unwrap_or("content")
     }
 }
 

@@ -4,45 +4,51 @@ use super::resolve::{Finding, Resolved};
 use super::validate::Findings;
 use super::{
     Backend, Bf16Rounding, Chain, Data, DeviceChoice, Eval, Gate, GateRule, Recompute, ScheduleKind, Score, SourceKind,
-    default_held_out_every, default_interleave, default_queue_mb, default_readers, default_revision,
+    default_dataset, default_held_out_every, default_interleave, default_queue_mb, default_readers, default_revision, default_rows_endpoint, ScoreSource,
 };
 
-/// Keys of the text that its kind of source does not look at.
-fn unused_data_keys(findings: &mut Findings, data: &Data) {
+/// Keys of the text that neither its kind of source looks at nor the pages that models are scored on.
+fn unused_data_keys(findings: &mut Findings, data: &Data, score: &Score) {
     use SourceKind::{Files, RefinedwebParquet, RefinedwebRows, Sample, Tokens};
-    let source = data.source;
-    let mut unused_if = |is_set: bool, path, unless: &[SourceKind]| {
-        findings.add_if(is_set && !unless.contains(&source), path, "has no effect with this data.source");
-    };
-    let refinedweb = [RefinedwebRows, RefinedwebParquet];
-    unused_if(!data.paths.is_empty(), "data.paths", &[Files, RefinedwebParquet, Tokens]);
-    unused_if(!data.held_out.is_empty(), "data.held_out", &[Files]);
-    unused_if(data.text_key.is_some(), "data.text_key", &[Files, RefinedwebRows, RefinedwebParquet]);
-    unused_if(
-        data.held_out_every != default_held_out_every(),
-        "data.held_out_every",
-        &[Files, RefinedwebRows, RefinedwebParquet],
-    );
-    unused_if(data.revision != default_revision(), "data.revision", &[RefinedwebParquet]);
-    unused_if(!data.shards.is_empty(), "data.shards", &[RefinedwebParquet]);
-    unused_if(data.interleave != default_interleave(), "data.interleave", &refinedweb);
-    unused_if(data.readers != default_readers(), "data.readers", &refinedweb);
-    unused_if(data.queue_mb != default_queue_mb(), "data.queue_mb", &[Files, RefinedwebRows, RefinedwebParquet]);
-    unused_if(
-        data.tokenizer_threads != 0,
-        "data.tokenizer_threads",
-        &[Sample, Files, RefinedwebRows, RefinedwebParquet],
-    );
-    let has_paths = source == RefinedwebParquet && !data.paths.is_empty();
+    let scores_on_viewer = score.source == Some(ScoreSource::RefinedwebRows);
+    let is = |sources: &[SourceKind]| sources.contains(&data.source);
+    let refinedweb = data.is_refinedweb();
+    let from_hub = data.source == RefinedwebParquet && data.paths.is_empty();
+    let held_out_by_rule = refinedweb || data.source == Files && data.held_out.is_empty();
+    for (key, is_set, is_used) in [
+        ("data.paths", !data.paths.is_empty(), is(&[Files, RefinedwebParquet, Tokens])),
+        ("data.held_out", !data.held_out.is_empty(), is(&[Files])),
+        (
+            "data.held_out_every",
+            data.held_out_every != default_held_out_every(),
+            held_out_by_rule || data.source == Tokens && scores_on_viewer,
+        ),
+        ("data.text_key", data.text_key.is_some(), refinedweb || is(&[Files])),
+        (
+            "data.dataset",
+            data.dataset != default_dataset(),
+            from_hub || data.source == RefinedwebRows || scores_on_viewer,
+        ),
+        ("data.revision", data.revision != default_revision(), from_hub),
+        ("data.shards", !data.shards.is_empty(), is(&[RefinedwebParquet])),
+        (
+            "data.rows_endpoint",
+            data.rows_endpoint != default_rows_endpoint(),
+            data.source == RefinedwebRows || scores_on_viewer,
+        ),
+        ("data.interleave", data.interleave != default_interleave(), refinedweb),
+        ("data.cache", data.cache.is_some(), refinedweb || scores_on_viewer),
+        ("data.readers", data.readers != default_readers(), refinedweb || scores_on_viewer),
+        ("data.tokenizer_threads", data.tokenizer_threads != 0, refinedweb || is(&[Sample, Files])),
+        ("data.queue_mb", data.queue_mb != default_queue_mb(), refinedweb),
+    ] {
+        findings.add_if(is_set && !is_used, key, "has no effect with this data.source");
+    }
     findings.add_if(
-        has_paths && data.revision != default_revision(),
-        "data.revision",
-        "has no effect where data.paths names shards on this machine",
-    );
-    findings.add_if(
-        source == Files && data.held_out_every != default_held_out_every() && !data.held_out.is_empty(),
-        "data.held_out_every",
-        "has no effect where data.held_out names files",
+        scores_on_viewer && data.source == RefinedwebParquet && !data.paths.is_empty(),
+        "data.paths",
+        "counts rows over these files alone: unless they are all shards of the data set, pages of the viewer \
+         (score.source) may hold rows that were trained on",
     );
 }
 
@@ -51,7 +57,7 @@ pub(super) fn warnings(resolved: &Resolved) -> Vec<Finding> {
     let mut findings = Findings::default();
     let (recipe, criteria) = (&resolved.recipe, &resolved.rules.criteria);
     let (data, schedule) = (&recipe.data, &recipe.schedule);
-    unused_data_keys(&mut findings, data);
+    unused_data_keys(&mut findings, data, &recipe.score);
     let cut = data.max_document_tokens.unwrap_or(0);
     findings.add_if(
         cut != criteria.sequence_length,

@@ -45,6 +45,8 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
     let recipe = &resolved.recipe;
     let placement = Placement::for_training(resolved, printer)?;
     let micro_steps = resolved.micro_steps(collective.world().size)?;
+    // What is wrong with the folder is told before the data is opened, which may take minutes.
+    run_folder::examine(&resolved.run_dir, recipe, start)?;
     let known = run_folder::known_data(&resolved.run_dir, start)?;
     let data = data::open_again(recipe, resolved.rules.criteria.sequence_length, known.as_ref(), printer)?;
     let held_out = HeldOut::read(&data, recipe.eval.rows, resolved.rules.criteria.sequence_length)?;
@@ -94,11 +96,7 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
         match stepper.step(engine, place, &mut loader)? {
             Stepped::Taken(report) => session.stepped(&report)?,
             Stepped::Interrupted => return Err(session.end_early()?),
-            Stepped::NoData(error) => {
-                // What was computed so far is not the data's fault.
-                let saved = session.end_early()?;
-                return Err(error.context(saved.to_string()));
-            }
+            Stepped::NoData(error) => return Err(session.end_without_data(error)),
         }
     }
 }

@@ -360,6 +360,19 @@ impl<'a> Session<'a> {
         Ok(Failure::Interrupted(format!("interrupted at step {} of {total_steps}: {saved}", self.place.step)).into())
     }
 
+    /// Saves what is not saved yet, for what was computed is not the data's fault; the error that ends the program.
+    pub fn end_without_data(&mut self, error: anyhow::Error) -> anyhow::Error {
+        let saved = if self.place.step > self.saved_step { self.save() } else { Ok(()) };
+        let step = self.place.step;
+        error.context(match saved {
+            Ok(()) if step > 0 => format!("training stopped at step {step}, which is saved, for there is no more data"),
+            Ok(()) => "training could not begin, for there is no data".to_owned(),
+            Err(fault) => {
+                format!("training stopped at step {step}, which could not be saved ({fault:#}), for there is no more data")
+            }
+        })
+    }
+
     /// Closes the records and says what happened; an error if the run ends with weights of no use.
     pub fn finish(mut self) -> Result<Summary> {
         self.recorder.sync();

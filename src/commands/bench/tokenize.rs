@@ -52,9 +52,9 @@ pub(super) fn measure() -> Result<[Tokenized; 2]> {
 fn tokenize(name: &'static str, texts: Texts) -> Result<Tokenized> {
     let (reading, corpus) = (reading()?, Corpus::Text(Arc::new(texts)));
     let (mut num_bytes, mut num_tokens) = (0, 0);
-    corpus.each_document(&reading, None, |tokens, text| {
-        num_bytes += text.map_or(0, str::len);
-        num_tokens += tokens.len();
+    corpus.each_document(&reading, None, |document| {
+        num_bytes += document.text.map_or(0, str::len);
+        num_tokens += document.tokens.len();
         ControlFlow::Continue(())
     })?;
     let mut stream = corpus.stream(&reading, Cursor::default(), Stop::default())?;

@@ -73,7 +73,7 @@ impl Options {
         Ok(Self {
             endpoint: data.rows_endpoint.clone(),
             dataset: data.dataset.clone(),
-            column: data.text_key().to_owned(),
+            column: data.column().to_owned(),
             token: if is_elsewhere { Token::of_environment()? } else { Token::find()? },
             cache: cache_dir(data),
             set_aside: SetAside::new(data.held_out_every as u64),

@@ -41,7 +41,8 @@ impl TokenShards {
             find(path, &mut files)?;
         }
         let mut seen = HashSet::new();
-        files.retain(|path| seen.insert(path.clone()));
+        files.retain(|path| seen.insert(std::fs::canonicalize(path).unwrap_or_else(|_| path.clone())));
+        paths.iter().try_for_each(|path| check_complete(path, &files))?;
         let (held_out, training): (Vec<PathBuf>, Vec<PathBuf>) = files.into_iter().partition(|path| is_held_out(path));
         if training.is_empty() {
             return Err(input("data.paths: there is no token shard to train on; `assay data prepare` writes them"));
@@ -53,6 +54,23 @@ impl TokenShards {
             ));
         }
         Ok((Self::of(&training)?, Self::of(&held_out)?))
+    }
+
+    /// Refuses documents that were cut at another length than a recipe says; what other programs wrote tells none.
+    pub fn check_cut(&self, max_document_tokens: Option<usize>) -> Result<()> {
+        let wanted = max_document_tokens.map_or(0, |max| max as u32);
+        let other = self.shards.iter().find(|shard| {
+            shard.header().own.is_some_and(|own| own.max_document_tokens != wanted)
+        });
+        match other.and_then(|shard| Some((shard, shard.header().own?))) {
+            None => Ok(()),
+            Some((shard, own)) => Err(input(format!(
+                "{}: its documents are cut at {} tokens (0: nowhere), and data.max_document_tokens is {wanted}: set it to the \
+                 same, or prepare the text anew",
+                shard.path().display(),
+                own.max_document_tokens
+            ))),
+        }
     }
 
     /// These files.
@@ -143,8 +161,22 @@ fn digest(values: &[Value]) -> [u8; 32] {
 }
 
 fn is_held_out(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.contains("held-out") || name.contains("val")
+    let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+    name.contains("held-out") || name.split(['_', '-', '.']).any(|word| word == "val")
+}
+
+/// Refuses a prepared folder of which a shard is gone: training would pass over it without a word.
+fn check_complete(path: &Path, files: &[PathBuf]) -> Result<()> {
+    let Some(prepared) = prepare::known(path) else { return Ok(()) };
+    let missing = (0..prepared.shards).map(prepare::shard_name).find(|name| !files.contains(&path.join(name)));
+    match missing {
+        None => Ok(()),
+        Some(name) => Err(input(format!(
+            "{}: the token shard {name} is missing, one of {}: bring it back, or prepare the text anew in another folder",
+            path.display(),
+            prepared.shards
+        ))),
+    }
 }
 
 fn is_shard(path: &Path) -> bool {

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::format::{HEADER_BYTES, Header, Own};
 use crate::data::{Corpus, Cursor, Opened, TokenStream};
-use crate::error::input;
+use crate::error::{Failure, input};
 use crate::interrupt::{self, Stop, StopOnDrop};
 use crate::{lock, whole_file};
 
@@ -82,86 +82,116 @@ pub fn run(
     }
     fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {shown}"))?;
     let _lock = lock::take(&dir.join(".lock"), |holder| format!("{shown} is being written by {holder}"))?;
-    let mut state = read_state(dir, &text)?;
-    state.text = text;
+    let known = read_state(dir, &text)?;
     let max_document_tokens = data.reading.packing.max_document_tokens.map_or(0, |max| max as u32);
+    // Without a state a held-out file that is there may be another text's.
+    let mut state = match known {
+        Some(state) => state,
+        None => {
+            write_held_out(data, dir, max_document_tokens)?;
+            let state = State { text, ..State::default() };
+            state.write(dir)?;
+            state
+        }
+    };
     let before = state.tokens;
-    if !dir.join(HELD_OUT).exists() {
-        write_held_out(data, dir, max_document_tokens)?;
-    }
     let stop = Stop::default();
     let _stop = StopOnDrop(stop.clone());
     let mut stream = data.training.stream(&data.reading, state.cursor.clone(), stop)?;
     while state.tokens < wanted.num_tokens {
         let want = wanted.shard_tokens.min(wanted.num_tokens - state.tokens);
-        let path = dir.join(format!("train-{:06}.bin", state.shards));
+        let path = dir.join(shard_name(state.shards));
         let mut shard = ShardWriter::create(&path, max_document_tokens)?;
-        let ended = fill(&mut stream, &mut shard, want, &mut |written| {
+        let read = fill(&mut stream, &mut shard, want, &mut |written| {
             tell(Progress { tokens: state.tokens + written, before, shards: state.shards + 1 });
-        });
-        let interrupted = match ended {
-            Ok(()) => None,
-            Err(error) if interrupt::requested() => Some(error),
-            // What was read before is sound, and worth its download.
-            Err(error) => {
-                keep(shard, &mut state, &stream, dir)?;
-                return Err(error);
-            }
-        };
+        })?;
+        // What was read before an error or an orderly end is sound, and worth its download.
         keep(shard, &mut state, &stream, dir)?;
-        if let Some(error) = interrupted {
-            return Err(error);
-        }
+        read?;
     }
     Ok(Progress { tokens: state.tokens, before, shards: state.shards })
 }
 
-/// Takes a shard's tokens from the stream.
-fn fill(stream: &mut TokenStream, shard: &mut ShardWriter, want: u64, tell: &mut dyn FnMut(u64)) -> Result<()> {
+/// Takes a shard's tokens from the stream until it has them all, or until no more can be read, and why; every token that the
+/// stream gave is written then. An error of the writing is one of the whole.
+fn fill(
+    stream: &mut TokenStream,
+    shard: &mut ShardWriter,
+    want: u64,
+    tell: &mut dyn FnMut(u64),
+) -> Result<Result<()>> {
     let mut tokens = Vec::with_capacity(SLICE);
     while shard.num_tokens < want {
+        let interrupted = || Failure::Interrupted("interrupted: what was read is written".to_owned());
         if interrupt::requested() {
-            return Err(crate::error::Failure::Interrupted("interrupted: what was read is written".to_owned()).into());
+            return Ok(Err(interrupted().into()));
         }
         let count = usize::try_from(want - shard.num_tokens).unwrap_or(SLICE).min(SLICE);
         tokens.clear();
-        stream.take(count, &mut tokens)?;
+        let read = stream.take(count, &mut tokens);
         shard.write(&tokens)?;
-        tell(shard.num_tokens);
+        match read {
+            Err(_) if interrupt::requested() => return Ok(Err(interrupted().into())),
+            Err(error) => return Ok(Err(error)),
+            Ok(()) => tell(shard.num_tokens),
+        }
     }
-    Ok(())
+    Ok(Ok(()))
 }
 
 /// Puts a shard in its place, and writes down that it is there; an empty one is dropped.
 fn keep(shard: ShardWriter, state: &mut State, stream: &TokenStream, dir: &Path) -> Result<()> {
     let num_tokens = shard.num_tokens;
     if num_tokens == 0 {
-        return Ok(());
+        return fs::remove_file(&shard.part).with_context(|| format!("cannot remove {}", shard.part.display()));
     }
     shard.finish()?;
-    *state =
-        State { shards: state.shards + 1, tokens: state.tokens + num_tokens, cursor: stream.cursor(), ..state.clone() };
-    let bytes = serde_json::to_vec_pretty(state).expect("a state is JSON");
-    whole_file::write(&dir.join(STATE), &bytes)
+    state.shards += 1;
+    state.tokens += num_tokens;
+    state.cursor = stream.cursor();
+    state.write(dir)
 }
 
-/// The record of the text that a folder holds the tokens of, if it holds some.
-pub fn known_record(dir: &Path) -> Option<Map<String, Value>> {
-    let state: State = serde_json::from_slice(&fs::read(dir.join(STATE)).ok()?).ok()?;
-    state.text.get(RECORD)?.as_object().cloned()
+impl State {
+    fn write(&self, dir: &Path) -> Result<()> {
+        whole_file::write(&dir.join(STATE), &serde_json::to_vec_pretty(self).expect("a state is JSON"))
+    }
 }
 
-fn read_state(dir: &Path, text: &Map<String, Value>) -> Result<State> {
+/// What a folder was prepared of, and how much of it is there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prepared {
+    /// What determines the stream.
+    pub text: Map<String, Value>,
+    /// Shards that are whole.
+    pub shards: u64,
+    /// Tokens in them.
+    pub tokens: u64,
+}
+
+/// What is known of a folder, if it was prepared here.
+pub fn known(dir: &Path) -> Option<Prepared> {
+    let State { text, shards, tokens, .. } = serde_json::from_slice(&fs::read(dir.join(STATE)).ok()?).ok()?;
+    Some(Prepared { text, shards, tokens })
+}
+
+/// The name of a shard by its number.
+pub(super) fn shard_name(number: u64) -> String {
+    format!("train-{number:06}.bin")
+}
+
+fn read_state(dir: &Path, text: &Map<String, Value>) -> Result<Option<State>> {
     let path = dir.join(STATE);
     let shown = path.display();
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let others = super::find(dir, &mut Vec::new()).is_ok();
-            return match others {
-                false => Ok(State::default()),
-                true if dir.join(HELD_OUT).exists() && !dir.join("train-000000.bin").exists() => Ok(State::default()),
-                true => Err(input(format!(
+            let mut others = Vec::new();
+            super::find(dir, &mut others).ok();
+            // The held-out file is written first, and may be all there is.
+            return match others.iter().all(|path| path.ends_with(HELD_OUT)) {
+                true => Ok(None),
+                false => Err(input(format!(
                     "{}: there are token shards, but no {STATE} that says what they are of: name another folder",
                     dir.display()
                 ))),
@@ -173,7 +203,7 @@ fn read_state(dir: &Path, text: &Map<String, Value>) -> Result<State> {
         .map_err(|error| input(format!("{shown} is damaged ({error}); name another folder")))?;
     let differs = text.iter().find(|(key, value)| state.text.get(*key) != Some(value));
     match differs {
-        None => Ok(state),
+        None => Ok(Some(state)),
         Some((key, value)) => Err(input(format!(
             "{} holds the tokens of another text: its {key} is {}, not {value}: name another folder",
             dir.display(),
@@ -185,8 +215,8 @@ fn read_state(dir: &Path, text: &Map<String, Value>) -> Result<State> {
 fn write_held_out(data: &Opened, dir: &Path, max_document_tokens: u32) -> Result<()> {
     let mut shard = ShardWriter::create(&dir.join(HELD_OUT), max_document_tokens)?;
     let (mut num_documents, mut written) = (0, Ok(()));
-    data.held_out.each_document(&data.reading, data.reading.packing.max_document_tokens, |document, _| {
-        written = shard.write(document);
+    data.held_out.each_document(&data.reading, data.reading.packing.max_document_tokens, |document| {
+        written = shard.write(document.tokens);
         num_documents += 1;
         match written.is_err() || num_documents == HELD_OUT_DOCUMENTS || interrupt::requested() {
             true => ControlFlow::Break(()),
@@ -195,7 +225,7 @@ fn write_held_out(data: &Opened, dir: &Path, max_document_tokens: u32) -> Result
     })?;
     written?;
     if interrupt::requested() {
-        return Err(crate::error::Failure::Interrupted("interrupted before anything was written".to_owned()).into());
+        return Err(Failure::Interrupted("interrupted before anything was written".to_owned()).into());
     }
     shard.finish()
 }
@@ -222,9 +252,10 @@ impl ShardWriter {
 
     fn write(&mut self, tokens: &[u32]) -> Result<()> {
         let bytes: Vec<u8> = tokens.iter().flat_map(|&token| (token as u16).to_le_bytes()).collect();
+        self.file.write_all(&bytes).with_context(|| format!("cannot write {}", self.part.display()))?;
         self.sum.update(&bytes);
         self.num_tokens += tokens.len() as u64;
-        self.file.write_all(&bytes).with_context(|| format!("cannot write {}", self.part.display()))
+        Ok(())
     }
 
     /// Puts it in its place, on disk as a whole.

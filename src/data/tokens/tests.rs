@@ -72,8 +72,8 @@ fn what_is_written_is_the_stream_itself_however_often_it_was_gone_on_with() {
     let data = opened();
     let mut expected = Vec::new();
     data.held_out
-        .each_document(&data.reading, Some(6), |document, _| {
-            expected.push(document[..document.len() - 1].to_vec());
+        .each_document(&data.reading, Some(6), |document| {
+            expected.push(document.tokens[..document.tokens.len() - 1].to_vec());
             std::ops::ControlFlow::Continue(())
         })
         .unwrap();

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::shards::{Shard, Shards};
 
-/// As many decoded row groups are kept, the last ones that were asked for.
+/// As many decoded row groups are kept, those that were decoded last.
 const MAX_KEPT: usize = 4;
 
 /// A column that is shown.

@@ -47,7 +47,12 @@ pub fn run(args: &DataArgs, printer: &Printer) -> Result<()> {
 fn prepare(resolved: &Resolved, out: &Path, wanted: Wanted, printer: &Printer) -> Result<String> {
     let length = resolved.rules.criteria.sequence_length;
     let known = prepare::known(out);
-    let data = data::open_again(&resolved.recipe, length, known.as_ref().and_then(|known| known.text.get(prepare::RECORD)?.as_object()), printer)?;
+    let data = data::open_again(
+        &resolved.recipe,
+        length,
+        known.as_ref().and_then(|known| known.text.get(prepare::RECORD)?.as_object()),
+        printer,
+    )?;
     let there = known.as_ref().map_or(0, |known| known.tokens);
     let needed = u128::from(wanted.num_tokens.saturating_sub(there)) * TOKEN_BYTES;
     if let Some(free) = super::machine::free_disk(out).filter(|free| *free < needed) {

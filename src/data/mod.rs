@@ -174,11 +174,11 @@ fn open_at(recipe: &Recipe, sequence_length: usize, commit: Option<&str>, printe
                 true => Place::Hub {
                     dataset: data.dataset.clone(),
                     revision: commit.unwrap_or(&data.revision).to_owned(),
-                    options: huggingface::Options::of(
+                    options: Box::new(huggingface::Options::of(
                         &recipe.hub,
                         FileHashes::default(),
                         transfers::observer(printer),
-                    )?,
+                    )?),
                 },
             };
             let (training, held_out) = parquet::open(

@@ -78,7 +78,8 @@ impl Prefetch {
         ahead: Ahead,
         orders: impl Iterator<Item = Order> + Send + 'static,
     ) -> Result<Self> {
-        let state = State { orders: Box::new(orders), taken: 0, held: 0, ready: BTreeMap::new(), at_work: 0, panicked: false };
+        let state =
+            State { orders: Box::new(orders), taken: 0, held: 0, ready: BTreeMap::new(), at_work: 0, panicked: false };
         let (state, changed) = (Mutex::new(state), Condvar::new());
         let shared = Arc::new(Shared { source, stages, bytes: ahead.bytes, state, changed });
         let stop = Stop::default();

@@ -241,7 +241,11 @@ fn data(findings: &mut Findings, resolved: &Resolved) {
     findings.add_if(empty(&data.paths), "data.paths", "has an empty path in it; remove it");
     findings.add_if(empty(&data.held_out), "data.held_out", "has an empty path in it; remove it");
     findings.at_least(2, "data.held_out_every", data.held_out_every);
-    findings.add_if(data.held_out_every > 1_000_000, "data.held_out_every", "is more than a million: hold out some text");
+    findings.add_if(
+        data.held_out_every > 1_000_000,
+        "data.held_out_every",
+        "is more than a million: hold out some text",
+    );
 }
 
 fn portions(findings: &mut Findings, resolved: &Resolved) {

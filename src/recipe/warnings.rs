@@ -3,8 +3,9 @@
 use super::resolve::{Finding, Resolved};
 use super::validate::Findings;
 use super::{
-    Backend, Bf16Rounding, Chain, Data, DeviceChoice, Eval, Gate, GateRule, Recompute, ScheduleKind, Score, SourceKind,
-    default_dataset, default_held_out_every, default_interleave, default_queue_mb, default_readers, default_revision, default_rows_endpoint, ScoreSource,
+    Backend, Bf16Rounding, Chain, Data, DeviceChoice, Eval, Gate, GateRule, Recompute, ScheduleKind, Score,
+    ScoreSource, SourceKind, default_dataset, default_held_out_every, default_interleave, default_queue_mb,
+    default_readers, default_revision, default_rows_endpoint,
 };
 
 /// Keys of the text that neither its kind of source looks at nor the pages that models are scored on.

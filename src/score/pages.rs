@@ -9,10 +9,12 @@ use crate::data::pages::{PageSource, Pages};
 use crate::data::rows::pages::{Reach, ViewerPages};
 use crate::data::set_aside::SetAside;
 use crate::data::tokenizer::Tokenizer;
+use crate::data::tokens::prepare;
 use crate::data::{self, Opened, PAGE_DOCUMENTS};
+use crate::error::input;
 use crate::metrics::printer::Printer;
 use crate::metrics::transfers;
-use crate::recipe::{Recipe, Resolved, ScoreSource};
+use crate::recipe::{self, Recipe, Resolved, ScoreSource, SourceKind};
 use crate::rules::Rules;
 
 /// Pages to judge a model on that the recipe has trained, on which `data` is open: none that its training has seen.
@@ -21,6 +23,7 @@ pub fn of_candidate(resolved: &Resolved, data: &Opened, printer: &Printer) -> Re
     match is_of_viewer(recipe) {
         false => Ok(Box::new(Pages::read(data, recipe.score.page_documents, row_len)?)),
         true => {
+            check_rule_of_tokens(&recipe.data)?;
             of_viewer(recipe, Arc::clone(&data.reading.tokenizer), row_len, Reach::of_candidate(&recipe.data), printer)
         }
     }
@@ -39,10 +42,25 @@ pub fn of_validator(resolved: Option<&Resolved>, rules: &Rules, printer: &Printe
     Ok(Box::new(Pages::read(&text, page_documents, row_len)?))
 }
 
-/// Which rows a recipe's training leaves out; `None` if it trains on another text than it scores on.
+/// Refuses a rule of rows that is not the one by which the tokens were prepared that are trained on.
+fn check_rule_of_tokens(data: &recipe::Data) -> Result<()> {
+    let prepared = data.paths.iter().filter_map(|path| prepare::known(path));
+    let others = prepared.filter_map(|prepared| prepared.text.get("held_out_every")?.as_u64());
+    match others.filter(|_| data.source == SourceKind::Tokens).find(|other| *other != data.held_out_every as u64) {
+        None => Ok(()),
+        Some(other) => Err(input(format!(
+            "data.held_out_every is {}, and the tokens were prepared with {other}: set it to that, or models are scored on rows \
+             that they were trained on",
+            data.held_out_every
+        ))),
+    }
+}
+
+/// Which rows a recipe's training leaves out; `None` if it trains on another text than it scores on, or on files of which
+/// nobody can tell which rows of the data set they are.
 pub fn set_aside(resolved: &Resolved) -> Option<SetAside> {
     let recipe = &resolved.recipe;
-    let is_same = is_of_viewer(recipe) && recipe.data.is_refinedweb();
+    let is_same = is_of_viewer(recipe) && recipe.data.is_refinedweb() && recipe.data.paths.is_empty();
     is_same.then(|| SetAside::new(recipe.data.held_out_every as u64))
 }
 
@@ -81,6 +99,7 @@ mod tests {
             "score.source=refinedweb-rows".to_owned(),
             "data.text_key=body".to_owned(),
             format!("data.source={source}"),
+            format!("data.paths=[{}]", if source == "files" { "text" } else { "" }),
             format!("data.rows_endpoint={}", server.endpoint()),
             format!("data.cache={}", cache.display()),
         ];

@@ -368,7 +368,9 @@ impl<'a> Session<'a> {
             Ok(()) if step > 0 => format!("training stopped at step {step}, which is saved, for there is no more data"),
             Ok(()) => "training could not begin, for there is no data".to_owned(),
             Err(fault) => {
-                format!("training stopped at step {step}, which could not be saved ({fault:#}), for there is no more data")
+                format!(
+                    "training stopped at step {step}, which could not be saved ({fault:#}), for there is no more data"
+                )
             }
         })
     }

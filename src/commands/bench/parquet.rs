@@ -109,7 +109,7 @@ fn read_all(endpoint: &str, cache: &Path) -> Result<u64> {
         patience: huggingface::Patience::default(),
         observer: Observer::default(),
     };
-    let place = Place::Hub { dataset: "any/name".to_owned(), revision: "main".to_owned(), options: hub };
+    let place = Place::Hub { dataset: "any/name".to_owned(), revision: "main".to_owned(), options: Box::new(hub) };
     let options = Options {
         text_key: "content".to_owned(),
         shards: Vec::new(),

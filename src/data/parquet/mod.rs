@@ -55,7 +55,7 @@ pub enum Place {
         /// A branch, a tag or a commit.
         revision: String,
         /// Which hub, and how it is asked.
-        options: huggingface::Options,
+        options: Box<huggingface::Options>,
     },
 }
 
@@ -120,7 +120,7 @@ struct Group {
 pub fn open(place: Place, options: Options) -> Result<(Parquet, Parquet)> {
     let store: Box<dyn Store> = match place {
         Place::Folder(paths) => Box::new(Folder::open(&paths)?),
-        Place::Hub { dataset, revision, options } => Box::new(Remote::open(options, &dataset, &revision)?),
+        Place::Hub { dataset, revision, options } => Box::new(Remote::open(*options, &dataset, &revision)?),
     };
     let text = Arc::new(Text::open(store, options)?);
     let part = |part| {

@@ -59,9 +59,8 @@ impl TokenShards {
     /// Refuses documents that were cut at another length than a recipe says; what other programs wrote tells none.
     pub fn check_cut(&self, max_document_tokens: Option<usize>) -> Result<()> {
         let wanted = max_document_tokens.map_or(0, |max| max as u32);
-        let other = self.shards.iter().find(|shard| {
-            shard.header().own.is_some_and(|own| own.max_document_tokens != wanted)
-        });
+        let other =
+            self.shards.iter().find(|shard| shard.header().own.is_some_and(|own| own.max_document_tokens != wanted));
         match other.and_then(|shard| Some((shard, shard.header().own?))) {
             None => Ok(()),
             Some((shard, own)) => Err(input(format!(

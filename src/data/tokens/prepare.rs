@@ -114,12 +114,7 @@ pub fn run(
 
 /// Takes a shard's tokens from the stream until it has them all, or until no more can be read, and why; every token that the
 /// stream gave is written then. An error of the writing is one of the whole.
-fn fill(
-    stream: &mut TokenStream,
-    shard: &mut ShardWriter,
-    want: u64,
-    tell: &mut dyn FnMut(u64),
-) -> Result<Result<()>> {
+fn fill(stream: &mut TokenStream, shard: &mut ShardWriter, want: u64, tell: &mut dyn FnMut(u64)) -> Result<Result<()>> {
     let mut tokens = Vec::with_capacity(SLICE);
     while shard.num_tokens < want {
         let interrupted = || Failure::Interrupted("interrupted: what was read is written".to_owned());

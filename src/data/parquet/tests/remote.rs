@@ -94,7 +94,7 @@ pub(super) fn hub(server: &Server) -> Place {
         },
         observer: Default::default(),
     };
-    Place::Hub { dataset: DATASET.to_owned(), revision: "refs/main".to_owned(), options }
+    Place::Hub { dataset: DATASET.to_owned(), revision: "refs/main".to_owned(), options: Box::new(options) }
 }
 
 /// Requests for files so far.

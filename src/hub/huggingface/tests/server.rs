@@ -149,7 +149,7 @@ impl Reply {
         stream.write_all((head + "\r\n").as_bytes())?;
         let body = &self.body[..self.body.len().min(self.cut)];
         for part in body.chunks(if self.drip.is_some() { 1 } else { 32 << 10 }) {
-            // Before they are there for whoever then asks.
+            // Counted first: who has it all may look at once.
             num_sent.fetch_add(part.len() as u64, Ordering::SeqCst);
             stream.write_all(part)?;
             self.drip.into_iter().for_each(thread::sleep);

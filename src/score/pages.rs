@@ -113,7 +113,8 @@ mod tests {
     /// 60,000 rows of the same text.
     fn server() -> Server {
         Server::start(|_| {
-            let row = serde_json::json!({"row": {"body": "word ".repeat(2_000)}});
+            // The column that a recipe names which trains on the data set, and that of all others.
+            let row = serde_json::json!({"row": {"body": "word ".repeat(2_000), "content": "word ".repeat(2_000)}});
             Reply::new(200, serde_json::json!({"rows": vec![row; 100], "num_rows_total": 60_000}).to_string())
         })
     }

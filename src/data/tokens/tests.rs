@@ -159,3 +159,60 @@ fn shards_of_llm_c_are_read_as_they_are() {
     assert_eq!(tokens, [50_256, 7, 8, 50_256]);
     assert_eq!(held_out.documents().collect::<Result<Vec<_>>>().unwrap(), [vec![5], vec![6, 6]]);
 }
+
+/// Shards of which the third one cannot be read so often.
+struct Breaks {
+    inner: Fixed,
+    left: std::sync::atomic::AtomicU64,
+}
+
+impl crate::data::source::Source for Breaks {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    fn num_shards(&self) -> u64 {
+        self.inner.num_shards()
+    }
+
+    fn documents(&self, shard: u64, from: u64, seed: Option<u64>) -> Result<crate::data::source::Documents> {
+        use std::sync::atomic::Ordering::SeqCst;
+        let breaks = shard == 3 && self.left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+        match breaks {
+            true => Err(input("shard 3 is damaged")),
+            false => self.inner.documents(shard, from, seed),
+        }
+    }
+}
+
+#[test]
+fn a_preparation_that_ends_by_an_error_loses_no_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let Opened { reading, .. } = opened();
+    let texts = (0..7).map(|shard| (0..9).map(|document| format!("word{shard} and {document}")).collect()).collect();
+    let breaks = Breaks { inner: Fixed(texts, true), left: 3.into() };
+    let data = Opened::plain(breaks, Fixed(vec![vec!["held".to_owned()]], false), reading.packing).unwrap();
+    let run = || prepare::run(&data, text(), dir.path(), Wanted { num_tokens: 300, shard_tokens: 100 }, &mut |_| {});
+    let mut errors = 0;
+    while let Err(error) = run() {
+        assert_eq!(error.to_string(), "shard 3 is damaged");
+        errors += 1;
+    }
+    assert_eq!(errors, 3);
+    let (training, _) = open(dir.path());
+    let mut tokens = Vec::new();
+    TokenReader::new(training, Cursor::default()).unwrap().take(300, &mut tokens).unwrap();
+    assert_eq!(tokens, direct(300));
+}
+
+#[test]
+fn a_shard_that_is_gone_and_documents_cut_otherwise_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    written(dir.path(), 250);
+    let (training, _) = open(dir.path());
+    training.check_cut(Some(6)).unwrap();
+    assert!(refusal(training.check_cut(None)).contains("cut at 6 tokens"));
+    fs::remove_file(dir.path().join("train-000001.bin")).unwrap();
+    let message = refusal(TokenShards::open(&[dir.path().to_owned()]));
+    assert!(message.contains("the token shard train-000001.bin is missing, one of 3"), "{message}");
+}

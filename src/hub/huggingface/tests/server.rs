@@ -149,8 +149,9 @@ impl Reply {
         stream.write_all((head + "\r\n").as_bytes())?;
         let body = &self.body[..self.body.len().min(self.cut)];
         for part in body.chunks(if self.drip.is_some() { 1 } else { 32 << 10 }) {
-            stream.write_all(part)?;
+            // Counted first: whoever has the last byte may ask for the number before this thread goes on.
             num_sent.fetch_add(part.len() as u64, Ordering::SeqCst);
+            stream.write_all(part)?;
             self.drip.into_iter().for_each(thread::sleep);
         }
         thread::sleep(self.linger);

@@ -17,6 +17,7 @@ use super::answer::{check_is_no_page, lost, shown, unless_interrupted};
 use super::call::Call;
 use super::download::PROGRESS_BYTES;
 use super::fault::Fault;
+use super::listing::DATA_SET;
 use super::pace::Pace;
 use super::repository::is_absence;
 use super::throttle::Throttle;
@@ -81,7 +82,7 @@ impl Dataset {
     pub(crate) fn files(&self) -> Result<Vec<RemoteFile>> {
         let what = format!("the files of {} at the commit {} could not be listed", self.id, self.commit);
         let segments = ["api", "datasets"].into_iter().chain(self.id.split('/')).chain(["tree", &self.commit]);
-        self.hub.runtime.block_on(self.hub.list_tree(self.hub.http.url(segments), &what))
+        self.hub.runtime.block_on(self.hub.list_tree(self.hub.http.url(segments), DATA_SET, &what))
     }
 
     /// Bytes of a file as [`files`](Self::files) lists it: all of a range inside it. `what` is what they are, in messages.

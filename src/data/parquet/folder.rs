@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use super::is_shard;
 use super::store::{ShardFile, Store};
 use crate::error::input;
-use crate::hub::progress::Transfer;
+use crate::hub::progress::Told;
 use crate::regular_file;
 
 /// Shards on this machine.
@@ -86,11 +86,7 @@ impl Store for Folder {
         None
     }
 
-    fn transfer(&self, _: String) -> Option<Transfer> {
-        None
-    }
-
-    fn tell(&self, _: &str) {}
+    fn tell(&self, _: Told<'_>) {}
 }
 
 fn describe(paths: &[PathBuf]) -> String {

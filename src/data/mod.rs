@@ -175,7 +175,7 @@ fn open_at(recipe: &Recipe, sequence_length: usize, commit: Option<&str>, printe
                     dataset: data.dataset.clone(),
                     revision: commit.unwrap_or(&data.revision).to_owned(),
                     options: Box::new(huggingface::Options::of(
-                        &recipe.hub,
+                        &hub_of_shards(recipe),
                         FileHashes::default(),
                         transfers::observer(printer),
                     )?),
@@ -205,6 +205,13 @@ fn open_at(recipe: &Recipe, sequence_length: usize, commit: Option<&str>, printe
         stages,
     };
     Ok(Opened { training, held_out, reading })
+}
+
+/// The hub that has a recipe's shards, which need not be the one that its models go to.
+fn hub_of_shards(recipe: &Recipe) -> recipe::Hub {
+    let mut hub = recipe.hub.clone();
+    hub.endpoint = recipe.data.endpoint.clone().or(hub.endpoint);
+    hub
 }
 
 /// Row groups that are open at once are held as a whole, whatever `data.queue_mb` says.

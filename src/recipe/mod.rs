@@ -216,6 +216,9 @@ pub struct Data {
     /// `refinedweb-parquet` only: train on these shards alone, by globs over their paths in the data set; default all.
     #[serde(default)]
     pub shards: Vec<String>,
+    /// `refinedweb-parquet` only: the hub that has the shards; default `hub.endpoint`, what `HF_ENDPOINT` says, or
+    /// <https://huggingface.co>.
+    pub endpoint: Option<String>,
     /// `refinedweb-rows`, and `score.source: refinedweb-rows`: where the data set's viewer is reached.
     #[serde(default = "default_rows_endpoint")]
     pub rows_endpoint: String,
@@ -725,6 +728,7 @@ mod tests {
                 dataset: default_dataset(),
                 revision: default_revision(),
                 shards: Vec::new(),
+                endpoint: None,
                 rows_endpoint: default_rows_endpoint(),
                 interleave: default_interleave(),
                 cache: None,

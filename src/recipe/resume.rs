@@ -33,7 +33,7 @@ pub struct Difference {
 /// Every other key counts as part of what determines the run's numbers: the shape, the text (its paths too: their order
 /// is the order of the text), the portions (`micro_batch` and `threads` decide the order of sums), the optimizer, the
 /// schedule with `train.steps`, and `eval.rows`, without which held-out losses cannot be compared.
-const FREE: [&str; 18] = [
+const FREE: [&str; 19] = [
     "name",
     "rules.block",
     "rules.max_parameters",
@@ -47,6 +47,7 @@ const FREE: [&str; 18] = [
     "metrics.tensorboard",
     "metrics.print_every",
     "data.revision",
+    "data.endpoint",
     "data.rows_endpoint",
     "data.cache",
     "data.readers",

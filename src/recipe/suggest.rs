@@ -45,6 +45,7 @@ const SECTIONS: [(&str, &[&str]); 15] = [
             "dataset",
             "revision",
             "shards",
+            "endpoint",
             "rows_endpoint",
             "interleave",
             "cache",

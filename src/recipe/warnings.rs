@@ -31,6 +31,7 @@ fn unused_data_keys(findings: &mut Findings, data: &Data, score: &Score) {
             from_hub || data.source == RefinedwebRows || scores_on_viewer,
         ),
         ("data.revision", data.revision != default_revision(), from_hub),
+        ("data.endpoint", data.endpoint.is_some(), from_hub),
         ("data.shards", !data.shards.is_empty(), is(&[RefinedwebParquet])),
         (
             "data.rows_endpoint",

@@ -90,7 +90,7 @@ fn a_served_data_set_killed_and_resumed_trains_as_shards_on_this_machine_and_as_
         "data.source=refinedweb-parquet".to_owned(),
         "data.paths=[]".to_owned(),
         "data.dataset=me/text".to_owned(),
-        format!("hub.endpoint={endpoint}"),
+        format!("data.endpoint={endpoint}"),
         "checkpoint.every=3".to_owned(),
     ];
     let killed = data.dir.path("killed");
@@ -113,7 +113,7 @@ fn a_served_data_set_killed_and_resumed_trains_as_shards_on_this_machine_and_as_
     .unwrap();
     drop(server);
     let (_server, endpoint) = data.serve();
-    let moved = [&more[..], &[format!("hub.endpoint={endpoint}")]].concat();
+    let moved = [&more[..], &[format!("data.endpoint={endpoint}")]].concat();
     let refused = data.train(&killed, &strs(&moved)).run();
     assert_ne!(refused.code, Some(0), "{refused:?}");
     fs::remove_file(data.dir.path("shards/train-00009.parquet")).unwrap();
@@ -197,7 +197,7 @@ fn what_is_wrong_with_a_data_set_is_said_with_its_remedy() {
     refused(&[parquet, &here, "data.shards=[\"x*\"]"], 2, "x*");
     refused(&["data.source=tokens", "data.paths=[shards]"], 2, "no token shard");
     refused(&["data.source=tokens", "data.paths=[]"], 2, "data.paths");
-    let nobody = "hub.endpoint=http://127.0.0.1:9";
+    let nobody = "data.endpoint=http://127.0.0.1:9";
     // Nothing listens there: a hub that would not answer.
     let gone = data.train(&run, &[parquet, "data.paths=[]", nobody, "data.dataset=me/text"]).spawn();
     sleep(Duration::from_secs(2));

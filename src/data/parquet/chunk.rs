@@ -65,13 +65,15 @@ struct Decoder<'a> {
 }
 
 impl Decoder<'_> {
-    fn take(&mut self, page: &Page, is_wanted: impl Fn(u64) -> bool) -> Result<(), String> {
+    fn take(&mut self, page: &Page, is_wanted: impl Fn(u64) -> bool) -> Result<(), Trouble> {
         let header = &page.header;
         if header.kind == Kind::Other {
             return Ok(());
         }
-        if header.num_values as u64 > self.told.rows - self.row {
-            return Err("it has more values than its footer tells rows".to_owned());
+        // A writer may have put the values of other row groups into a dictionary as well.
+        let max_values = if header.kind == Kind::Dictionary { MAX_ROWS } else { self.told.rows - self.row };
+        if header.num_values as u64 > max_values {
+            return Err("it has more values than its footer tells rows".to_owned().into());
         }
         if header.kind == Kind::Dictionary {
             self.dictionary = Some(values::dictionary(header.encoding, &page.bytes, header.num_values)?);
@@ -99,7 +101,7 @@ impl Decoder<'_> {
     }
 
     /// Which rows of a page have a value (`None`: all), and the bytes of these.
-    fn presence(&self, page: &Page) -> Result<(Option<Vec<bool>>, Bytes), String> {
+    fn presence(&self, page: &Page) -> Result<(Option<Vec<bool>>, Bytes), Trouble> {
         let Page { header, levels, bytes } = page;
         if !self.told.is_nullable {
             return Ok((None, bytes.clone()));
@@ -108,11 +110,14 @@ impl Decoder<'_> {
             return Ok((Some(values::presence(levels, header.num_values)?), bytes.clone()));
         }
         if header.level_encoding != RLE {
-            return Err(format!("a page has levels of an encoding of number {}", header.level_encoding));
+            let number = header.level_encoding;
+            return Err(Trouble::Unsupported(format!(
+                "a page has levels of an encoding of number {number}, which assay does not read"
+            )));
         }
         let rest =
             bytes.split_first_chunk().and_then(|(len, rest)| rest.split_at_checked(u32::from_le_bytes(*len) as usize));
-        let (levels, rest) = rest.ok_or("the levels of a page do not fit into it")?;
+        let (levels, rest) = rest.ok_or_else(|| "the levels of a page do not fit into it".to_owned())?;
         Ok((Some(values::presence(levels, header.num_values)?), bytes.slice(bytes.len() - rest.len()..)))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -13,8 +13,11 @@ use serde_json::{Map, Value};
 use super::is_shard;
 use super::store::{ShardFile, Store};
 use crate::error::input;
-use crate::hub::progress::Transfer;
+use crate::hub::progress::Told;
 use crate::regular_file;
+
+/// What makes a path a glob.
+const WILDCARDS: [char; 3] = ['*', '?', '['];
 
 /// Shards on this machine.
 pub(super) struct Folder {
@@ -26,7 +29,7 @@ pub(super) struct Folder {
 
 impl Folder {
     /// The shards that paths name, sorted inside each path, each file once. What lies in a folder has its path below that
-    /// folder, as it has on the hub.
+    /// folder, as it has on the hub, and what a glob finds its path below the folder that the glob begins with.
     pub(super) fn open(paths: &[PathBuf]) -> Result<Self> {
         if paths.is_empty() {
             return Err(input("data.paths is empty; name .parquet files, folders of them or globs"));
@@ -79,18 +82,14 @@ impl Store for Folder {
     }
 
     fn rest(&self, _: usize, _: u32, what: &str, reason: &str) -> Result<()> {
-        Err(input(format!("{what} is damaged: {reason}. Get that file again.")))
+        Err(input(format!("{what} is damaged: {reason}. Get that file again, or leave it out by data.shards.")))
     }
 
     fn index_file(&self, _: &Path) -> Option<PathBuf> {
         None
     }
 
-    fn transfer(&self, _: String) -> Option<Transfer> {
-        None
-    }
-
-    fn tell(&self, _: &str) {}
+    fn tell(&self, _: Told<'_>) {}
 }
 
 fn describe(paths: &[PathBuf]) -> String {
@@ -104,21 +103,27 @@ fn find(path: &Path) -> Result<Vec<(String, PathBuf)>> {
     let pattern = path.to_string_lossy();
     let mut found = Vec::new();
     if path.is_dir() {
-        walk(path, path, &mut found)?;
+        found = shards_below(path)?;
     } else if path.exists() {
         if !is_shard(&pattern) {
             return Err(input(format!("data.paths: {shown} is no .parquet file")));
         }
-        found.push((name(path, path), path.to_owned()));
-    } else if pattern.contains(['*', '?', '[']) {
-        let matches =
-            glob::glob(&pattern).map_err(|error| input(format!("data.paths: {shown} is not a valid glob: {error}")))?;
+        found.push((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), path.to_owned()));
+    } else if pattern.contains(WILDCARDS) {
+        let options = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
+        let matches = glob::glob_with(&pattern, options)
+            .map_err(|error| input(format!("data.paths: {shown} is not a valid glob: {error}")))?;
+        // What is found has no `./` before it.
+        let parts = path.components().filter(|part| *part != Component::CurDir);
+        let is_fixed = |part: &Component<'_>| !part.as_os_str().to_string_lossy().contains(WILDCARDS);
+        let fixed: PathBuf = parts.take_while(is_fixed).collect();
         for entry in matches {
             let entry = entry.with_context(|| format!("cannot search {shown}"))?;
+            let name = entry.strip_prefix(&fixed).unwrap_or(&entry).to_string_lossy().into_owned();
             if entry.is_dir() {
-                walk(&entry, &entry, &mut found)?;
-            } else if is_shard(&entry.to_string_lossy()) {
-                found.push((name(&entry, &entry), entry));
+                walk(&entry, &format!("{name}/"), &mut found)?;
+            } else if is_shard(&name) {
+                found.push((name, entry));
             }
         }
     } else {
@@ -130,24 +135,27 @@ fn find(path: &Path) -> Result<Vec<(String, PathBuf)>> {
     }
 }
 
-/// All shards below a folder. Links to folders are not followed: they may lead back.
-fn walk(root: &Path, folder: &Path, found: &mut Vec<(String, PathBuf)>) -> Result<()> {
+/// Names and paths of all shards below a folder, in no order. A name is the path below the folder, with slashes.
+///
+/// Hidden files and folders are passed over. Links to folders are not followed: they may lead back.
+pub(crate) fn shards_below(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    walk(folder, "", &mut found)?;
+    Ok(found)
+}
+
+/// Adds the shards of a folder, whose name is empty or ends with a slash.
+fn walk(folder: &Path, prefix: &str, found: &mut Vec<(String, PathBuf)>) -> Result<()> {
     let context = || format!("cannot read the folder {}", folder.display());
     for entry in fs::read_dir(folder).with_context(context)? {
         let entry = entry.with_context(context)?;
-        let path = entry.path();
+        let Some(name) = entry.file_name().into_string().ok().filter(|name| !name.starts_with('.')) else { continue };
+        let (path, name) = (entry.path(), format!("{prefix}{name}"));
         if entry.file_type().with_context(|| format!("cannot look at {}", path.display()))?.is_dir() {
-            walk(root, &path, found)?;
-        } else if path.is_file() && is_shard(&path.to_string_lossy()) {
-            found.push((name(root, &path), path));
+            walk(&path, &format!("{name}/"), found)?;
+        } else if is_shard(&name) && path.is_file() {
+            found.push((name, path));
         }
     }
     Ok(())
-}
-
-/// A file's path below what names it, or else its name.
-fn name(root: &Path, path: &Path) -> String {
-    let below = path.strip_prefix(root).ok().filter(|below| !below.as_os_str().is_empty());
-    let name = below.or_else(|| path.file_name().map(Path::new)).unwrap_or(path);
-    name.to_string_lossy().into_owned()
 }

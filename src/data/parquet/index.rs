@@ -7,11 +7,11 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,10 @@ use sha2::{Digest, Sha256};
 
 use super::footer::{self, Footer, Group, TAIL_BYTES};
 use super::store::{ShardFile, Store, undamaged};
+use crate::error::{Failure, failure};
+use crate::figures::count;
 use crate::hex;
-use crate::hub::progress::Transfer;
+use crate::hub::progress::Told;
 use crate::interrupt::Stop;
 use crate::lock;
 
@@ -31,6 +33,8 @@ const FIRST_GUESS_BYTES: u64 = 64 << 10;
 const LARGEST_GUESS_BYTES: u64 = 4 << 20;
 /// After so long, another process that learns is worth a note.
 const SHORT_WAIT: Duration = Duration::from_secs(2);
+/// How often it is told how many footers have been read.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// What is known of a shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,25 +89,56 @@ impl Line {
 
 /// What is known of the first `num_shards` shards of a store, learned where it is not known yet.
 pub(super) fn of(store: &dyn Store, column: &str, num_shards: usize, cache: &Path) -> Result<Vec<Indexed>> {
-    let shards = &store.shards()[..num_shards];
     let mut known: Vec<Option<Indexed>> = vec![None; num_shards];
-    let Some(path) = store.index_file(cache) else {
-        learn(store, column, &mut known, |_| Ok(()))?;
-        return Ok(known.into_iter().flatten().collect());
+    let warn = |error: &anyhow::Error| {
+        let name = store.name();
+        store.tell(Told::Warns(&format!("the footers of {name} are not kept, and will be read again: {error:#}")));
     };
-    recall(&path, column, shards, &mut known)?;
-    if known.iter().any(Option::is_none) {
-        let _lock = lock(store, &path)?;
-        // Another process may have learned it meanwhile.
-        recall(&path, column, shards, &mut known)?;
-        let mut file = append(&path)?;
-        learn(store, column, &mut known, |shard| {
-            let mut line = serde_json::to_vec(&Line::new(shard)?)?;
-            line.push(b'\n');
-            file.write_all(&line).with_context(|| format!("cannot write {}", path.display()))
-        })?;
-    }
+    let mut kept = match store.index_file(cache).map(|path| Kept::open(store, path, column, &mut known)).transpose() {
+        Ok(kept) => kept.flatten(),
+        Err(error) if matches!(failure(&error), Some(Failure::Interrupted(_))) => return Err(error),
+        Err(error) => {
+            warn(&error);
+            None
+        }
+    };
+    learn(store, column, &mut known, |shard| {
+        if let Some(Err(error)) = kept.as_mut().map(|kept| kept.add(shard)) {
+            warn(&error);
+            kept = None;
+        }
+    })?;
     Ok(known.into_iter().flatten().collect())
+}
+
+/// The file, to which nobody else adds anything.
+struct Kept {
+    path: PathBuf,
+    file: File,
+    _lock: File,
+}
+
+impl Kept {
+    /// Reads what is known; `None`: that is all there is to know.
+    fn open(store: &dyn Store, path: PathBuf, column: &str, known: &mut [Option<Indexed>]) -> Result<Option<Self>> {
+        let shards = &store.shards()[..known.len()];
+        recall(&path, column, shards, known)?;
+        if known.iter().all(Option::is_some) {
+            return Ok(None);
+        }
+        let lock = lock(store, &path)?;
+        // Another process may have learned it meanwhile.
+        recall(&path, column, shards, known)?;
+        let file = append(&path)?;
+        Ok(Some(Self { path, file, _lock: lock }))
+    }
+
+    /// Adds what was learned of a shard.
+    fn add(&mut self, shard: &Indexed) -> Result<()> {
+        let mut line = serde_json::to_vec(&Line::new(shard)?)?;
+        line.push(b'\n');
+        self.file.write_all(&line).with_context(|| format!("cannot write {}", self.path.display()))
+    }
 }
 
 /// Reads what the file knows of shards.
@@ -135,7 +170,8 @@ fn lock(store: &dyn Store, path: &Path) -> Result<File> {
     if let Some(lock) = lock::wait(&path, SHORT_WAIT)? {
         return Ok(lock);
     }
-    store.tell(&format!("waiting for another process that reads the footers of {}", store.name()));
+    let waiting = format!("waiting for another process that reads the footers of {}", store.name());
+    store.tell(Told::Waits(&waiting));
     lock::wait(&path, Duration::MAX)?.with_context(|| format!("cannot lock {}", path.display()))
 }
 
@@ -149,17 +185,9 @@ fn append(path: &Path) -> Result<File> {
 }
 
 /// Learns what is not known, several shards at once, and hands each to `keep`.
-fn learn(
-    store: &dyn Store,
-    column: &str,
-    known: &mut [Option<Indexed>],
-    mut keep: impl FnMut(&Indexed) -> Result<()>,
-) -> Result<()> {
-    let shards = store.shards();
+fn learn(store: &dyn Store, column: &str, known: &mut [Option<Indexed>], mut keep: impl FnMut(&Indexed)) -> Result<()> {
     let missing: Vec<usize> = (0..known.len()).filter(|&number| known[number].is_none()).collect();
-    let transfer = store.transfer(format!("reading the footers of {}", store.name()));
-    let bytes_of = |numbers: &[usize]| numbers.iter().map(|&number| shards[number].bytes).sum::<u64>();
-    let (total_bytes, mut done_bytes) = (bytes_of(&missing), 0);
+    let mut told = Instant::now();
     let (next, guess, stop) = (AtomicUsize::new(0), AtomicU64::new(FIRST_GUESS_BYTES), Stop::of_this_thread());
     let mut failed = None;
     thread::scope(|scope| {
@@ -176,17 +204,23 @@ fn learn(
             });
         }
         drop(learned);
-        for (number, shard) in to_keep {
-            match shard.and_then(|shard| keep(&shard).map(|()| shard)) {
-                Ok(shard) => known[number] = Some(shard),
+        for ((number, shard), num_done) in to_keep.into_iter().zip(1_u64..) {
+            match shard {
+                Ok(shard) => {
+                    keep(&shard);
+                    known[number] = Some(shard);
+                }
                 Err(error) => {
                     // What is on its way is still kept.
                     next.store(missing.len(), Ordering::Relaxed);
                     failed.get_or_insert(error);
                 }
             }
-            done_bytes += shards[number].bytes;
-            transfer.iter().map(Transfer::teller).for_each(|teller| teller.tell(done_bytes, total_bytes));
+            if told.elapsed() >= TOLD_EVERY {
+                told = Instant::now();
+                let (done, all) = (count(num_done), count(missing.len() as u64));
+                store.tell(Told::Waits(&format!("reading the footers of {}: {done} of {all} shards", store.name())));
+            }
         }
     });
     failed.map_or(Ok(()), Err)

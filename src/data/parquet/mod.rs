@@ -39,6 +39,7 @@ use crate::hex;
 use crate::hub::huggingface;
 use chunk::{MAX_ROWS, MAX_TEXT_BYTES, Texts, Told};
 use folder::Folder;
+pub(crate) use folder::shards_below;
 use index::Indexed;
 use page::Codec;
 use remote::Remote;

@@ -204,6 +204,10 @@ pub(super) fn checksum(bytes: &[u8]) -> u32 {
 /// Decompresses to `len` bytes, or to another length that is no larger by more than one.
 fn decompress(compressed: &[u8], codec: Codec, len: usize) -> Result<Vec<u8>, String> {
     let wrong = |error: &dyn std::fmt::Display| format!("a page cannot be decompressed ({error})");
+    // A page without a value, of a writer that compresses nothing to nothing.
+    if compressed.is_empty() {
+        return Ok(Vec::new());
+    }
     match codec {
         Codec::None => Ok(compressed.to_vec()),
         Codec::Snappy => match snap::raw::decompress_len(compressed) {
@@ -219,8 +223,6 @@ fn decompress(compressed: &[u8], codec: Codec, len: usize) -> Result<Vec<u8>, St
             decoder.take(len as u64 + 1).read_to_end(&mut bytes).map_err(|error| wrong(&error))?;
             Ok(bytes)
         }
-        // A page without a value, in a writer that compresses nothing to nothing.
-        Codec::Zstd if compressed.is_empty() => Ok(Vec::new()),
         Codec::Zstd => zstd::bulk::decompress(compressed, len).map_err(|error| wrong(&error)),
     }
 }

@@ -12,7 +12,7 @@ use super::store::{ShardFile, Store};
 use crate::hex;
 use crate::hub::huggingface::Options;
 use crate::hub::huggingface::dataset::{Dataset, SeenEtags};
-use crate::hub::progress::Transfer;
+use crate::hub::progress::Told;
 use crate::hub::{Checksum, RemoteFile};
 
 /// The shards of a data set at a commit.
@@ -70,11 +70,7 @@ impl Store for Remote {
         Some(cache.join("parquet").join(format!("{id}-{commit}.jsonl")))
     }
 
-    fn transfer(&self, what: String) -> Option<Transfer> {
-        Some(self.dataset.transfer(what))
-    }
-
-    fn tell(&self, why: &str) {
-        self.dataset.tell(why);
+    fn tell(&self, told: Told<'_>) {
+        self.dataset.tell(told);
     }
 }

@@ -7,7 +7,8 @@ use anyhow::Result;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
-use crate::hub::progress::Transfer;
+use crate::error::input;
+use crate::hub::progress::Told;
 
 /// A file of rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,11 +44,8 @@ pub(super) trait Store: Send + Sync {
     /// The file in which to keep what is known of the shards' row groups; `None`: it is learned soon enough each time.
     fn index_file(&self, cache: &Path) -> Option<PathBuf>;
 
-    /// Something long that begins; `None`: nobody listens.
-    fn transfer(&self, what: String) -> Option<Transfer>;
-
-    /// Tells why nothing moves, in a sentence.
-    fn tell(&self, why: &str);
+    /// Tells whoever listens.
+    fn tell(&self, told: Told<'_>);
 }
 
 /// Why something could not be read.
@@ -55,6 +53,8 @@ pub(super) trait Store: Send + Sync {
 pub(super) enum Trouble {
     /// What came is not what was written; this is wrong with it.
     Damaged(String),
+    /// What came is well, or not what was written; if it is well, it is of a kind that is not read: this one.
+    Unsupported(String),
     /// Anything else.
     Other(anyhow::Error),
 }
@@ -83,7 +83,11 @@ pub(super) fn undamaged<T>(
         match read() {
             Ok(value) => return Ok(value),
             Err(Trouble::Other(error)) => return Err(error),
-            Err(Trouble::Damaged(reason)) => store.rest(shard, tries, what, &reason)?,
+            // A flipped bit may look so, but not twice.
+            Err(Trouble::Unsupported(reason)) if tries > 1 => {
+                return Err(input(format!("{what} cannot be read: {reason}. Leave that file out by data.shards.")));
+            }
+            Err(Trouble::Damaged(reason) | Trouble::Unsupported(reason)) => store.rest(shard, tries, what, &reason)?,
         }
         tries += 1;
     }

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 
 use super::compact::{varint, zigzag};
+use super::store::Trouble;
 
 const PLAIN: i32 = 0;
 const PLAIN_DICTIONARY: i32 = 2;
@@ -34,15 +35,16 @@ impl<'a> Values<'a> {
         bytes: &'a Bytes,
         num_values: usize,
         dictionary: Option<&'a [Bytes]>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Trouble> {
         match encoding {
             PLAIN => Ok(Self::Plain(bytes.clone())),
             PLAIN_DICTIONARY | RLE_DICTIONARY => {
-                let dictionary = dictionary.ok_or("a page names values of a dictionary that is not there")?;
+                let missing = || "a page names values of a dictionary that is not there".to_owned();
+                let dictionary = dictionary.ok_or_else(missing)?;
                 let numbers = match bytes.split_first() {
                     None => Hybrid::new(&[], 0),
                     Some((width, rest)) if *width <= 32 => Hybrid::new(rest, u32::from(*width)),
-                    Some(_) => return Err(short()),
+                    Some(_) => return Err(short().into()),
                 };
                 Ok(Self::Dictionary { numbers, dictionary })
             }
@@ -58,7 +60,9 @@ impl<'a> Values<'a> {
                 let bytes = bytes.slice(bytes.len() - rest.len()..);
                 Ok(Self::Prefixes { prefixes, lengths, bytes, before: Bytes::new() })
             }
-            _ => Err(format!("a page has an encoding of number {encoding}, which is none for text")),
+            _ => Err(Trouble::Unsupported(format!(
+                "a page has an encoding of number {encoding}, which is none for text that assay reads"
+            ))),
         }
     }
 
@@ -93,9 +97,11 @@ impl<'a> Values<'a> {
 }
 
 /// The values of a dictionary's page.
-pub(super) fn dictionary(encoding: i32, bytes: &Bytes, num_values: usize) -> Result<Vec<Bytes>, String> {
+pub(super) fn dictionary(encoding: i32, bytes: &Bytes, num_values: usize) -> Result<Vec<Bytes>, Trouble> {
     if !matches!(encoding, PLAIN | PLAIN_DICTIONARY) {
-        return Err(format!("its dictionary has an encoding of number {encoding}, which is none for dictionaries"));
+        return Err(Trouble::Unsupported(format!(
+            "its dictionary has an encoding of number {encoding}, which is none for dictionaries that assay reads"
+        )));
     }
     let mut values = Values::Plain(bytes.clone());
     // Not collected with its claimed number as a hint of the size.

@@ -12,6 +12,7 @@ mod reader;
 mod tests;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
@@ -39,7 +40,7 @@ const REFINEDWEB_ROWS: u64 = 968_000_015;
 /// A data set of more rows is none.
 const MOST_ROWS: u64 = 1 << 48;
 
-/// About what a page of RefinedWeb has in memory.
+/// About what a page of RefinedWeb has in memory. Other data sets are taken for as large until a larger page has come.
 const PAGE_BYTES: u64 = 300_000;
 
 /// Which data set, and how it is read.
@@ -99,6 +100,7 @@ impl Options {
             clock,
             stages: Arc::clone(&self.stages),
             told: Mutex::default(),
+            largest_page_bytes: AtomicU64::new(PAGE_BYTES),
         };
         if !self.is_refinedweb() {
             let untold = || {
@@ -170,9 +172,11 @@ impl Source for Rows {
         let stages = &self.reader.stages;
         let num_rows = texts.len();
         let mut documents: Vec<String> = texts.into_iter().flatten().collect();
+        let bytes = documents.iter().map(|text| text.len() as u64).sum();
+        self.reader.largest_page_bytes.fetch_max(bytes, Ordering::Relaxed);
         stages.skip((num_rows - documents.len()) as u64);
-        stages.add_bytes(Stage::Decode, documents.iter().map(|text| text.len() as u64).sum());
-        stages.add_documents(documents.len() as u64);
+        stages.add_bytes(Stage::Decode, bytes);
+        stages.add_documents((documents.len() as u64).saturating_sub(from));
         if let Some(seed) = seed {
             let order = Permutation::new(documents.len() as u64, seed, shard);
             let permuted = (0..documents.len() as u64).map(|at| std::mem::take(&mut documents[order.at(at) as usize]));
@@ -182,7 +186,7 @@ impl Source for Rows {
     }
 
     fn held_bytes(&self, _: u64) -> Option<u64> {
-        Some(PAGE_BYTES)
+        Some(self.reader.largest_page_bytes.load(Ordering::Relaxed))
     }
 
     fn record(&self) -> Option<Map<String, Value>> {

@@ -1,7 +1,7 @@
 //! Pages from the viewer, asked for as often as the reference's loader does: up to ten times, five seconds apart, whatever
 //! the reason, unless the viewer asks to wait longer. What it answers with a page of another form is where uses differ.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use super::cache::Cache;
 use super::page::{Garbage, Page, Texts, parse};
 use crate::clock::Clock;
 use crate::data::stages::{Stage, Stages};
-use crate::error::Failure;
+use crate::error::{Failure, failure};
 use crate::hub::huggingface::{PAGE_ROWS, Unanswered, Viewer};
 use crate::hub::progress::Told;
 use crate::interrupt::{self, Stop};
@@ -39,6 +39,11 @@ pub(super) enum Purpose {
 enum Miss {
     Unanswered(Unanswered),
     Garbage(Garbage),
+    /// A page of another number of rows than there are.
+    WrongRows {
+        have: u64,
+        want: u64,
+    },
 }
 
 /// A data set, page by page.
@@ -52,6 +57,8 @@ pub(super) struct Reader {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) stages: Arc<Stages>,
     pub(super) told: Mutex<Option<Instant>>,
+    /// Of the text of a page, so far.
+    pub(super) largest_page_bytes: AtomicU64,
 }
 
 impl Reader {
@@ -142,7 +149,7 @@ impl Reader {
         let page = parse(&body, &self.column).map_err(Miss::Garbage)?;
         let (have, want) = (page.texts.len() as u64, self.num_rows_at(offset));
         if purpose == Purpose::Training && have != want {
-            return Err(Miss::Garbage(Garbage::NoPage(format!("it has {have} rows, where there are {want}"))));
+            return Err(Miss::WrongRows { have, want });
         }
         Ok(page)
     }
@@ -166,24 +173,36 @@ impl Reader {
         }
     }
 
+    /// What is told after so many tries. To train on, an outage is waited out for as long as it lasts; so what would stay is
+    /// none.
     fn error(&self, miss: Miss, offset: u64, tries: u32, purpose: Purpose) -> anyhow::Error {
-        let (dataset, endpoint) = (self.viewer.dataset(), self.viewer.endpoint());
-        let text = match miss {
+        let endpoint = self.viewer.endpoint();
+        let cannot = format!("the rows of {} from {offset} on could not be read", self.viewer.dataset());
+        let (kind, text): (fn(String) -> Failure, _) = match miss {
             Miss::Unanswered(unanswered) if unanswered.is_interrupt() || !unanswered.may_pass(purpose) => {
                 return unanswered.error;
             }
-            Miss::Unanswered(Unanswered { error, .. }) => error.to_string(),
-            Miss::Garbage(Garbage::NotJson(reason)) => {
-                format!(
-                    "the rows of {dataset} from {offset} on could not be read: {endpoint} answers with no JSON ({reason})"
-                )
+            Miss::Unanswered(Unanswered { error, is_final, .. }) => {
+                let kind = match failure(&error) {
+                    _ if purpose != Purpose::Training || !is_final => Failure::Unreachable,
+                    Some(Failure::Input(_)) => Failure::Input,
+                    _ => Failure::No,
+                };
+                (kind, error.to_string())
             }
-            Miss::Garbage(Garbage::NoPage(reason)) => format!(
-                "the rows of {dataset} from {offset} on could not be read: the answer of {endpoint} is no page of rows ({reason})"
-            ),
+            Miss::Garbage(Garbage::NotJson(reason)) => {
+                (Failure::Unreachable, format!("{cannot}: {endpoint} answers with no JSON ({reason})"))
+            }
+            Miss::Garbage(Garbage::NoPage(reason)) => {
+                (Failure::Unreachable, format!("{cannot}: the answer of {endpoint} is no page of rows ({reason})"))
+            }
+            Miss::WrongRows { have, want } => {
+                let remedy = "read its shards instead, by data.source: refinedweb-parquet";
+                (Failure::Input, format!("{cannot}: {endpoint} gives {have} rows, where there are {want}; {remedy}"))
+            }
         };
         let tried = if tries > 1 { format!("; it was asked {tries} times") } else { String::new() };
-        Failure::Unreachable(text + &tried).into()
+        kind(text + &tried).into()
     }
 }
 
@@ -198,7 +217,7 @@ impl Miss {
     fn may_pass(&self, purpose: Purpose) -> bool {
         match self {
             Self::Unanswered(unanswered) => unanswered.may_pass(purpose),
-            Self::Garbage(Garbage::NotJson(_)) => true,
+            Self::Garbage(Garbage::NotJson(_)) | Self::WrongRows { .. } => true,
             // Where the reference's loader fails at once; a training run would rather go on.
             Self::Garbage(Garbage::NoPage(_)) => purpose == Purpose::Training,
         }
@@ -207,7 +226,7 @@ impl Miss {
     fn asked_pause(&self) -> Duration {
         match self {
             Self::Unanswered(unanswered) => unanswered.asked_pause.unwrap_or_default(),
-            Self::Garbage(_) => Duration::ZERO,
+            Self::Garbage(_) | Self::WrongRows { .. } => Duration::ZERO,
         }
     }
 }

@@ -17,12 +17,13 @@ use super::answer::{check_is_no_page, lost, shown, unless_interrupted};
 use super::call::Call;
 use super::download::PROGRESS_BYTES;
 use super::fault::Fault;
+use super::listing::DATA_SET;
 use super::pace::Pace;
 use super::repository::is_absence;
 use super::throttle::Throttle;
 use super::{HuggingFace, Options};
-use crate::error::{Failure, input};
-use crate::hub::progress::{Told, Transfer};
+use crate::error::input;
+use crate::hub::progress::Told;
 use crate::hub::{RemoteFile, names};
 
 /// What the hub tells of a data set, with the names of its files.
@@ -81,7 +82,7 @@ impl Dataset {
     pub(crate) fn files(&self) -> Result<Vec<RemoteFile>> {
         let what = format!("the files of {} at the commit {} could not be listed", self.id, self.commit);
         let segments = ["api", "datasets"].into_iter().chain(self.id.split('/')).chain(["tree", &self.commit]);
-        self.hub.runtime.block_on(self.hub.list_tree(self.hub.http.url(segments), &what))
+        self.hub.runtime.block_on(self.hub.list_tree(self.hub.http.url(segments), DATA_SET, &what))
     }
 
     /// Bytes of a file as [`files`](Self::files) lists it: all of a range inside it. `what` is what they are, in messages.
@@ -120,6 +121,8 @@ impl Dataset {
             if got.len() as u64 >= furthest + PROGRESS_BYTES {
                 (tries, furthest) = (1, got.len() as u64);
             } else if tries >= http.patience.tries {
+                // Those so far may have been the wrong ones, which whoever tries again should not be held to.
+                etag.forget();
                 return Err(cannot(fault));
             }
             runtime.block_on(http.rest(http.patience.pause(tries), &fault)).map_err(cannot)?;
@@ -130,25 +133,23 @@ impl Dataset {
     /// Waits before something is read again that came damaged (`reason`) so many times.
     ///
     /// # Errors
-    /// It was often enough.
+    /// `Input`: it was often enough, and stays so.
     pub(crate) fn rest(&self, tries: u32, what: &str, reason: &str) -> Result<()> {
         let HuggingFace { runtime, http, .. } = &self.hub;
         let damaged = format!("{what} comes damaged from {}: {reason}", http.endpoint());
         if tries >= http.patience.tries {
-            return Err(Failure::Unreachable(format!("{damaged}, {tries} times in a row")).into());
+            return Err(input(format!(
+                "{damaged}, {tries} times in a row. Leave that file out by data.shards, or read another data.revision; what is \
+                 kept of its index may be wrong as well: it is below data.cache, and may be deleted."
+            )));
         }
         let rest = http.rest_because(http.patience.pause(tries), &damaged);
         runtime.block_on(rest).map_err(|fault| http.error(fault, &format!("{what} could not be read")))
     }
 
-    /// Something long that begins.
-    pub(crate) fn transfer(&self, what: String) -> Transfer {
-        self.hub.http.observer.transfer(what)
-    }
-
-    /// Tells why nothing moves, in a sentence.
-    pub(crate) fn tell(&self, why: &str) {
-        self.hub.http.observer.tell(Told::Waits(why));
+    /// Tells whoever listens.
+    pub(crate) fn tell(&self, told: Told<'_>) {
+        self.hub.http.observer.tell(told);
     }
 
     /// Asks for a range of a file; the answer has just that.
@@ -207,8 +208,8 @@ enum Answer {
     Wrong(String),
 }
 
-/// The ETags that a file's answers had, and how often. A single answer may be wrong, be it the first one: right is the ETag
-/// that most of them had.
+/// The ETags that a file's answers had, and how often, the most frequent one first. A single answer may be wrong, be it the
+/// first one: right is the ETag that most of them had. Of many, the oldest of the least frequent is forgotten.
 #[derive(Debug, Default)]
 pub(crate) struct SeenEtags(Mutex<Vec<(HeaderValue, u64)>>);
 
@@ -221,20 +222,18 @@ impl SeenEtags {
     fn check(&self, etag: Option<&HeaderValue>) -> Result<(), String> {
         let Some(etag) = etag else { return Ok(()) };
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = seen.iter().position(|(other, _)| other == etag);
-        let number = number.or_else(|| {
-            seen.push((etag.clone(), 0));
-            seen.len().checked_sub(1).filter(|number| *number < MAX_ETAGS)
-        });
-        seen.truncate(MAX_ETAGS);
-        if let Some(number) = number {
-            seen[number].1 += 1;
-            let (mine, others) = (seen[number].1, seen.iter().enumerate().filter(|(other, _)| *other != number));
-            if others.map(|(_, (_, count))| *count).all(|count| mine > count) {
-                return Ok(());
-            }
+        let mine = match seen.iter().position(|(other, _)| other == etag) {
+            Some(number) => seen.remove(number).1 + 1,
+            None => 1,
+        };
+        seen.truncate(MAX_ETAGS - 1);
+        let is_most_frequent = seen.iter().all(|(_, count)| *count < mine);
+        let number = seen.partition_point(|(_, count)| *count > mine);
+        seen.insert(number, (etag.clone(), mine));
+        match is_most_frequent {
+            true => Ok(()),
+            false => Err("its ETag has changed, as that of a file at a commit does not".to_owned()),
         }
-        Err("its ETag has changed, as that of a file at a commit does not".to_owned())
     }
 }
 
@@ -292,5 +291,7 @@ mod tests {
         assert!(["c", "d", "e", "f", "g", "h", "i", "j", "k"].iter().all(|name| !check(name)));
         assert!(check("a") && seen.check(None).is_ok());
         assert_eq!(seen.0.lock().map(|seen| seen.len()).ok(), Some(MAX_ETAGS));
+        // One that comes late is right in the end.
+        assert_eq!((0..6).map(|_| check("z")).collect::<Vec<_>>(), [false, false, false, false, false, true]);
     }
 }

@@ -16,10 +16,19 @@ use crate::error::{Failure, input};
 use crate::figures::count;
 use crate::hub::{Checksum, RemoteFile, names};
 
-/// A repository with more entries, folders included, or commits is not looked at.
-const MAX_ENTRIES: usize = 10_000;
-/// Hugging Face's lists of so many entries have no more, all pages together.
-const MAX_LIST_BYTES: usize = 16 << 20;
+/// What is larger is not looked at.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// Files and folders, or commits.
+    entries: usize,
+    /// Hugging Face's lists of so many entries have no more, all pages together.
+    bytes: usize,
+}
+
+/// Those of a model's repository.
+const MODEL: Limits = Limits { entries: 10_000, bytes: 16 << 20 };
+/// Those of a data set.
+pub(super) const DATA_SET: Limits = Limits { entries: 100_000, bytes: 64 << 20 };
 /// Pages may be small, but not without end.
 const MAX_PAGES: usize = 1_000;
 
@@ -52,13 +61,13 @@ impl HuggingFace {
     pub(super) async fn list_files(&self, repo_id: &str, commit: &str) -> Result<Vec<RemoteFile>> {
         let what = format!("the files of {repo_id} at the commit {commit} could not be listed");
         check_names(repo_id, Some(commit))?;
-        self.list_tree(self.http.model_url(repo_id, &["tree", commit]), &what).await
+        self.list_tree(self.http.model_url(repo_id, &["tree", commit]), MODEL, &what).await
     }
 
     /// The files of a tree and of all folders in it, sorted by path.
-    pub(super) async fn list_tree(&self, mut url: Url, what: &str) -> Result<Vec<RemoteFile>> {
+    pub(super) async fn list_tree(&self, mut url: Url, limits: Limits, what: &str) -> Result<Vec<RemoteFile>> {
         url.query_pairs_mut().append_pair("recursive", "true");
-        let entries: Vec<Entry> = self.list(url, what).await?;
+        let entries: Vec<Entry> = self.list(url, limits, what).await?;
         let files = entries.into_iter().filter(|entry| entry.kind == "file").map(Entry::into_file);
         let files = files.collect::<Result<Vec<_>, _>>();
         let mut files = files.map_err(|reason| self.http.error(Fault::Lost(reason), what))?;
@@ -74,10 +83,10 @@ impl HuggingFace {
         check_names(repo_id, None)?;
         let what = format!("the commits of {repo_id} could not be listed");
         let url = self.http.model_url(repo_id, &["commits", "main"]);
-        let commits = match self.pages::<Commit>(url).await {
+        let commits = match self.pages::<Commit>(url, MODEL).await {
             Err(fault) if is_absence(&fault) => return Ok(Vec::new()),
             Err(fault) => return Err(self.http.reading_error(fault, &what)),
-            Ok(None) => return Err(no(format!("{what}: they are more than {}.", count(MAX_ENTRIES as u64)))),
+            Ok(None) => return Err(too_many(MODEL, &what)),
             Ok(Some(commits)) => commits,
         };
         commits.into_iter().map(|commit| self.commit(commit.id, &what)).collect()
@@ -104,26 +113,26 @@ impl HuggingFace {
     }
 
     /// The whole of a list of a repository that is there.
-    async fn list<T: for<'a> Deserialize<'a>>(&self, url: Url, what: &str) -> Result<Vec<T>> {
-        let listed = self.pages(url).await.map_err(|fault| self.http.reading_error(fault, what))?;
-        listed.ok_or_else(|| no(format!("{what}: they are more than {}.", count(MAX_ENTRIES as u64))))
+    async fn list<T: for<'a> Deserialize<'a>>(&self, url: Url, limits: Limits, what: &str) -> Result<Vec<T>> {
+        let listed = self.pages(url, limits).await.map_err(|fault| self.http.reading_error(fault, what))?;
+        listed.ok_or_else(|| too_many(limits, what))
     }
 
     /// The whole of a list; `None` if it is too long.
-    async fn pages<T: for<'a> Deserialize<'a>>(&self, url: Url) -> Result<Option<Vec<T>>, Fault> {
+    async fn pages<T: for<'a> Deserialize<'a>>(&self, url: Url, limits: Limits) -> Result<Option<Vec<T>>, Fault> {
         let mut all = Vec::new();
-        let mut bytes_left = MAX_LIST_BYTES;
+        let mut bytes_left = limits.bytes;
         let mut next = Some(url);
         for _ in 0..MAX_PAGES {
             let Some(url) = next else { return Ok(Some(all)) };
             let page = self.http.get_page(url, bytes_left).await.map_err(|fault| match fault {
-                Fault::TooLong(_) => Fault::TooLong(MAX_LIST_BYTES),
+                Fault::TooLong(_) => Fault::TooLong(limits.bytes),
                 fault => fault,
             })?;
             bytes_left = bytes_left.saturating_sub(page.bytes.len());
             let Bounded { entries, is_cut } = parse(&page.bytes)?;
             all.extend(entries);
-            if is_cut || all.len() > MAX_ENTRIES {
+            if is_cut || all.len() > limits.entries {
                 return Ok(None);
             }
             next = page.next.clone();
@@ -169,6 +178,10 @@ pub(super) fn check_names(repo_id: &str, commit: Option<&str>) -> Result<()> {
     }
 }
 
+fn too_many(limits: Limits, what: &str) -> anyhow::Error {
+    no(format!("{what}: they are more than {}.", count(limits.entries as u64)))
+}
+
 fn no(sentence: String) -> anyhow::Error {
     Failure::No(sentence).into()
 }
@@ -192,7 +205,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Bounded<T> {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Bounded<T>, A::Error> {
                 let mut entries = Vec::new();
-                while entries.len() < MAX_ENTRIES {
+                while entries.len() < DATA_SET.entries {
                     let Some(entry) = list.next_element()? else { return Ok(Bounded { entries, is_cut: false }) };
                     entries.push(entry);
                 }

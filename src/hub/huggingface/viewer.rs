@@ -12,7 +12,7 @@ use super::fault::Fault;
 use super::http::Http;
 use super::pause::Patience;
 use super::token::Token;
-use crate::error::{Failure, failure};
+use crate::error::{Failure, failure, input};
 use crate::hub::progress::{Observer, Told};
 
 /// Where Hugging Face's viewer is.
@@ -38,7 +38,7 @@ pub struct Unanswered {
     pub error: anyhow::Error,
     /// How long the viewer asks to wait before it is.
     pub asked_pause: Option<Duration>,
-    /// Whether the viewer would say the same again: what is asked for is not there, or not for us to see.
+    /// Whether the viewer would say the same again: what is asked for is not there, or not for us to see, or too large.
     pub is_final: bool,
 }
 
@@ -120,11 +120,19 @@ impl Viewer {
                 let is_of_token = is_final && refusal.status == StatusCode::UNAUTHORIZED && self.http.token().is_some();
                 (refusal.asked_pause, is_final, is_of_token)
             }
-            _ => (None, false, false),
+            fault => (None, matches!(fault, Fault::TooLong(_)), false),
         };
-        let fault = if is_of_token { Fault::BadToken } else { fault };
         let what = format!("the rows of {} from {offset} on could not be read", self.dataset);
-        Unanswered { error: self.http.error(fault, &what), asked_pause, is_final }
+        let error = match fault {
+            Fault::TooLong(bytes) => input(format!(
+                "{what}: the answer of {} has more than {bytes} bytes; read its shards instead, by data.source: \
+                 refinedweb-parquet",
+                self.endpoint()
+            )),
+            _ if is_of_token => self.http.error(Fault::BadToken, &what),
+            fault => self.http.error(fault, &what),
+        };
+        Unanswered { error, asked_pause, is_final }
     }
 }
 
@@ -153,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_request_is_made_once_and_says_why_it_brought_nothing() {
-        let answers: [(Reply, u8, bool, Option<u64>, &str); 6] = [
+        let answers: [(Reply, u8, bool, Option<u64>, &str); 7] = [
             (Reply::refusal(404, "DatasetNotFound"), 4, true, None, "404 Not Found, DatasetNotFound in words"),
             (Reply::new(404, "nothing"), 3, false, None, "404 Not Found, but not as a hub does"),
             (Reply::refusal(500, "ResponseNotReady"), 3, false, None, "500 Internal Server Error"),
@@ -166,6 +174,13 @@ mod tests {
             ),
             (Reply::refusal(401, "ExternalUnauthenticatedError"), 2, true, None, "does not take the token of the test"),
             (Reply::new(200, "{}").cut(1).length(Some(2)), 3, false, None, "would not answer"),
+            (
+                Reply::new(200, vec![b' '; MAX_BYTES + 1]),
+                2,
+                true,
+                None,
+                "has more than 67108864 bytes; read its shards",
+            ),
         ];
         for (reply, code, is_final, pause, sentence) in answers {
             let server = Server::start(move |_| reply.clone());

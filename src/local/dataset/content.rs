@@ -93,18 +93,25 @@ impl Content {
 
     /// The values of a row group.
     fn values(&self, at: usize) -> Result<Arc<Values>> {
+        let keep = |kept: &mut VecDeque<_>, values: &Arc<Values>| {
+            kept.push_front((at, Arc::clone(values)));
+            kept.truncate(MAX_KEPT);
+        };
         let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, values)) = kept().iter().find(|(number, _)| *number == at) {
-            return Ok(Arc::clone(values));
+        {
+            let mut kept = kept();
+            let place = kept.iter().position(|(number, _)| *number == at);
+            if let Some((_, values)) = place.and_then(|place| kept.remove(place)) {
+                keep(&mut kept, &values);
+                return Ok(values);
+            }
         }
         let (group, shard) = (&self.groups[at], &self.shards.all[self.groups[at].shard]);
         let values = self
             .decode(shard, group)
             .with_context(|| format!("the row group {} of {} cannot be read", group.index, shard.path))?;
         let values = Arc::new(values);
-        let mut kept = kept();
-        kept.push_front((at, Arc::clone(&values)));
-        kept.truncate(MAX_KEPT);
+        keep(&mut kept(), &values);
         Ok(values)
     }
 
@@ -174,4 +181,28 @@ fn read<T: DataType>(
     }
     let is_there = levels.iter().map(|&level| level == max_level);
     Ok(is_there.map(|is_there| if is_there { values.next() } else { None }.unwrap_or_default()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::super::shards;
+    use super::*;
+    use crate::data::parquet::testing::write_shard;
+
+    #[test]
+    fn the_row_groups_that_were_asked_for_last_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let texts = [Some(&b"text"[..]); 2 * MAX_KEPT];
+        let codec = parquet::basic::Compression::UNCOMPRESSED;
+        write_shard(&dir.path().join("a.parquet"), texts.into_iter(), 1, codec).unwrap();
+        let content = Content::open(Arc::new(shards::list(dir.path()).unwrap())).unwrap();
+        let first: Vec<_> = (0..MAX_KEPT).map(|at| content.values(at).unwrap()).collect();
+        let is_kept = |at: usize| Arc::ptr_eq(&content.values(at).unwrap(), &first[at]);
+        assert!(is_kept(0));
+        // One more takes the place of the second.
+        content.values(MAX_KEPT).unwrap();
+        assert_eq!([is_kept(0), is_kept(1)], [true, false]);
+    }
 }

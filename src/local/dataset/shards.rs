@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use axum::http::StatusCode;
 use sha2::{Digest, Sha256};
 
+use crate::data::parquet::shards_below;
 use crate::error::input;
 use crate::local::refusal::Refusal;
 use crate::{hex, regular_file};
@@ -34,42 +35,23 @@ pub(super) fn list(dir: &Path) -> Result<Shards> {
     if !dir.is_dir() {
         return Err(input(format!("there is no folder {}: name the one that holds the shards", dir.display())));
     }
-    let mut all = Vec::new();
-    walk(dir, "", &mut all)?;
+    let shard = |(path, file): (String, PathBuf)| {
+        let metadata = fs::metadata(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        Ok(Shard { bytes: metadata.len(), digest: digest(&path, &metadata), path, file })
+    };
+    let mut all = shards_below(dir)?.into_iter().map(shard).collect::<Result<Vec<_>>>()?;
     if all.is_empty() {
         return Err(input(format!(
             "the folder {} holds no shards, which are files whose names end in .parquet: name the one that does",
             dir.display()
         )));
     }
-    all.sort_unstable_by(|a: &Shard, b| a.path.cmp(&b.path));
+    all.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     let mut digest = Sha256::new();
     all.iter().for_each(|shard| digest.update(&shard.digest));
     let mut commit = hex::digits(digest.finalize());
     commit.truncate(40);
     Ok(Shards { all, commit })
-}
-
-/// Adds the shards of a folder, whose path in the data set is empty or ends with a slash.
-fn walk(folder: &Path, prefix: &str, all: &mut Vec<Shard>) -> Result<()> {
-    let context = || format!("cannot read the folder {}", folder.display());
-    for entry in fs::read_dir(folder).with_context(context)? {
-        let entry = entry.with_context(context)?;
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        let (file, path) = (entry.path(), format!("{prefix}{name}"));
-        if name.starts_with('.') {
-            continue;
-        }
-        if entry.file_type().with_context(context)?.is_dir() {
-            walk(&file, &format!("{path}/"), all)?;
-        } else if name.ends_with(".parquet") {
-            let metadata = fs::metadata(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            if metadata.is_file() {
-                all.push(Shard { bytes: metadata.len(), digest: digest(&path, &metadata), path, file });
-            }
-        }
-    }
-    Ok(())
 }
 
 fn digest(path: &str, metadata: &Metadata) -> String {

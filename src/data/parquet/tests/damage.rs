@@ -6,7 +6,7 @@ use crate::error::exit_code;
 fn decode(chunk: &[u8], codec: Codec, rows: u64, text_bytes: u64) -> Result<Texts, String> {
     let told = Told { rows, text_bytes, codec, is_nullable: true };
     chunk::decode(Bytes::copy_from_slice(chunk), &told, |_| true).map_err(|trouble| match trouble {
-        store::Trouble::Damaged(reason) => reason,
+        store::Trouble::Damaged(reason) | store::Trouble::Unsupported(reason) => reason,
         store::Trouble::Other(error) => panic!("{error}"),
     })
 }
@@ -126,6 +126,27 @@ fn page(compressed: &[u8], bytes: u32, num_values: u32) -> Vec<u8> {
     let sizes = [field(0), field(bytes.into()), field(compressed.len() as u64)].concat();
     let data = [field(num_values.into()), field(0), field(3), field(3)].concat();
     [&sizes[..], &[0x2c], &data, &[0, 0], compressed].concat()
+}
+
+#[test]
+fn a_page_without_a_value_may_be_compressed_to_nothing() {
+    // A page of the second version: two bytes of levels, which say that one row is null, and nothing else.
+    let page = [0x15, 6, 0x15, 4, 0x15, 4, 0x5c, 0x15, 2, 0x35, 0, 0x15, 4, 0, 0, 2, 0];
+    for codec in [Codec::None, Codec::Snappy, Codec::Gzip, Codec::Zstd] {
+        let texts = decode(&page, codec, 1, 2).unwrap();
+        assert_eq!((texts.texts.len(), texts.num_skipped), (0, 1), "{codec:?}");
+    }
+}
+
+#[test]
+fn a_dictionary_may_have_more_values_than_there_are_rows() {
+    let values = [[1, 0, 0, 0, b'a'], [1, 0, 0, 0, b'b'], [1, 0, 0, 0, b'c']].concat();
+    let dictionary = [&[0x15, 4, 0x15, 30, 0x15, 30, 0x4c, 0x15, 6, 0x15, 0, 0, 0][..], &values].concat();
+    // One row, which is there: the value of number 2, in a run of numbers of two bits.
+    let body = [2, 0, 0, 0, 2, 1, 2, 2, 2];
+    let data = [&[0x15, 0, 0x15, 18, 0x15, 18, 0x2c, 0x15, 2, 0x15, 16, 0x15, 6, 0x15, 6, 0, 0][..], &body].concat();
+    let texts = decode(&[dictionary, data].concat(), Codec::None, 1, 24).unwrap();
+    assert_eq!(texts.texts, [&b"c"[..]]);
 }
 
 #[test]

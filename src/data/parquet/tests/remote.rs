@@ -1,13 +1,14 @@
 //! A hub with shards: what is asked of it, and what is kept.
 
 use std::collections::BTreeMap;
-use std::sync::Barrier;
+use std::sync::{Barrier, Mutex};
 use std::time::Duration;
 
 use super::*;
 use crate::error::exit_code;
 use crate::hub::huggingface::tests::server::{Reply, Request, Server};
 use crate::hub::huggingface::{Patience, Token};
+use crate::hub::progress::Observer;
 
 pub(super) const DATASET: &str = "lab/web";
 pub(super) const SECRET: &str = "hf_AbCdEfGhIjKlMnOpQrStUvWx";
@@ -159,6 +160,24 @@ fn footers_are_read_once_and_only_up_to_the_last_shard_that_is_read() {
         }
         assert!(std::fs::read_to_string(&index).unwrap().starts_with(&damaged));
     }
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_is_done_without() {
+    let (shards, rows) = shards();
+    let server = serve(&shards, |_, reply| reply);
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("cache"), "no folder").unwrap();
+    let warnings = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&warnings);
+    let observer = Observer::new(move |told| heard.lock().unwrap().push(format!("{told:?}")));
+    let Place::Hub { dataset, revision, options: hub } = hub(&server) else { unreachable!() };
+    let place = Place::Hub { dataset, revision, options: huggingface::Options { observer, ..hub } };
+    let (training, _) = open(place, options(&folder, 3)).unwrap();
+    assert_eq!(read(&training), texts(&rows, |row| !SetAside::new(3).holds(row)));
+    let warnings = warnings.lock().unwrap();
+    let expected = "Warns(\"the footers of lab/web are not kept, and will be read again: cannot read ";
+    assert!(warnings.len() == 1 && warnings[0].starts_with(expected), "{warnings:?}");
 }
 
 #[test]

@@ -84,5 +84,6 @@ fn reader(server: &Server, cache: &Path, num_rows: u64, clock: Arc<dyn Clock>) -
         clock,
         stages,
         told: Mutex::default(),
+        largest_page_bytes: AtomicU64::new(PAGE_BYTES),
     }
 }

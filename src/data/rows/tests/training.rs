@@ -82,6 +82,68 @@ fn a_seed_orders_the_rows_of_each_page_anew_and_reading_may_begin_anywhere() {
 }
 
 #[test]
+fn documents_are_counted_from_where_reading_begins() {
+    let (server, dir) = (whole(1_300), tempfile::tempdir().unwrap());
+    let options = options(&server, dir.path(), 2);
+    let stages = Arc::clone(&options.stages);
+    let (training, ..) = open_on(options);
+    for (from, expected) in [(0, 100), (30, 170), (100, 170), (u64::MAX, 170)] {
+        drop(training.documents(0, from, None).unwrap());
+        assert_eq!(stages.documents(), expected, "{from}");
+    }
+}
+
+#[test]
+fn pages_are_taken_for_as_large_as_the_largest_so_far() {
+    let body = |row_bytes: usize| {
+        let rows = vec![json!({"row": {"content": "x".repeat(row_bytes)}}); 100];
+        json!({"rows": rows, "num_rows_total": 1_300}).to_string()
+    };
+    let server = Server::start(move |request| match offset(request) {
+        1_100 => Reply::new(200, body(7_000)),
+        _ => Reply::new(200, body(10)),
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let (training, held_out, _) = open_on(options(&server, dir.path(), 2));
+    for (shard, expected) in [(0, 300_000), (1, 700_000), (2, 700_000)] {
+        drop(training.documents(shard, 0, None).unwrap());
+        assert_eq!([training.held_bytes(0), held_out.held_bytes(5)], [Some(expected); 2]);
+    }
+}
+
+/// An outage is waited out by whoever trains; what stays is told in another way.
+#[test]
+fn what_stays_is_told_from_an_outage() {
+    type Stays = fn(&Request) -> Reply;
+    let cases: [(Stays, u8, &str); 8] = [
+        (|_| Reply::refusal(404, "ResponseNotFound"), 4, "404 Not Found, ResponseNotFound in words"),
+        (|_| Reply::refusal(403, "Gated"), 4, "403 Forbidden"),
+        (|_| Reply::refusal(501, "StreamingNotSupported"), 4, "501 Not Implemented"),
+        (
+            |request| page(request, 1_050),
+            2,
+            "gives 50 rows, where there are 100; read its shards instead, by data.source",
+        ),
+        (|_| Reply::refusal(500, "ResponseNotReady"), 3, "500 Internal Server Error"),
+        (|_| Reply::refusal(429, "TooMany"), 3, "429 Too Many Requests"),
+        (|_| Reply::new(404, "not a hub's words"), 3, "but not as a hub does"),
+        (|_| Reply::new(200, "{\"error\": \"not now\"}"), 3, "is no page of rows"),
+    ];
+    for (stays, code, sentence) in cases {
+        let server = Server::start(move |request| match request.index {
+            0 => page(request, 1_300),
+            _ => stays(request),
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let (training, ..) = open_on(options(&server, dir.path(), 2));
+        let error = training.documents(0, 0, None).err().unwrap();
+        let text = error.to_string();
+        assert_eq!(exit_code(&error), code, "{text}");
+        assert!(text.contains(sentence) && text.ends_with("; it was asked 10 times"), "{text}");
+    }
+}
+
+#[test]
 fn rows_that_are_no_text_are_left_out_and_counted() {
     let body = |first: u64| {
         let rows: Vec<Value> = (0..100)

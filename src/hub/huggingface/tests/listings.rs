@@ -71,6 +71,22 @@ fn a_list_without_end_is_refused_before_it_takes_memory() {
 }
 
 #[test]
+fn a_data_set_may_have_more_files_than_a_model() {
+    let files = |id: &str, num: usize| {
+        let entries = json!((0..num).map(|index| entry(&index.to_string())).collect::<Vec<_>>()).to_string();
+        let revision = format!("/api/datasets/{id}/revision/main");
+        let server = Server::start(move |request| match request.path == revision {
+            true => Reply::new(200, json!({"sha": commit()}).to_string()),
+            false => Reply::new(200, entries.clone()),
+        });
+        dataset::Dataset::open(options(&server), id, "main").unwrap().files()
+    };
+    assert_eq!(files("lab/web", 10_001).unwrap().len(), 10_001);
+    let error = files("lab/web", 100_001).unwrap_err();
+    assert!(exit_code(&error) == 4 && error.to_string().ends_with("they are more than 100,000."), "{error}");
+}
+
+#[test]
 fn all_pages_of_a_list_together_are_bounded() {
     let page = format!("[{}]", " ".repeat(6 << 20));
     let endless = Reply::new(200, page).header("link", format!("<{}>; rel=\"next\"", tree_path()));

@@ -369,7 +369,7 @@ pub enum LocalCommand {
     /// --token. Large files are taken by plain PUT, for which newer versions of huggingface_hub want
     /// HF_HUB_DISABLE_XET=1. The hub is made if it is not there.
     ///
-    /// They reach the shards as `hub.endpoint: http://127.0.0.1:PORT` for data.source refinedweb-parquet, and as
+    /// They reach the shards as `data.endpoint: http://127.0.0.1:PORT` for data.source refinedweb-parquet, and as
     /// `data.rows_endpoint` for refinedweb-rows. Whatever data set is asked for, these are its shards.
     ///
     /// All listen on loopback only.

@@ -83,7 +83,7 @@ fn serve_dataset(port: u16, dir: &Path, printer: &Printer) -> Result<DatasetServ
     let server = DatasetServer::start(dir, port, dataset::Options::default())?;
     let (num_shards, endpoint) = (count(server.num_shards() as u64), server.endpoint());
     printer.result(&format!(
-        "Serving {num_shards} shards of {} as a data set of any name until Ctrl-C: `hub.endpoint: {endpoint}` and \
+        "Serving {num_shards} shards of {} as a data set of any name until Ctrl-C: `data.endpoint: {endpoint}` and \
          `data.rows_endpoint: {endpoint}` in recipes, HF_ENDPOINT={endpoint} for other programs.",
         dir.display()
     ))?;

@@ -172,7 +172,7 @@ fn a_cache_that_cannot_be_written_is_done_without() {
     let heard = Arc::clone(&warnings);
     let observer = Observer::new(move |told| heard.lock().unwrap().push(format!("{told:?}")));
     let Place::Hub { dataset, revision, options: hub } = hub(&server) else { unreachable!() };
-    let place = Place::Hub { dataset, revision, options: huggingface::Options { observer, ..hub } };
+    let place = Place::Hub { dataset, revision, options: Box::new(huggingface::Options { observer, ..*hub }) };
     let (training, _) = open(place, options(&folder, 3)).unwrap();
     assert_eq!(read(&training), texts(&rows, |row| !SetAside::new(3).holds(row)));
     let warnings = warnings.lock().unwrap();

@@ -125,7 +125,7 @@ impl Loader {
         let (start, mut since, mut told_at) = (Instant::now(), Instant::now(), STALL);
         // Whether one lies ready is looked at first: what is not waited for is no stage's doing.
         let (mut stage, mut poll) = (None, Duration::ZERO);
-        let next = loop {
+        loop {
             let next = self.batches.recv_timeout(poll);
             let now = Instant::now();
             self.waits.add(stage, now - since);
@@ -144,8 +144,7 @@ impl Loader {
                 let text = self.stages.stall(start.elapsed());
                 (self.tell)(&text);
             }
-        };
-        next
+        }
     }
 
     /// How long [`next_batch`](Self::next_batch) has waited so far.

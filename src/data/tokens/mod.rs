@@ -107,7 +107,7 @@ impl TokenShards {
         Map::from_iter([
             ("tokens".to_owned(), json!(self.num_tokens)),
             ("shards".to_owned(), json!(self.shards.len())),
-            ("identity".to_owned(), json!(crate::hex::digits(&digest(&sums)))),
+            ("identity".to_owned(), json!(crate::hex::digits(digest(&sums)))),
         ])
     }
 

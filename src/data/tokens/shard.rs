@@ -65,7 +65,7 @@ impl Shard {
     /// What tells it from other shards: the sum of its tokens, or, where its header has none, their number and the file's name.
     pub fn identity(&self) -> String {
         match self.header.own {
-            Some(own) => crate::hex::digits(&own.tokens_sum),
+            Some(own) => crate::hex::digits(own.tokens_sum),
             None => format!("{} {}", self.path.file_name().unwrap_or_default().display(), self.header.num_tokens),
         }
     }

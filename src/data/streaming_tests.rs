@@ -285,7 +285,7 @@ fn killed_at_fifty_points_the_stream_goes_on_exactly() {
 
 #[test]
 fn the_viewers_stream_is_the_same_under_every_fault_and_after_kills() {
-    const COUNT: usize = 20_000;
+    const COUNT: usize = 8_000;
     // In its own order it is what the shards hold.
     {
         let (server, cache) = (server(u64::MAX, |_| Fate::GoOn), tempfile::tempdir().unwrap());
@@ -314,7 +314,7 @@ fn the_viewers_stream_is_the_same_under_every_fault_and_after_kills() {
         let cache = tempfile::tempdir().unwrap();
         let from = viewed(&server.endpoint(), cache.path());
         let mut killable = stream(&from, cursor);
-        let count = (random.below(8_000) as usize).min(COUNT - at);
+        let count = (random.below(3_000) as usize).min(COUNT - at);
         let mut tokens = Vec::new();
         killable.stream.take(count, &mut tokens).unwrap();
         assert!(tokens == undisturbed[at..at + count], "at {at}");

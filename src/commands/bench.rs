@@ -1,5 +1,5 @@
 //! `assay bench`: how fast this machine trains or scores a model of a given shape, on random weights and tokens, and how fast
-//! it reads text ([`data`]).
+//! it reads text (`bench/data.rs`).
 //!
 //! A training step is what a run does: forward, backward, norm, clipping, AdamW. The first step, which takes the memory,
 //! is not counted; figures are medians over the others. On a GPU training also tells what it took of the card's memory

@@ -425,12 +425,9 @@ fn parse_tokens(text: &str) -> Result<u64, String> {
 }
 
 fn parse_shard_tokens(text: &str) -> Result<u64, String> {
-    parse_tokens(text)?
-        .try_into()
-        .ok()
-        .filter(|tokens: &i32| *tokens > 0)
-        .map(|tokens| tokens as u64)
-        .ok_or_else(|| "a file has at most 2,147,483,647 tokens".to_owned())
+    let tokens = parse_tokens(text)?;
+    let fits = (1_000..=i32::MAX as u64).contains(&tokens);
+    fits.then_some(tokens).ok_or_else(|| "a file has from 1,000 to 2,147,483,647 tokens".to_owned())
 }
 
 fn parse_size(text: &str) -> Result<usize, String> {

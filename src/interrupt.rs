@@ -7,6 +7,11 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Signals that come so soon after the first one mean the same: `timeout` and batch systems signal a program and then its
+/// whole group.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
 
 static SIGNALS: AtomicUsize = AtomicUsize::new(0);
 
@@ -16,8 +21,10 @@ pub fn install() -> anyhow::Result<()> {
     if IS_INSTALLED.swap(true, Ordering::SeqCst) {
         return Ok(());
     }
-    ctrlc::set_handler(|| {
-        if SIGNALS.fetch_add(1, Ordering::SeqCst) > 0 {
+    let mut first = None;
+    ctrlc::set_handler(move || {
+        SIGNALS.fetch_add(1, Ordering::SeqCst);
+        if first.get_or_insert_with(Instant::now).elapsed() >= SAME_SIGNAL {
             std::process::exit(130);
         }
     })?;

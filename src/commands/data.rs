@@ -2,13 +2,15 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 use crate::cli::data::{DataArgs, DataCommand};
-use crate::data::stages::Stage;
+use crate::data::stages::{Stage, Stages};
 use crate::data::tokens::prepare::{self, Progress, Wanted};
 use crate::data::{self, Corpus};
 use crate::error::{Failure, input};
@@ -16,10 +18,12 @@ use crate::figures::{bytes, count};
 use crate::interrupt;
 use crate::metrics::printer::Printer;
 use crate::metrics::table::table;
-use crate::recipe::{self, Resolved};
+use crate::recipe::{self, Resolved, SourceKind};
 
 /// How often it is told how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(10);
+/// How often it is looked whether all is done.
+const GLANCE: Duration = Duration::from_millis(50);
 /// Upper ends of the lengths, in tokens, by which documents are counted.
 const LENGTHS: [usize; 9] = [16, 64, 128, 256, 512, 1024, 2048, 4096, usize::MAX];
 /// Bytes of a token on disk.
@@ -45,6 +49,9 @@ pub fn run(args: &DataArgs, printer: &Printer) -> Result<()> {
 }
 
 fn prepare(resolved: &Resolved, out: &Path, wanted: Wanted, printer: &Printer) -> Result<String> {
+    if resolved.recipe.data.source == SourceKind::Tokens {
+        return Err(input("data.source: tokens is prepared already; name a recipe of the text itself"));
+    }
     let length = resolved.rules.criteria.sequence_length;
     let known = prepare::known(out);
     let data = data::open_again(
@@ -63,16 +70,15 @@ fn prepare(resolved: &Resolved, out: &Path, wanted: Wanted, printer: &Printer) -
             bytes(free)
         ));
     }
-    let (started, mut told) = (Instant::now(), Instant::now());
-    let mut tell = |Progress { tokens, before, shards }: Progress| {
-        if told.elapsed() >= TELL_EVERY {
-            told = Instant::now();
-            let speed = (tokens - before) as f64 / started.elapsed().as_secs_f64();
-            let (tokens, total) = (count(tokens), count(wanted.num_tokens));
-            printer.note(&format!("{tokens} of {total} tokens, shard {shards}, {} tokens/s", count(speed as u64)));
-        }
-    };
-    let done = prepare::run(&data, text_of(resolved, &data.training), out, wanted, &mut tell)?;
+    let started = Instant::now();
+    let (written, is_done) = (AtomicU64::new(there), AtomicBool::new(false));
+    let mut tell = |Progress { tokens, .. }: Progress| written.store(tokens, Ordering::Relaxed);
+    let done = thread::scope(|scope| {
+        scope.spawn(|| watch(&written, wanted.num_tokens, &data.reading.stages, &is_done, printer));
+        let done = prepare::run(&data, text_of(resolved, &data.training), out, wanted, &mut tell);
+        is_done.store(true, Ordering::Relaxed);
+        done
+    })?;
     let dir = out.display();
     Ok(match done.tokens - done.before {
         0 => format!("{dir} holds {} tokens already, as many as are wanted.", count(done.tokens)),
@@ -85,6 +91,27 @@ fn prepare(resolved: &Resolved, out: &Path, wanted: Wanted, printer: &Printer) -
             done.shards
         ),
     })
+}
+
+/// Tells now and then how many tokens are written, or what is waited for where none are.
+fn watch(written: &AtomicU64, wanted: u64, stages: &Stages, is_done: &AtomicBool, printer: &Printer) {
+    let (mut told_at, mut told) = (Instant::now(), written.load(Ordering::Relaxed));
+    let mut moved_at = told_at;
+    while !is_done.load(Ordering::Relaxed) {
+        thread::sleep(GLANCE);
+        if told_at.elapsed() < TELL_EVERY {
+            continue;
+        }
+        let tokens = written.load(Ordering::Relaxed);
+        if tokens == told {
+            printer.warn(&stages.stall(moved_at.elapsed()));
+        } else {
+            let speed = (tokens - told) as f64 / moved_at.elapsed().as_secs_f64();
+            printer.note(&format!("{} of {} tokens, {} tokens/s", count(tokens), count(wanted), count(speed as u64)));
+            moved_at = Instant::now();
+        }
+        (told_at, told) = (Instant::now(), tokens);
+    }
 }
 
 /// What determines the stream of a recipe's text.

@@ -110,7 +110,7 @@ impl Stages {
     }
 
     /// What is said of a wait for data that has become long.
-    pub(super) fn stall(&self, waited: Duration) -> String {
+    pub fn stall(&self, waited: Duration) -> String {
         let seconds = waited.as_secs();
         if let Some(fault) = &*self.fault() {
             return format!("no data for {seconds} s, and it is asked for again and again: {fault}");

@@ -127,7 +127,7 @@ impl ViewerPages {
                 let Reader { viewer, column, .. } = &self.reader;
                 return Err(Failure::Unreachable(format!(
                     "row {row} of {} has no text in its column `{column}`, and validators cannot read the page from row \
-                     {offset} on either",
+                     {offset} on either; other pages (another --seed) may do",
                     viewer.dataset()
                 ))
                 .into());

@@ -182,6 +182,14 @@ fn is_shard(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "bin") && path.is_file()
 }
 
+/// The shards in a folder.
+fn files_of(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    // None is no error here.
+    find(dir, &mut files).ok();
+    files
+}
+
 /// The shards that a path names, sorted.
 fn find(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let shown = path.display();

@@ -80,9 +80,13 @@ pub fn run(
     if !matches!(data.training, Corpus::Text(_)) {
         return Err(input("data.source: tokens is prepared already; name a recipe of the text itself"));
     }
+    if dir.exists() && !dir.is_dir() {
+        return Err(input(format!("--out: {shown} is a file: name a folder")));
+    }
     fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {shown}"))?;
     let _lock = lock::take(&dir.join(".lock"), |holder| format!("{shown} is being written by {holder}"))?;
     let known = read_state(dir, &text)?;
+    super::check_complete(dir, &super::files_of(dir))?;
     let max_document_tokens = data.reading.packing.max_document_tokens.map_or(0, |max| max as u32);
     // Without a state a held-out file that is there may be another text's.
     let mut state = match known {
@@ -181,10 +185,8 @@ fn read_state(dir: &Path, text: &Map<String, Value>) -> Result<Option<State>> {
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let mut others = Vec::new();
-            super::find(dir, &mut others).ok();
             // The held-out file is written first, and may be all there is.
-            return match others.iter().all(|path| path.ends_with(HELD_OUT)) {
+            return match super::files_of(dir).iter().all(|path| path.ends_with(HELD_OUT)) {
                 true => Ok(None),
                 false => Err(input(format!(
                     "{}: there are token shards, but no {STATE} that says what they are of: name another folder",

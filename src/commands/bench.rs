@@ -7,6 +7,7 @@
 
 mod data;
 mod parquet;
+mod speed;
 mod tokenize;
 mod tokens;
 mod web_text;

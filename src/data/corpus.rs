@@ -7,9 +7,9 @@ use anyhow::Result;
 use serde_json::{Map, Value};
 
 use super::cursor::Cursor;
-use super::packing::{Reading, Stream};
 use super::source::Source;
 use super::stages::Stage;
+use super::stream::{Reading, Stream};
 use super::tokenizer::END_OF_TEXT;
 use super::tokens::{TokenReader, TokenShards};
 use crate::interrupt::Stop;

@@ -64,8 +64,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::super::packing::Packing;
-    use super::super::packing::tests::Fixed;
     use super::super::sample::Sample;
+    use super::super::stream::tests::Fixed;
     use super::*;
     use crate::error::exit_code;
 

@@ -197,9 +197,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::super::OpenShard;
-    use super::super::packing::tests::{Fixed, random_source, reading};
-    use super::super::packing::{Packing, Stream};
+    use super::super::packing::Packing;
     use super::super::source::{Documents, Source};
+    use super::super::stream::Stream;
+    use super::super::stream::tests::{Fixed, random_source, reading};
     use super::*;
     use crate::error::{exit_code, input};
 

@@ -3,9 +3,9 @@
 //! [`open`] turns a recipe into what the training loop needs. The way of a document:
 //!
 //! ```text
-//! source ─► prefetch ─► walk ─► pipeline ─► packing ─► loader ─► training
-//! shards    opened      in the  tokenized   one        a rank's
-//!           ahead       order   on threads  stream     batches
+//! source ─► prefetch ─► walk ─► pipeline ─► stream ─► loader ─► training
+//! shards    opened      in the  tokenized   one,      a rank's
+//!           ahead       order   on threads  endless   batches
 //! ```
 //!
 //! What the order is, is said by `order` and `cursor` alone; `tokens` holds the same stream as it was written before.
@@ -31,6 +31,7 @@ pub mod sample;
 pub mod set_aside;
 pub mod source;
 pub mod stages;
+pub mod stream;
 mod text_file;
 pub mod token_lists;
 pub mod tokenizer;
@@ -56,13 +57,13 @@ pub use corpus::{Corpus, Document, TokenStream};
 pub use cursor::{Cursor, OpenShard};
 use files::Files;
 use packing::Packing;
-pub use packing::Reading;
 use parquet::Place;
 pub use prefetch::Ahead;
 use sample::Sample;
 use set_aside::SetAside;
 use source::Source;
 use stages::Stages;
+pub use stream::Reading;
 use tokenizer::Tokenizer;
 use tokens::TokenShards;
 

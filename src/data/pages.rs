@@ -124,7 +124,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::super::packing::Packing;
-    use super::super::packing::tests::Fixed;
+    use super::super::stream::tests::Fixed;
     use super::*;
 
     /// Tokens "0", "1", … are 15, 16, …; each document is one of them and its end.

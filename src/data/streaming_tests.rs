@@ -14,13 +14,13 @@ use tempfile::TempDir;
 
 use super::order::SplitMix64;
 use super::packing::Packing;
-use super::packing::tests::TOKENIZER;
 use super::parquet::testing::write_shard;
 use super::parquet::{self, Place};
 use super::prefetch::Ahead;
 use super::set_aside::SetAside;
 use super::source::Source;
 use super::stages::Stages;
+use super::stream::tests::TOKENIZER;
 use super::{Corpus, Cursor, Reading, TokenStream, rows};
 use crate::hub::file_hashes::FileHashes;
 use crate::hub::huggingface::{self, Patience};

@@ -13,7 +13,7 @@ use fastrand::Rng;
 use parquet::basic::Compression;
 use serde_json::{Value, json};
 
-use super::data::{Speed, check_interrupt};
+use super::speed::{Speed, check_interrupt};
 use super::web_text::WebText;
 use crate::data::parquet::testing::write_shard;
 use crate::data::parquet::{self as shards, Options, Parquet, Place};

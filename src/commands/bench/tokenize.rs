@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::data::{Speed, reading};
+use super::speed::{Speed, reading};
 use super::web_text::WebText;
 use crate::data::sample::Sample;
 use crate::data::source::{Documents, Source};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use super::data::{Speed, reading};
+use super::speed::{Speed, reading};
 use crate::data::tokens::{Header, TokenShards};
 use crate::data::{Corpus, Cursor};
 use crate::interrupt::Stop;

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::prepare::{self, Wanted};
 use super::*;
 use crate::data::packing::Packing;
-use crate::data::packing::tests::Fixed;
+use crate::data::stream::tests::Fixed;
 use crate::data::{Corpus, Opened};
 use crate::error::exit_code;
 use crate::interrupt::Stop;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::pages::{Offsets, ViewerPages};
 use super::*;
-use crate::data::packing::tests::TOKENIZER;
+use crate::data::stream::tests::TOKENIZER;
 use crate::error::exit_code;
 
 /// What a case's server answers.

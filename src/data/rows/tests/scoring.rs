@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::super::pages::{Reach, ViewerPages};
 use super::*;
-use crate::data::packing::tests::TOKENIZER;
 use crate::data::pages::{Draw, PageSource};
+use crate::data::stream::tests::TOKENIZER;
 use crate::data::tokenizer::END_OF_TEXT;
 use crate::error::exit_code;
 

@@ -19,7 +19,8 @@ use crate::checkpoint::LATEST;
 use crate::cli::CompareArgs;
 use crate::contest::fresh_seed;
 use crate::data::pages::{Draw, PageSource};
-use crate::data::rows::pages::open_to_training;
+use crate::data::parquet::SELECTED_ROWS;
+use crate::data::rows;
 use crate::error::{Failure, input};
 use crate::field::{self, Competitor};
 use crate::gate::roster::candidate_block;
@@ -29,10 +30,12 @@ use crate::model::config::{CONFIG_FILE, ModelConfig};
 use crate::model::scorer::Scoring;
 use crate::network::Network;
 use crate::ops::random;
+use crate::recipe::Resolved;
 use crate::rules::Rules;
 use crate::score::cache::LossCache;
 use crate::score::pages;
 use crate::score::verdicts::{self, Pair};
+use crate::train::{Start, run_folder};
 use crate::whole_file;
 use entry::{Entry, Miner, Model, Progress};
 use report::Report;
@@ -103,9 +106,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     }
     let report = Report {
         entries,
-        open_to_training: (place.resolved.as_ref())
-            .and_then(pages::set_aside)
-            .map(|rule| open_to_training(&draw.offsets, rule)),
+        open_to_training: place.resolved.as_ref().and_then(|resolved| open_to_training(resolved, &draw.offsets)),
         draw,
         verdicts,
         pages_per_step,
@@ -117,6 +118,16 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
         took,
     };
     printer.result(&if args.json { report.json().to_string() } else { report.text(args.matrix) })
+}
+
+/// How many rows of some pages of the viewer the recipe's training may have read, as far as its run's records tell; `None` if
+/// it trains on another text.
+fn open_to_training(resolved: &Resolved, offsets: &[usize]) -> Option<u64> {
+    let rule = pages::set_aside(resolved)?;
+    let record = run_folder::known_data(&resolved.run_dir, Start::Continue).ok().flatten();
+    let read: Option<Vec<[u64; 2]>> =
+        record.and_then(|record| serde_json::from_value(record.get(SELECTED_ROWS)?.clone()).ok());
+    Some(rows::pages::open_to_training(offsets, rule, read.as_deref()))
 }
 
 /// The folder of an own model: the one that is named, or the newest of a run's. A mistyped folder is the user's mistake; a

@@ -45,6 +45,9 @@ use page::Codec;
 use remote::Remote;
 use store::{Store, undamaged};
 
+/// Where a record says which rows its shards hold, counted over the whole data set: `[first, end]` of each run of them.
+pub const SELECTED_ROWS: &str = "selected_rows";
+
 /// Where the shards are.
 pub enum Place {
     /// On this machine: files, folders with all that lies below, globs.
@@ -159,6 +162,7 @@ impl Text {
         let known = index::of(store.as_ref(), &text_key, num_known, &cache)?;
         let (mut groups, mut row, mut num_rows, mut num_set_aside) = (Vec::new(), 0_u64, 0, 0);
         let mut digest = Sha256::new();
+        let mut selected_rows: Vec<[u64; 2]> = Vec::new();
         for (number, shard) in (0..).zip(&known) {
             let end = row.checked_add(shard.rows()).context("a data set of more than 2^64 rows")?;
             if selected[number as usize] {
@@ -167,6 +171,10 @@ impl Text {
                 let what = format!("{} of {}", file.path, store.name());
                 groups.extend(Group::all(shard, number, row, &what)?);
                 num_rows += end - row;
+                match selected_rows.last_mut().filter(|last| last[1] == row) {
+                    Some(last) => last[1] = end,
+                    None => selected_rows.push([row, end]),
+                }
                 num_set_aside += set_aside.count_before(end) - set_aside.count_before(row);
             }
             row = end;
@@ -180,6 +188,7 @@ impl Text {
             ("row_groups", json!(groups.len())),
             ("rows", json!(num_rows)),
             ("rows_set_aside", json!(num_set_aside)),
+            (SELECTED_ROWS, json!(selected_rows)),
             ("index_sha256", json!(hex::digits(digest.finalize()))),
         ];
         record.extend(entries.map(|(key, value)| (key.to_owned(), value)));

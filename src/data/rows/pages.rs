@@ -219,12 +219,14 @@ impl Offsets {
     }
 }
 
-/// How many rows of some pages training may have read: those outside of the stretches that are set aside.
-pub fn open_to_training(offsets: &[usize], rule: SetAside) -> u64 {
-    let of_page = |&offset: &usize| {
-        let first = offset as u64;
-        PAGE_ROWS - (rule.count_before(first + PAGE_ROWS) - rule.count_before(first))
+/// How many rows of some pages training may have read: those outside of the stretches that are set aside, and, where it is
+/// known which rows (`[first, end]` of each run of them) its shards hold, inside of these.
+pub fn open_to_training(offsets: &[usize], rule: SetAside, read: Option<&[[u64; 2]]>) -> u64 {
+    let is_open = |row: &u64| {
+        let is_read = |&[first, end]: &[u64; 2]| (first..end).contains(row);
+        !rule.holds(*row) && read.is_none_or(|runs| runs.iter().any(is_read))
     };
+    let of_page = |&offset: &usize| (offset as u64..offset as u64 + PAGE_ROWS).filter(is_open).count() as u64;
     offsets.iter().map(of_page).sum()
 }
 
@@ -256,13 +258,15 @@ mod tests {
             let is_whole = |&first: &u64| (first..first + PAGE_ROWS).all(|row| rule.holds(row));
             let expected: Vec<u64> = (0..(num_rows + 1).saturating_sub(PAGE_ROWS)).filter(is_whole).collect();
             assert_eq!(drawn, expected, "{every}, {num_rows}");
-            assert_eq!(open_to_training(&drawn.iter().map(|&row| row as usize).collect::<Vec<_>>(), rule), 0);
+            assert_eq!(open_to_training(&drawn.iter().map(|&row| row as usize).collect::<Vec<_>>(), rule, None), 0);
         }
     }
 
     #[test]
     fn rows_that_training_may_have_read_are_counted() {
         let rule = SetAside::new(10);
-        assert_eq!(open_to_training(&[900, 901, 950, 1_000, 9_950, 10_000], rule), 1 + 50 + 100 + 50);
+        let offsets = [900, 901, 950, 1_000, 9_950, 10_000];
+        assert_eq!(open_to_training(&offsets, rule, None), 1 + 50 + 100 + 50);
+        assert_eq!(open_to_training(&offsets, rule, Some(&[[0, 1_010], [9_990, 9_995]])), 1 + 10 + 10 + 5);
     }
 }

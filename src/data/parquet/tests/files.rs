@@ -119,6 +119,8 @@ fn the_records_name_what_is_read() {
     let numbers =
         ["shards", "selected_shards", "row_groups", "rows", "rows_set_aside"].map(|key| others[key].as_u64().unwrap());
     assert_eq!(numbers, [3, 2, 6, 3_700, 1_700]);
+    let selected = |record: &Map<String, Value>| record[SELECTED_ROWS].to_string();
+    assert_eq!([selected(&record), selected(&others)], ["[[0,4600]]", "[[0,3700]]"]);
     assert_ne!(others["index_sha256"], record["index_sha256"]);
     assert_eq!(fewer.name(), format!("{} (2 of 3 shards)", folder.path().display()));
 }

@@ -116,7 +116,7 @@ class Server:
     def __enter__(self):
         self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)
         line = self.process.stdout.readline()
-        found = re.search(r"`hub\.endpoint: (http://127\.0\.0\.1:\d+)`", line)
+        found = re.search(r"`data\.endpoint: (http://127\.0\.0\.1:\d+)`", line)
         if not found:
             self.process.kill()
             sys.exit(f"the server said {line!r}")

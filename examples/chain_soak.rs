@@ -29,8 +29,9 @@ const NUM_MINERS: u8 = 16;
 const LIFE: Duration = Duration::from_millis(700);
 /// Steps between two settings of weights.
 const STEPS_PER_WEIGHTS: u64 = 500;
-/// Resident memory may grow so much, in percent.
-const MAX_GROWTH: f64 = 5.0;
+/// Resident memory may grow so much in the second half, in percent: before that the allocator still fills its arenas, by a part
+/// that differs from run to run. What leaks, leaks in both.
+const MAX_GROWTH: f64 = 2.5;
 
 fn main() -> ExitCode {
     match run() {
@@ -74,7 +75,9 @@ fn run() -> Result<bool> {
         if step % tenth == 0 {
             late = Use::now()?;
             report(&format!("after {step} steps: {late}"));
-            early.get_or_insert(late);
+            if step >= steps / 2 {
+                early.get_or_insert(late);
+            }
         }
         // Each step sees another block.
         thread::sleep(due.saturating_duration_since(Instant::now()));
@@ -82,7 +85,7 @@ fn run() -> Result<bool> {
     let early = early.unwrap_or(late);
     let growth = 100.0 * (late.kib as f64 / early.kib as f64 - 1.0);
     report(&format!(
-        "{} requests in {:.1} s; memory grew by {growth:.1} % since the first tenth",
+        "{} requests in {:.1} s; memory grew by {growth:.1} % in the second half",
         devnet.num_requests(),
         began.elapsed().as_secs_f64()
     ));

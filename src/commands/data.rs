@@ -50,7 +50,7 @@ pub fn run(args: &DataArgs, printer: &Printer) -> Result<()> {
 
 fn prepare(resolved: &Resolved, out: &Path, wanted: Wanted, printer: &Printer) -> Result<String> {
     if resolved.recipe.data.source == SourceKind::Tokens {
-        return Err(input("data.source: tokens is prepared already; name a recipe of the text itself"));
+        return Err(prepare::prepared_already());
     }
     let length = resolved.rules.criteria.sequence_length;
     let known = prepare::known(out);
@@ -175,9 +175,7 @@ impl Stat {
                 false => ControlFlow::Continue(()),
             }
         })?;
-        if interrupt::requested() {
-            return Err(Failure::Interrupted("interrupted: nothing was written".to_owned()).into());
-        }
+        check_interrupt()?;
         if documents == 0 {
             return Err(input(format!("{}: there is no document", corpus.name())));
         }
@@ -269,13 +267,19 @@ impl Stat {
     }
 }
 
+/// Ends the command if the user wants it.
+fn check_interrupt() -> Result<()> {
+    match interrupt::requested() {
+        true => Err(Failure::Interrupted("interrupted: nothing was written".to_owned()).into()),
+        false => Ok(()),
+    }
+}
+
 /// Holds token shards against their sums: how many there are, and how many have none.
 fn check_sums<'a>(shards: impl Iterator<Item = &'a data::tokens::Shard>) -> Result<(usize, usize)> {
     let (mut number, mut unknown) = (0, 0);
     for shard in shards {
-        if interrupt::requested() {
-            return Err(Failure::Interrupted("interrupted: nothing was written".to_owned()).into());
-        }
+        check_interrupt()?;
         number += 1;
         match shard.is_intact() {
             Some(true) => {}

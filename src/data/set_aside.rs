@@ -19,6 +19,11 @@ impl SetAside {
         Self { every: every.max(2) }
     }
 
+    /// Of how many stretches one is set aside.
+    pub fn every(&self) -> u64 {
+        self.every
+    }
+
     /// Whether training never sees a row, counted from 0 over the whole data set.
     pub fn holds(&self, row: u64) -> bool {
         (row / STRETCH_ROWS).is_multiple_of(self.every)

@@ -49,7 +49,7 @@ impl Observer {
     }
 
     /// A transfer that begins: "uploading me/model".
-    pub(crate) fn transfer(&self, what: String) -> Transfer {
+    pub(super) fn transfer(&self, what: String) -> Transfer {
         Transfer(Teller(Arc::new(Shared { observer: self.clone(), what, has_ended: Mutex::new(false) })))
     }
 }
@@ -61,11 +61,11 @@ impl fmt::Debug for Observer {
 }
 
 /// A transfer until it is dropped, which the observer is told, and after which nothing more is told of it.
-pub(crate) struct Transfer(Teller);
+pub(super) struct Transfer(Teller);
 
 /// Tells how far a transfer is.
 #[derive(Clone)]
-pub(crate) struct Teller(Arc<Shared>);
+pub(super) struct Teller(Arc<Shared>);
 
 struct Shared {
     observer: Observer,
@@ -75,14 +75,14 @@ struct Shared {
 
 impl Transfer {
     /// Who tells how far it is.
-    pub(crate) fn teller(&self) -> &Teller {
+    pub(super) fn teller(&self) -> &Teller {
         &self.0
     }
 }
 
 impl Teller {
     /// Tells how many bytes have come or gone, of how many; nothing once the transfer has ended.
-    pub(crate) fn tell(&self, done_bytes: u64, total_bytes: u64) {
+    pub(super) fn tell(&self, done_bytes: u64, total_bytes: u64) {
         let Shared { observer, what, has_ended } = &*self.0;
         let has_ended = has_ended.lock().unwrap_or_else(PoisonError::into_inner);
         if !*has_ended {

@@ -30,7 +30,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::order::Permutation;
-use super::set_aside::{STRETCH_ROWS, SetAside};
+use super::set_aside::SetAside;
 use super::source::{Documents, Source};
 use super::stages::{Stage, Stages};
 use crate::error::input;
@@ -144,7 +144,7 @@ pub fn open(place: Place, options: Options) -> Result<(Parquet, Parquet)> {
             "all rows of {} are set aside, so that none is left to train on: of every {} stretches of 1,000 rows the first is; \
              give it more text, or more of its shards (data.shards)",
             text.name,
-            text.set_aside.stretch_start(1) / STRETCH_ROWS
+            text.set_aside.every()
         )));
     }
     Ok((training, held_out))

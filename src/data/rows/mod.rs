@@ -69,13 +69,11 @@ pub struct Options {
 impl Options {
     /// What a recipe says, with the token of this machine.
     pub fn of(data: &recipe::Data, stages: Arc<Stages>, observer: Observer) -> Result<Self> {
-        // What a recipe names, which may be somebody else's, does not get the token that was left for Hugging Face.
-        let is_elsewhere = data.rows_endpoint != VIEWER_ENDPOINT;
         Ok(Self {
             endpoint: data.rows_endpoint.clone(),
             dataset: data.dataset.clone(),
             column: data.column().to_owned(),
-            token: if is_elsewhere { Token::of_environment()? } else { Token::find()? },
+            token: Token::for_endpoint(Some(&data.rows_endpoint), VIEWER_ENDPOINT)?,
             cache: cache_dir(data),
             set_aside: SetAside::new(data.held_out_every as u64),
             stages,
@@ -197,7 +195,7 @@ impl Source for Rows {
             "column": column,
             "rows": num_rows,
             "rows_set_aside": self.set_aside.count_before(*num_rows),
-            "set_aside_every": self.set_aside.stretch_start(1) / STRETCH_ROWS,
+            "set_aside_every": self.set_aside.every(),
         });
         record.as_object().cloned()
     }

@@ -78,7 +78,7 @@ pub fn run(
 ) -> Result<Progress> {
     let shown = dir.display();
     if !matches!(data.training, Corpus::Text(_)) {
-        return Err(input("data.source: tokens is prepared already; name a recipe of the text itself"));
+        return Err(prepared_already());
     }
     if dir.exists() && !dir.is_dir() {
         return Err(input(format!("--out: {shown} is a file: name a folder")));
@@ -114,6 +114,11 @@ pub fn run(
         read?;
     }
     Ok(Progress { tokens: state.tokens, before, shards: state.shards })
+}
+
+/// The error of a recipe whose text is tokens.
+pub fn prepared_already() -> anyhow::Error {
+    input("data.source: tokens is prepared already; name a recipe of the text itself")
 }
 
 /// Takes a shard's tokens from the stream until it has them all, or until no more can be read, and why; every token that the

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{CONTENT_TYPE, HeaderMap, LINK};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LINK};
 use reqwest::{Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
@@ -96,6 +96,11 @@ pub(super) fn check_is_no_page(headers: &HeaderMap) -> Result<(), Fault> {
         true => Err(Fault::Lost("it answers with a web page, as no hub does".to_owned())),
         false => Ok(()),
     }
+}
+
+/// How many bytes a body has, where its answer says so.
+pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Where a list goes on that an answer from `url` begins, by its Link; a fault where that is another server.

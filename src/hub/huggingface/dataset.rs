@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
-use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, RANGE};
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
 
-use super::answer::{check_is_no_page, lost, shown, unless_interrupted};
+use super::answer::{check_is_no_page, content_length, lost, shown, unless_interrupted};
 use super::call::Call;
 use super::download::PROGRESS_BYTES;
 use super::fault::Fault;
@@ -186,8 +186,7 @@ impl Dataset {
                 return Err(Answer::Again(Fault::Lost(reason)));
             }
         }
-        let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if let Some(length) = length.filter(|length| *length != range.end - range.start) {
+        if let Some(length) = content_length(headers).filter(|length| *length != range.end - range.start) {
             return Err(Answer::Again(Fault::Lost(format!(
                 "{length} bytes where {} were asked for",
                 last + 1 - range.start

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
-use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE};
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE};
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::mpsc::{self, Sender};
 
 use super::HuggingFace;
-use super::answer::{check_is_no_page, lost, shown, unless_interrupted};
+use super::answer::{check_is_no_page, content_length, lost, shown, unless_interrupted};
 use super::call::Call;
 use super::fault::Fault;
 use super::listing::check_names;
@@ -141,8 +141,7 @@ impl HuggingFace {
                 return Err(Cut::Again(Fault::Lost(reason)));
             }
         };
-        let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if let Some(length) = length.filter(|length| *length != missing) {
+        if let Some(length) = content_length(headers).filter(|length| *length != missing) {
             let reason = format!("{} bytes where {} are missing", count(length), count(missing));
             // Somebody on the way may have said that, and what is here may be good.
             let is_doubtful = is_whole && part.len() > 0;

@@ -69,11 +69,9 @@ impl Options {
     pub fn of(hub: &recipe::Hub, hashes: FileHashes, observer: Observer) -> Result<Self> {
         let of_environment = || std::env::var("HF_ENDPOINT").ok().filter(|text| !text.is_empty());
         let endpoint = hub.endpoint.clone().or_else(of_environment);
-        // What a recipe names, which may be somebody else's, does not get the token that was left for Hugging Face.
-        let is_elsewhere = hub.endpoint.as_ref().is_some_and(|endpoint| endpoint != ENDPOINT);
         Ok(Self {
             endpoint: endpoint.unwrap_or_else(|| ENDPOINT.to_owned()),
-            token: if is_elsewhere { Token::of_environment()? } else { Token::find()? },
+            token: Token::for_endpoint(hub.endpoint.as_deref(), ENDPOINT)?,
             max_bytes_per_second: hub.download_mb_per_second.map(|megabytes| (megabytes * 1e6) as u64),
             hashes,
             patience: Patience::default(),

@@ -62,6 +62,12 @@ impl Token {
         Self::new(&secret, format!("the file {}", path.display())).map(Some)
     }
 
+    /// The one for an address that a recipe may name, where `own` is Hugging Face's. What a recipe names, which may be somebody
+    /// else's, does not get the token that was left for Hugging Face.
+    pub fn for_endpoint(named: Option<&str>, own: &str) -> Result<Option<Self>> {
+        if named.is_some_and(|endpoint| endpoint != own) { Self::of_environment() } else { Self::find() }
+    }
+
     /// Where it comes from.
     pub fn source(&self) -> &str {
         &self.source

@@ -18,6 +18,7 @@ pub mod activation;
 pub mod adamw;
 pub mod attention;
 mod bias;
+pub mod cards;
 pub mod cast;
 pub mod column_sums;
 pub mod cross_entropy;

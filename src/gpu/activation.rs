@@ -13,7 +13,7 @@ pub fn forward<T: Element>(gpu: &Gpu, f: Activation, y: ViewMut<T>, x: View<T>, 
 /// `dy (n, m)` becomes `dx = dy f'(x + bias)`.
 pub fn backward<T: Element>(gpu: &Gpu, f: Activation, dy: ViewMut<T>, x: View<T>, bias: Option<View<f32>>, m: usize) {
     assert_eq!(dy.len(), x.len(), "sizes of an activation's gradient");
-    let args = [dy.arg(), x.arg(), optional(bias)];
+    let args = [dy.arg_in_place(), x.arg(), optional(bias)];
     launch::<T>(gpu, "activation_backward", &args, x.len() / m, m, f);
 }
 

@@ -70,10 +70,10 @@ pub fn step(gpu: &Gpu, factors: &Factors, rounding: Rounding, buffers: Buffers) 
         eps,
     } = *factors;
     let mut args = vec![
-        buffers.params.arg(),
+        buffers.params.arg_in_place(),
         buffers.gradients.arg(),
-        buffers.means.arg(),
-        buffers.squares.arg(),
+        buffers.means.arg_in_place(),
+        buffers.squares.arg_in_place(),
         super::optional_mut(buffers.copy),
         buffers.decays.arg(),
         Arg::U64(len as u64),

@@ -136,5 +136,15 @@ pub fn backward(
     Tiles::dq(shape.d).launch(gpu, "backward_dq", "bf16", shape, shape.h, &args);
 }
 
+/// Floating-point operations of a forward pass.
+pub fn forward_flops(shape: Shape) -> u64 {
+    let Shape { b, t, h, d, .. } = shape;
+    (2 * b * h * t * t * d) as u64
+}
+/// Backward.
+pub fn backward_flops(shape: Shape) -> u64 {
+    forward_flops(shape) * 5 / 2
+}
+
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,8 @@ pub(super) fn add(driver: &dyn Driver, c: (Address, Dtype), bias: (Address, Dtyp
         (Dtype::Bf16, Dtype::Bf16) => "add_bias_bf16_to_bf16",
         (Dtype::F32, Dtype::Bf16) => unreachable!("products of f32 have results in f32"),
     };
-    let args = [Arg::Pointer(c.0), Arg::Pointer(bias.0), Arg::I32(columns as i32)];
+    let pointer = |address| Arg::Pointer { address, moved: 0 };
+    let args = [pointer(c.0), pointer(bias.0), Arg::I32(columns as i32)];
     driver.launch(kernel, Grid::new(rows, 256), &args);
 }
 
@@ -30,7 +31,7 @@ mod tests {
         let mut on_gpu = gpu.buffer_of(&c).unwrap();
         let bias_on_gpu = gpu.buffer_of(&bias).unwrap();
         let (to, from) = ((on_gpu.view_mut().address(), C::DTYPE), (bias_on_gpu.view().address(), B::DTYPE));
-        add(&*gpu.0, to, from, [rows, columns]);
+        add(&*gpu.driver, to, from, [rows, columns]);
         let sums = gpu.to_vec(on_gpu.view()).unwrap();
         for (i, (sum, c)) in sums.into_iter().zip(c).enumerate() {
             let expected = C::from_f32(c.to_f32() + bias[i % columns].to_f32());

@@ -41,6 +41,11 @@ pub fn find(name: &str) -> Option<&'static Card> {
     CARDS.iter().find(|card| card.name == name)
 }
 
+/// All names that are known.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    CARDS.iter().map(|card| card.name)
+}
+
 /// Name, dense bf16 and f32 TFLOP/s, GB/s.
 const CARDS: &[Card] = &[
     // "NVIDIA H100 Tensor Core GPU Architecture" (white paper), bf16 with f32 accumulation: 989.4 and, PCIe, 756. The rest is

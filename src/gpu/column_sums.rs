@@ -38,7 +38,11 @@ pub fn add_partials(gpu: &Gpu, sums: ViewMut<f32>, partials: View<f32>, num_part
     assert!(partials.len() >= (num_partials - 1) * stride + c, "sizes of a sum of parts");
     let grid = Grid { shared_bytes: 256 * 4, ..Grid::new(c.div_ceil(32), 256) };
     let sizes = [num_partials, stride, c].map(|size| Arg::I32(size as i32));
-    gpu.launch("sum_partials", grid, &[sums.arg(), partials.arg(), sizes[0], sizes[1], sizes[2]]);
+    gpu.launch(
+        "sum_partials",
+        grid,
+        &[sums.arg_in_place(), partials.arg().moving(4 * num_partials * c), sizes[0], sizes[1], sizes[2]],
+    );
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ pub fn forward_backward<T: Element>(
         linear::forward(gpu, shape, logits.reborrow(), x, head.weight, head.bias);
         let (losses, targets) = (losses.reborrow().window(first..first + n), targets.window(first..first + n));
         let sizes = [Arg::I32(head.v as i32), Arg::I32(stride as i32), Arg::F32(scale)];
-        let args = [losses.arg(), logits.arg(), targets.arg(), sizes[0], sizes[1], sizes[2]];
+        let args = [losses.arg(), logits.arg_in_place(), targets.arg(), sizes[0], sizes[1], sizes[2]];
         gpu.launch(&format!("cross_entropy_backward_{}", T::SUFFIX), grid(n), &args);
         let dlogits = logits.as_view();
         linear::backward_input(gpu, shape, dx.reborrow().window(rows), false, dlogits, head.weight);

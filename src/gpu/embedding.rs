@@ -19,7 +19,9 @@ pub fn forward(
     let n = ids_bt.len();
     assert_eq!(x_btc.len(), n * c, "sizes of an embedding");
     assert!(position_tc.is_none_or(|table| table.len() >= (first_position + t) * c), "positions of an embedding");
-    let mut args = vec![x_btc.arg(), ids_bt.arg(), token_vc.arg(), optional(position_tc)];
+    let (rows, positions) = (n * c * size_of::<f32>(), t * c * size_of::<f32>());
+    let position = optional(position_tc).moving(if position_tc.is_some() { positions } else { 0 });
+    let mut args = vec![x_btc.arg(), ids_bt.arg(), token_vc.arg().moving(rows), position];
     args.extend([n, t, c, first_position].map(|size| Arg::I32(size as i32)));
     args.push(Arg::F32(scale));
     gpu.launch("embedding_forward", Grid::new((n * c.div_ceil(8)).div_ceil(256), 256), &args);
@@ -77,13 +79,15 @@ pub fn backward(
     let Embedding { t, c, scale, first_position, .. } = shape;
     let num_ids = sorted.ids.len();
     assert_eq!(sorted.starts.len(), num_ids + 1, "starts of sorted ids");
-    let windows = [dtoken_vc.arg(), dx_btc.arg(), sorted.ids.arg(), sorted.starts.arg(), sorted.order.arg()];
+    let row_bytes = c * size_of::<f32>();
+    let dtoken = dtoken_vc.arg().moving(2 * num_ids * row_bytes);
+    let windows = [dtoken, dx_btc.arg(), sorted.ids.arg(), sorted.starts.arg(), sorted.order.arg()];
     let sizes = [Arg::I32(num_ids as i32), Arg::I32(c as i32), Arg::F32(scale)];
     let threads = c.div_ceil(8).next_multiple_of(32).min(256) as u32;
     gpu.launch("embedding_backward_token", Grid::new(num_ids, threads), &[windows.as_slice(), &sizes].concat());
     if let Some(dposition) = dposition_tc {
         let b = dx_btc.len() / (t * c);
-        let mut args = vec![dposition.arg(), dx_btc.arg()];
+        let mut args = vec![dposition.arg().moving(2 * t * row_bytes), dx_btc.arg()];
         args.extend([b, t, c, first_position].map(|size| Arg::I32(size as i32)));
         gpu.launch("embedding_backward_position", Grid::new((t * c.div_ceil(8)).div_ceil(256), 256), &args);
     }

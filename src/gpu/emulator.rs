@@ -17,6 +17,7 @@ use std::ffi::{CStr, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use half::bf16;
@@ -177,11 +178,13 @@ struct Emulator {
     descending: bool,
     allocations: Mutex<HashMap<Address, std::alloc::Layout>>,
     first_error: Mutex<Option<String>>,
+    marks: Mutex<Vec<Instant>>,
 }
 
 impl Emulator {
     fn new(library: &'static libloading::Library) -> Self {
-        Self { library, descending: false, allocations: Mutex::default(), first_error: Mutex::default() }
+        let (allocations, first_error, marks) = Default::default();
+        Self { library, descending: false, allocations, first_error, marks }
     }
 
     /// Keeps the first error, as CUDA does.
@@ -215,7 +218,7 @@ impl Emulator {
         let letters: String = args
             .iter()
             .map(|arg| match arg {
-                Arg::Pointer(_) => 'p',
+                Arg::Pointer { .. } => 'p',
                 Arg::I32(_) => 'i',
                 Arg::U32(_) => 'u',
                 Arg::U64(_) => 'l',
@@ -230,7 +233,7 @@ impl Emulator {
         let mut words: Vec<u64> = args
             .iter()
             .map(|arg| match *arg {
-                Arg::Pointer(address) => address,
+                Arg::Pointer { address, .. } => address,
                 Arg::I32(value) => u64::from(value as u32),
                 Arg::U32(value) => value.into(),
                 Arg::U64(value) => value,
@@ -361,6 +364,26 @@ impl Driver for Emulator {
             Some(error) => bail!("{error}"),
             None => Ok(()),
         }
+    }
+
+    fn mark(&self) -> usize {
+        let mut marks = self.marks.lock().unwrap();
+        marks.push(Instant::now());
+        marks.len() - 1
+    }
+
+    fn seconds_between(&self, first: usize, last: usize) -> Result<f64> {
+        self.synchronize()?;
+        let marks = self.marks.lock().unwrap();
+        Ok((marks[last] - marks[first]).as_secs_f64())
+    }
+
+    fn forget_marks(&self) {
+        self.marks.lock().unwrap().clear();
+    }
+
+    fn choose_algorithm(&self, _product: &Product, rank: usize) -> Result<bool> {
+        Ok(rank == 0)
     }
 }
 

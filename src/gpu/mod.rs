@@ -30,6 +30,8 @@ pub mod gradient_norm;
 pub mod kernels;
 pub mod linear;
 pub mod norm;
+pub mod paper;
+pub mod profile;
 pub mod rotary;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -45,6 +47,7 @@ use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
 use crate::figures;
+use profile::{Operation, Profile, Work};
 
 /// A number format that kernels compute in.
 pub trait Element: Pod + Send + Sync {
@@ -65,6 +68,24 @@ pub enum Dtype {
     F32,
     /// bfloat16, whose products are accumulated in f32.
     Bf16,
+}
+
+impl Dtype {
+    /// Bytes of a number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+
+    /// The end of the names of kernels for it.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::F32 => f32::SUFFIX,
+            Self::Bf16 => bf16::SUFFIX,
+        }
+    }
 }
 
 impl Element for f32 {
@@ -110,8 +131,13 @@ pub type Address = u64;
 /// One argument of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Arg {
-    /// A pointer; 0 where the kernel takes an optional one.
-    Pointer(Address),
+    /// A pointer; address 0 where the kernel takes an optional one.
+    Pointer {
+        /// Where it leads.
+        address: Address,
+        /// Bytes that the kernel must at least read and write there: each element once, or twice if it is changed.
+        moved: u64,
+    },
     /// `int`.
     I32(i32),
     /// `unsigned int`.
@@ -120,6 +146,16 @@ pub enum Arg {
     U64(u64),
     /// `float`.
     F32(f32),
+}
+
+impl Arg {
+    /// The same pointer of a kernel that touches another number of bytes than the window has.
+    pub fn moving(self, bytes: usize) -> Self {
+        match self {
+            Self::Pointer { address, .. } => Self::Pointer { address, moved: bytes as u64 },
+            other => other,
+        }
+    }
 }
 
 /// How many blocks of how many threads run a kernel.
@@ -196,26 +232,77 @@ pub trait Driver: Send + Sync {
     fn multiply(&self, product: Product);
     /// Waits for everything queued.
     fn synchronize(&self) -> Result<()>;
+    /// Queues a mark, the time at which everything before it was done; returns its number.
+    fn mark(&self) -> usize;
+    /// Seconds from one mark to another; waits for both.
+    fn seconds_between(&self, first: usize, last: usize) -> Result<f64>;
+    /// Gives all marks back.
+    fn forget_marks(&self);
+    /// From now on computes products of this kind by the algorithm that comes `rank`th in the library's own order, 0 being what
+    /// it takes by itself; whether there is one.
+    fn choose_algorithm(&self, product: &Product, rank: usize) -> Result<bool>;
 }
 
 /// A GPU in use; clones are the same one.
 #[derive(Clone)]
-pub struct Gpu(Arc<dyn Driver>);
+pub struct Gpu {
+    driver: Arc<dyn Driver>,
+    profile: Arc<Profile>,
+}
 
 impl Gpu {
     /// The GPU behind a driver.
     pub fn new(driver: Arc<dyn Driver>) -> Self {
-        Self(driver)
+        Self { driver, profile: Arc::default() }
+    }
+
+    /// What is done from now on is written down, with its time.
+    pub fn begin_profile(&self) {
+        self.profile.begin(&*self.driver);
+    }
+
+    /// What was done since [`Gpu::begin_profile`], in order; waits for it.
+    ///
+    /// # Errors
+    /// Whatever went wrong on the device since the last wait.
+    pub fn end_profile(&self) -> Result<Vec<Operation>> {
+        self.profile.end(&*self.driver)
+    }
+
+    /// The median time of `repeats` runs of what is queued, in seconds, after one that is not counted.
+    ///
+    /// # Errors
+    /// Whatever went wrong on the device since the last wait.
+    pub fn time(&self, repeats: usize, mut queue: impl FnMut(&Self)) -> Result<f64> {
+        queue(self);
+        let mut marks = vec![self.driver.mark()];
+        for _ in 0..repeats {
+            queue(self);
+            marks.push(self.driver.mark());
+        }
+        let between = |pair: &[usize]| self.driver.seconds_between(pair[0], pair[1]);
+        let mut seconds = marks.windows(2).map(between).collect::<Result<Vec<f64>>>()?;
+        self.driver.forget_marks();
+        seconds.sort_by(f64::total_cmp);
+        Ok(seconds[seconds.len() / 2])
+    }
+
+    /// See [`Driver::choose_algorithm`].
+    ///
+    /// # Errors
+    /// The library fails at it.
+    pub fn choose_algorithm(&self, product: &Product, rank: usize) -> Result<bool> {
+        self.driver.choose_algorithm(product, rank)
     }
 
     /// The card's name.
     pub fn name(&self) -> String {
-        self.0.name()
+        self.driver.name()
     }
 
     /// Free and total memory in bytes.
     pub fn memory(&self) -> Result<[usize; 2]> {
-        self.0.memory()
+        self.driver.memory()
     }
 
     /// Takes `len` zeros.
@@ -224,7 +311,7 @@ impl Gpu {
     /// [`OutOfMemory`].
     pub fn zeros<T: Pod>(&self, len: usize) -> Result<Buffer<T>> {
         let bytes = len * size_of::<T>();
-        let address = if bytes == 0 { 0 } else { self.0.allocate(bytes)? };
+        let address = if bytes == 0 { 0 } else { self.driver.allocate(bytes)? };
         Ok(Buffer { gpu: self.clone(), address, len, element: PhantomData })
     }
 
@@ -239,7 +326,7 @@ impl Gpu {
     pub fn upload<T: Pod>(&self, to: ViewMut<T>, elements: &[T]) {
         assert_eq!(to.len(), elements.len(), "elements of an upload");
         if !elements.is_empty() {
-            self.0.upload(to.address(), bytemuck::cast_slice(elements));
+            self.driver.upload(to.address(), bytemuck::cast_slice(elements));
         }
     }
 
@@ -249,7 +336,7 @@ impl Gpu {
     pub fn upload_ahead<T: Pod>(&self, to: ViewMut<T>, elements: &[T]) {
         assert_eq!(to.len(), elements.len(), "elements of an upload");
         if !elements.is_empty() {
-            self.0.upload_ahead(to.address(), bytemuck::cast_slice(elements));
+            self.driver.upload_ahead(to.address(), bytemuck::cast_slice(elements));
         }
     }
 
@@ -262,7 +349,8 @@ impl Gpu {
         if elements.is_empty() {
             return self.synchronize();
         }
-        self.0.download(bytemuck::cast_slice_mut(elements), from.address())
+        self.profile.host_waits();
+        self.driver.download(bytemuck::cast_slice_mut(elements), from.address())
     }
 
     /// All elements of a window on the host.
@@ -275,29 +363,43 @@ impl Gpu {
     /// Device to device.
     pub fn copy<T: Pod>(&self, to: ViewMut<T>, from: View<T>) {
         assert_eq!(to.len(), from.len(), "elements of a copy");
-        if !from.is_empty() {
-            self.0.copy(to.address(), from.address(), from.len() * size_of::<T>());
+        let bytes = from.len() * size_of::<T>();
+        if bytes > 0 {
+            let operation = || Operation::of("copy", Work::moving(2 * bytes as u64));
+            let copy = || self.driver.copy(to.address(), from.address(), bytes);
+            self.profile.note(&*self.driver, operation, copy);
         }
     }
 
     /// Sets a window to zero.
     pub fn zero<T: Zeroable>(&self, at: ViewMut<T>) {
-        if !at.is_empty() {
-            self.0.zero(at.address(), at.len() * size_of::<T>());
+        let bytes = at.len() * size_of::<T>();
+        if bytes > 0 {
+            let operation = || Operation::of("zero", Work::moving(bytes as u64));
+            self.profile.note(&*self.driver, operation, || self.driver.zero(at.address(), bytes));
         }
     }
 
-    /// Queues a kernel.
+    /// Queues a kernel whose arithmetic does not matter beside the bytes it moves.
     pub fn launch(&self, kernel: &str, grid: Grid, args: &[Arg]) {
+        self.launch_arithmetic(kernel, grid, args, (0, Dtype::F32));
+    }
+
+    /// Queues a kernel with so many floating-point operations in a format.
+    pub fn launch_arithmetic(&self, kernel: &str, grid: Grid, args: &[Arg], (flops, dtype): (u64, Dtype)) {
         if grid.blocks.iter().all(|&blocks| blocks > 0) {
-            self.0.launch(kernel, grid, args);
+            let moved = |arg: &Arg| if let Arg::Pointer { moved, .. } = *arg { moved } else { 0 };
+            let work = || Work { flops, dtype, bytes: args.iter().map(moved).sum() };
+            let launch = || self.driver.launch(kernel, grid, args);
+            self.profile.note(&*self.driver, || Operation::of(kernel, work()), launch);
         }
     }
 
     /// Queues a matrix product.
     pub fn multiply(&self, product: Product) {
         if product.sizes.iter().all(|&size| size > 0) {
-            self.0.multiply(product);
+            let multiply = || self.driver.multiply(product);
+            self.profile.note(&*self.driver, || Operation::of_product(product), multiply);
         }
     }
 
@@ -306,7 +408,7 @@ impl Gpu {
     /// # Errors
     /// Whatever went wrong on the device since the last one.
     pub fn synchronize(&self) -> Result<()> {
-        self.0.synchronize()
+        self.driver.synchronize()
     }
 }
 
@@ -343,7 +445,7 @@ impl<T> Buffer<T> {
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         if self.address != 0 {
-            self.gpu.0.free(self.address, self.len * size_of::<T>());
+            self.gpu.driver.free(self.address, self.len * size_of::<T>());
         }
     }
 }
@@ -385,9 +487,9 @@ impl<T> View<'_, T> {
         self.address
     }
 
-    /// As a kernel's argument.
+    /// As an argument of a kernel that reads it.
     pub fn arg(&self) -> Arg {
-        Arg::Pointer(self.address)
+        Arg::Pointer { address: self.address, moved: (self.len * size_of::<T>()) as u64 }
     }
 }
 
@@ -449,9 +551,14 @@ impl<'a, T> ViewMut<'a, T> {
         self.address
     }
 
-    /// As a kernel's argument.
+    /// As an argument of a kernel that overwrites it.
     pub fn arg(&self) -> Arg {
-        Arg::Pointer(self.address)
+        self.as_view().arg()
+    }
+
+    /// As an argument of a kernel that reads and writes it.
+    pub fn arg_in_place(&self) -> Arg {
+        self.arg().moving(2 * self.len * size_of::<T>())
     }
 }
 
@@ -462,10 +569,12 @@ fn part<T>(address: Address, len: usize, range: Range<usize>) -> (Address, usize
 
 /// An optional window as a kernel's argument.
 pub fn optional<T>(window: Option<View<T>>) -> Arg {
-    Arg::Pointer(window.map_or(0, |window| window.address))
+    window.map_or(NO_POINTER, |window| window.arg())
 }
 
 /// An optional mutable window as a kernel's argument.
 pub fn optional_mut<T>(window: Option<ViewMut<T>>) -> Arg {
-    Arg::Pointer(window.map_or(0, |window| window.address))
+    window.map_or(NO_POINTER, |window| window.arg())
 }
+
+const NO_POINTER: Arg = Arg::Pointer { address: 0, moved: 0 };

@@ -112,7 +112,7 @@ pub fn backward<D: Element>(gpu: &Gpu, kind: NormKind, io: Backward<D>) {
     let threads = c.div_ceil(8).next_multiple_of(32).min(256) as u32;
     let grid = Grid { shared_bytes: ((2 * c + 33) * 4) as u32, ..Grid::new(num_blocks, threads) };
     let args = [
-        io.dx.arg(),
+        if io.is_added { io.dx.arg_in_place() } else { io.dx.arg() },
         super::optional_mut(io.narrow),
         partials.arg(),
         io.dy.arg(),

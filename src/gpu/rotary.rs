@@ -42,7 +42,8 @@ fn rotate<T: Element>(gpu: &Gpu, shape: Shape, qkv: ViewMut<T>, table: &Table, d
         return;
     }
     let n = qkv.len() / row_len;
-    let mut args = vec![qkv.arg(), table.cos.view().arg(), table.sin.view().arg()];
+    let rotated = 2 * n * heads * size * size_of::<T>();
+    let mut args = vec![qkv.arg().moving(rotated), table.cos.view().arg(), table.sin.view().arg()];
     let is_interleaved = usize::from(pairing == Pairing::Interleaved);
     let sizes = [n, t, first_position, heads, d, row_len, table.num_pairs, is_interleaved];
     args.extend(sizes.map(|size| Arg::I32(size as i32)));

@@ -24,7 +24,8 @@ impl<T: Pod> Buffer<T> {
     /// Allocates `len` zeros.
     pub fn zeros(len: usize) -> Self {
         let num_lines = (len * size_of::<T>()).div_ceil(64);
-        Self { lines: vec![Line::zeroed(); num_lines], len, element: std::marker::PhantomData }
+        // Memory that the system has zeroed already is taken only where it is touched.
+        Self { lines: bytemuck::allocation::zeroed_vec(num_lines), len, element: std::marker::PhantomData }
     }
 
     /// Number of elements.

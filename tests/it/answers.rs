@@ -152,6 +152,29 @@ fn bench_answers_with_rates_that_belong_together() {
     }
 }
 
+/// What a step would do on a card is told where there is none, and is the same model's arithmetic.
+#[test]
+fn bench_tells_on_paper_what_a_card_would_do() {
+    let dir = Dir::new();
+    let sizes = "--layers 2 --width 64 --heads 1 --mlp-width 96 --vocab 1000 --seq 64 --batch 2".split(' ');
+    let args: Vec<&str> = sizes.chain(["--paper", "NVIDIA H100 80GB HBM3"]).collect();
+    for what in ["train", "score"] {
+        let answer = dir.assay(&["bench", what, "--json"]).args(&args).run().assert_exit(0).json();
+        let operations = answer["operations"].as_array().unwrap();
+        let sum = |key: &str| operations.iter().map(|operation| operation[key].as_f64().unwrap()).sum::<f64>();
+        let in_blocks = 2.0 * (64.0 * 192.0 + 64.0 * 64.0 + 2.0 * 64.0 * 96.0);
+        let products = 2.0 * 128.0 * (in_blocks + 1024.0 * 64.0) / 1e9;
+        let flops = if what == "train" { 3.0 * products } else { products };
+        // Attention comes on top, in training 3.5 times its forward pass.
+        assert!(sum("gflop") >= flops && sum("gflop") < 1.2 * flops, "{answer}");
+        let floor = answer["floor"]["seconds"].as_f64().unwrap();
+        assert!((sum("floor_seconds") / floor - 1.0).abs() < 1e-9, "{answer}");
+        assert!(answer.get("tokens_per_s").is_none(), "{answer}");
+        let text = dir.assay(&["bench", what]).args(&args).run().assert_exit(0).stdout;
+        assert!(text.contains("can do at most") && text.contains("attention_forward_d64"), "{text}");
+    }
+}
+
 #[test]
 fn a_run_records_what_its_readers_look_for() {
     let dir = trained();

@@ -161,6 +161,18 @@ fn a_shape_too_large_for_the_machine_is_refused_by_bench() {
 }
 
 #[test]
+fn bench_says_what_it_needs_a_gpu_for_and_which_cards_it_knows() {
+    for (args, words) in [
+        (&["train", "--profile", "--device", "cpu"][..], "--paper CARD"),
+        (&["score", "--paper", "H100"], "`NVIDIA H100 80GB HBM3`"),
+        (&["card", "--device", "cpu"], "give a GPU, such as cuda:0"),
+        (&["card", "--width", "10", "--heads", "3"], "multiple of --heads"),
+    ] {
+        Dir::new().assay(&["bench"]).args(args).run().assert_exit(2).assert_stderr_contains(words);
+    }
+}
+
+#[test]
 fn a_folder_without_shards_is_not_served() {
     let dir = Dir::new();
     std::fs::write(dir.path("text.jsonl"), "{}").unwrap();

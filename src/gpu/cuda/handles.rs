@@ -89,6 +89,18 @@ impl Event {
         check(result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING), "making an event").map(Self)
     }
 
+    /// One that knows when it was reached.
+    pub(super) fn with_time() -> Result<Self> {
+        check(result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT), "making an event").map(Self)
+    }
+
+    /// Seconds from this mark to another one; both have been reached and know when.
+    pub(super) fn seconds_until(&self, later: &Self) -> Result<f64> {
+        // SAFETY: both are alive.
+        let milliseconds = check(unsafe { result::event::elapsed(self.0, later.0) }, "reading a time")?;
+        Ok(f64::from(milliseconds) / 1e3)
+    }
+
     /// Sets the mark behind what the stream holds now.
     pub(super) fn record(&self, stream: &Stream) -> Result<()> {
         // SAFETY: both are alive.

@@ -131,6 +131,8 @@ struct Cuda {
     allocated: Event,
     /// The last upload beside the queue.
     arrived: Event,
+    /// Marks of a profile.
+    marks: Mutex<Vec<Event>>,
     compute: Stream,
     copies: Stream,
     first_error: Mutex<Option<String>>,
@@ -211,6 +213,7 @@ impl Cuda {
             uploads_ahead: Mutex::new(Staging::new()?),
             allocated: Event::new()?,
             arrived: Event::new()?,
+            marks: Mutex::default(),
             compute,
             copies: Stream::new()?,
             first_error: Mutex::default(),
@@ -272,7 +275,7 @@ impl Cuda {
     fn try_launch(&self, kernel: &str, grid: Grid, args: &[Arg]) -> Result<()> {
         let function = self.functions.get(kernel).ok_or_else(|| anyhow!("there is no kernel {kernel}"))?;
         let letter = |arg: &Arg| match arg {
-            Arg::Pointer(_) | Arg::U64(_) => b'l',
+            Arg::Pointer { .. } | Arg::U64(_) => b'l',
             Arg::I32(_) | Arg::U32(_) => b'i',
             Arg::F32(_) => b'f',
         };
@@ -292,7 +295,7 @@ impl Cuda {
         let mut words: Vec<u64> = args
             .iter()
             .map(|arg| match *arg {
-                Arg::Pointer(address) => address,
+                Arg::Pointer { address, .. } => address,
                 Arg::I32(value) => u64::from(value as u32),
                 Arg::U32(value) => value.into(),
                 Arg::U64(value) => value,
@@ -456,6 +459,31 @@ impl Driver for Cuda {
             Some(error) => Err(anyhow!(error)),
             None => waited,
         }
+    }
+
+    fn mark(&self) -> usize {
+        let mut marks = lock(&self.marks);
+        self.queue(|| {
+            marks.push(Event::with_time()?);
+            marks.last().expect("just pushed").record(&self.compute)
+        });
+        marks.len().saturating_sub(1)
+    }
+
+    fn seconds_between(&self, first: usize, last: usize) -> Result<f64> {
+        self.synchronize()?;
+        let marks = lock(&self.marks);
+        let mark = |i: usize| marks.get(i).ok_or_else(|| anyhow!("there is no mark {i}"));
+        mark(first)?.seconds_until(mark(last)?)
+    }
+
+    fn forget_marks(&self) {
+        lock(&self.marks).clear();
+    }
+
+    fn choose_algorithm(&self, product: &Product, rank: usize) -> Result<bool> {
+        self.context.make_current()?;
+        lock(&self.products).choose(product, rank)
     }
 }
 

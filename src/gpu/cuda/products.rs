@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::ptr::from_ref;
 
 use anyhow::{Result, anyhow};
@@ -72,6 +73,26 @@ struct Key {
     bias: Option<u32>,
 }
 
+impl Key {
+    fn of(product: &Product) -> Self {
+        let Product { sizes, a, b, c: (c, destination), bias, .. } = *product;
+        Self {
+            gemm: column_major(sizes, a.transposed, b.transposed),
+            operands: a.dtype,
+            destination,
+            alignments: [b.address, a.address, c].map(alignment),
+            bias: bias.filter(|_| adds_bias(product)).map(alignment),
+        }
+    }
+}
+
+/// What an error of cuBLASLt's is told as.
+fn explain(product: &Product, error: CublasError) -> anyhow::Error {
+    let ([m, n, k], with) = (product.sizes, if adds_bias(product) { " with a bias" } else { "" });
+    let (from, to) = (product.a.dtype, product.c.1);
+    anyhow!("cuBLASLt failed at a product{with}, ({m}, {k}) by ({k}, {n}), {from:?} to {to:?}: {error}")
+}
+
 /// A descriptor of cuBLASLt's, destroyed when dropped.
 struct Owned<T: Copy>(T, unsafe fn(T) -> Result<(), CublasError>);
 
@@ -109,32 +130,31 @@ impl Products {
         self.workspace
     }
 
+    /// Computes products of a kind by the heuristic's choice of a rank from now on; whether there is one.
+    pub(super) fn choose(&mut self, product: &Product, rank: usize) -> Result<bool> {
+        let key = Key::of(product);
+        let bias = product.bias.filter(|_| adds_bias(product));
+        let plan = plan(&self.handle, &key, bias, rank).map_err(|error| explain(product, error))?;
+        Ok(plan.map(|plan| self.plans.insert(key, plan)).is_some())
+    }
+
     /// Queues a product; whether with its bias, which is left to the caller where cuBLASLt cannot add it. Always with the same
     /// stream, for the workspace's sake.
     pub(super) fn multiply(&mut self, stream: &Stream, product: &Product) -> Result<bool> {
-        let Product { sizes, a, b, beta, c: (c, destination), bias } = *product;
-        let bias = bias.filter(|_| adds_bias(product));
+        let Product { a, b, beta, c: (c, _), .. } = *product;
+        let bias = product.bias.filter(|_| adds_bias(product));
         let [first, second] = [b.address, a.address];
-        let key = Key {
-            gemm: column_major(sizes, a.transposed, b.transposed),
-            operands: a.dtype,
-            destination,
-            alignments: [first, second, c].map(alignment),
-            bias: bias.map(alignment),
-        };
-        let explain = |error| {
-            let [m, n, k] = sizes;
-            let (from, to, with) = (a.dtype, destination, if bias.is_some() { " with a bias" } else { "" });
-            anyhow!("cuBLASLt failed at a product{with}, ({m}, {k}) by ({k}, {n}), {from:?} to {to:?}: {error}")
-        };
+        let key = Key::of(product);
+        let explain = |error| explain(product, error);
         let plan = match self.plans.entry(key) {
             Entry::Occupied(plan) => plan.into_mut(),
             Entry::Vacant(place) => {
+                let first = |bias| {
+                    let unsupported = CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED);
+                    plan(&self.handle, &key, bias, 0)?.ok_or(unsupported)
+                };
                 // There may be no algorithm with a bias where there is one without.
-                let plan = plan(&self.handle, &key, bias).or_else(|error| match bias {
-                    Some(_) => plan(&self.handle, &key, None),
-                    None => Err(error),
-                });
+                let plan = first(bias).or_else(|error| if bias.is_some() { first(None) } else { Err(error) });
                 place.insert(plan.map_err(explain)?)
             }
         };
@@ -178,8 +198,13 @@ fn set<T>(operation: &Owned<sys::cublasLtMatmulDesc_t>, attribute: Attribute, va
     unsafe { result::set_matmul_desc_attribute(operation.0, attribute, from_ref(value).cast(), size_of::<T>()) }
 }
 
-/// Asks cuBLASLt how to compute products of a kind.
-fn plan(handle: &Owned<sys::cublasLtHandle_t>, key: &Key, bias: Option<Address>) -> Result<Plan, CublasError> {
+/// Asks cuBLASLt how to compute products of a kind: for its choice of a rank, 0 being the best; `None` if there are fewer.
+fn plan(
+    handle: &Owned<sys::cublasLtHandle_t>,
+    key: &Key,
+    bias: Option<Address>,
+    rank: usize,
+) -> Result<Option<Plan>, CublasError> {
     let f32 = sys::cudaDataType_t::CUDA_R_32F;
     let format = |dtype| match dtype {
         Dtype::F32 => f32,
@@ -224,9 +249,31 @@ fn plan(handle: &Owned<sys::cublasLtHandle_t>, key: &Key, bias: Option<Address>)
     ] {
         prefer(attribute, from_ref(alignment).cast(), size_of::<u32>())?;
     }
-    // SAFETY: all descriptors are alive.
-    let found = unsafe { result::get_matmul_algo_heuristic(handle.0, operation.0, a.0, b.0, c.0, c.0, preference.0)? };
-    Ok(Plan { operation, layouts: [a, b, c], algorithm: found.algo, adds_bias: bias.is_some() })
+    let mut found = vec![MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit(); rank + 1];
+    let mut count = 0;
+    // SAFETY: all descriptors are alive, and there is room for as many results as are asked for.
+    unsafe {
+        sys::cublasLtMatmulAlgoGetHeuristic(
+            handle.0,
+            operation.0,
+            a.0,
+            b.0,
+            c.0,
+            c.0,
+            preference.0,
+            found.len() as i32,
+            found.as_mut_ptr().cast(),
+            &mut count,
+        )
+        .result()?;
+    }
+    if count as usize <= rank {
+        return Ok(None);
+    }
+    // SAFETY: as many as were counted have been written.
+    let found = unsafe { found[rank].assume_init() };
+    found.state.result()?;
+    Ok(Some(Plan { operation, layouts: [a, b, c], algorithm: found.algo, adds_bias: bias.is_some() }))
 }
 
 /// The largest power of two that divides an address, up to the 256 bytes of an allocation.

@@ -1,0 +1,218 @@
+//! What a GPU can do, as ceilings for what is measured on it: a large copy, large matrix products, attention, and the
+//! products of a model's training step one by one, by the algorithm that cuBLASLt takes by itself and by the best of several.
+//!
+//! Times are medians by the device's clock; operands are random, because zeros are computed faster.
+
+use anyhow::Result;
+use half::bf16;
+use serde_json::{Value, json};
+
+use super::model::training_step_on_paper;
+use super::speed::check_interrupt;
+use crate::cli::bench::BenchCardArgs;
+use crate::error::input;
+use crate::gpu::profile::Operation;
+use crate::gpu::{Buffer, Dtype, Element, Gpu, Operand, Product, attention};
+use crate::metrics::printer::Printer;
+use crate::metrics::table::table;
+use crate::model::arch::Arch;
+use crate::ops;
+use crate::ops::random;
+use crate::placement::Placement;
+use crate::recipe::Backend;
+
+const REPEATS: usize = 15;
+/// Bytes of a large copy: many times what a cache holds.
+const COPY_BYTES: usize = 1 << 30;
+/// Rows and columns of a large product.
+const LARGE: [usize; 2] = [8192, 4096];
+
+/// Runs the command.
+pub(super) fn run(args: &BenchCardArgs, printer: &Printer) -> Result<()> {
+    let arch = args.shape.arch()?;
+    let Placement::Gpu(gpu) = Placement::open(args.device, Backend::Native, printer)? else {
+        return Err(input(format!("--device {}: give a GPU, such as cuda:0", args.device)));
+    };
+    let figures = measure(&gpu, &arch, args)?;
+    printer.result(&if args.json { figures.to_string() } else { text(&figures) })
+}
+
+fn measure(gpu: &Gpu, arch: &Arch, args: &BenchCardArgs) -> Result<Value> {
+    let copied = copy(gpu, COPY_BYTES)?;
+    check_interrupt()?;
+    let [bf16, f32] = [large_product::<bf16>(gpu, LARGE[0])?, large_product::<f32>(gpu, LARGE[1])?];
+    check_interrupt()?;
+    let attention = attention(gpu, arch, args.shape.batch, args.shape.seq)?;
+    let mut products: Vec<Value> = Vec::new();
+    for product in products_of(arch, args.shape.batch, args.shape.seq)? {
+        check_interrupt()?;
+        products.push(with_every_algorithm(gpu, product, args.algorithms)?);
+    }
+    Ok(json!({
+        "card": gpu.name(), "copy_gb_per_s": copied, "product_bf16_tflops": bf16, "product_f32_tflops": f32,
+        "attention": attention, "products": products,
+    }))
+}
+
+/// 10⁹ bytes read and written per second.
+fn copy(gpu: &Gpu, bytes: usize) -> Result<f64> {
+    let (from, mut to) = (random_buffer::<f32>(gpu, bytes / 4)?, gpu.zeros::<f32>(bytes / 4)?);
+    let seconds = gpu.time(REPEATS, |gpu| gpu.copy(to.view_mut(), from.view()))?;
+    Ok(2.0 * bytes as f64 / seconds / 1e9)
+}
+
+/// 10¹² operations per second of a square product.
+fn large_product<T: Element>(gpu: &Gpu, size: usize) -> Result<f64> {
+    let [a, b] = [random_buffer::<T>(gpu, size * size)?, random_buffer::<T>(gpu, size * size)?];
+    let mut c = gpu.zeros::<T>(size * size)?;
+    let operand = |address| Operand { address, dtype: T::DTYPE, transposed: false };
+    let product = Product {
+        sizes: [size; 3],
+        a: operand(a.view().address()),
+        b: operand(b.view().address()),
+        beta: 0.0,
+        c: (c.view_mut().address(), T::DTYPE),
+        bias: None,
+    };
+    let seconds = gpu.time(REPEATS, |gpu| gpu.multiply(product))?;
+    Ok(2.0 * (size as f64).powi(3) / seconds / 1e12)
+}
+
+fn attention(gpu: &Gpu, arch: &Arch, batch: usize, seq: usize) -> Result<Value> {
+    let shape = ops::attention::Shape {
+        b: batch,
+        t: seq,
+        h: arch.heads,
+        kv_heads: arch.kv_heads,
+        d: arch.head_size,
+        scale: arch.attention_scale(0),
+        causal: arch.causal,
+        window: arch.window,
+    };
+    let n = batch * seq;
+    let (qkv, dy) = (random_buffer::<bf16>(gpu, n * shape.qkv_width())?, random_buffer(gpu, n * shape.y_width())?);
+    let mut y = gpu.zeros::<bf16>(n * shape.y_width())?;
+    let [mut log_sum_exp, mut delta] = [gpu.zeros::<f32>(n * shape.h)?, gpu.zeros::<f32>(n * shape.h)?];
+    let mut dqkv = gpu.zeros::<bf16>(n * shape.qkv_width())?;
+    let forward = gpu.time(REPEATS, |gpu| {
+        attention::forward(gpu, shape, y.view_mut(), log_sum_exp.view_mut(), qkv.view(), None);
+    })?;
+    let backward = gpu.time(REPEATS, |gpu| {
+        let (dqkv, delta, lse) = (dqkv.view_mut(), delta.view_mut(), log_sum_exp.view());
+        attention::backward(gpu, shape, dqkv, delta, dy.view(), qkv.view(), y.view(), lse, None);
+    })?;
+    Ok(json!({
+        "batch": batch, "heads": shape.h, "seq": seq, "head_size": shape.d,
+        "forward_tflops": attention::forward_flops(shape) as f64 / forward / 1e12,
+        "backward_tflops": attention::backward_flops(shape) as f64 / backward / 1e12,
+    }))
+}
+
+/// Each kind of matrix product of a training step, once.
+fn products_of(arch: &Arch, batch: usize, seq: usize) -> Result<Vec<Product>> {
+    let mut products: Vec<Product> = Vec::new();
+    for product in training_step_on_paper(arch, batch, seq)?.into_iter().filter_map(|operation| operation.product) {
+        let kind = |product: &Product| Product {
+            a: nowhere(product.a),
+            b: nowhere(product.b),
+            c: (0, product.c.1),
+            bias: product.bias.map(|_| 0),
+            ..*product
+        };
+        let product = kind(&product);
+        if !products.contains(&product) {
+            products.push(product);
+        }
+    }
+    Ok(products)
+}
+
+fn nowhere(operand: Operand) -> Operand {
+    Operand { address: 0, ..operand }
+}
+
+/// Times a product by the algorithms that cuBLASLt offers for it, the best of them in its own judgement first.
+fn with_every_algorithm(gpu: &Gpu, product: Product, algorithms: usize) -> Result<Value> {
+    let [m, n, k] = product.sizes;
+    let operand = |len: usize| -> Result<Buffer<bf16>> {
+        match product.a.dtype {
+            Dtype::Bf16 => random_buffer(gpu, len),
+            Dtype::F32 => unreachable!("a training step multiplies bfloat16"),
+        }
+    };
+    let (a, b, bias) = (operand(m * k)?, operand(k * n)?, operand(n)?);
+    let mut c = gpu.zeros::<f32>(m * n)?;
+    let placed = Product {
+        a: Operand { address: a.view().address(), ..product.a },
+        b: Operand { address: b.view().address(), ..product.b },
+        c: (c.view_mut().address(), product.c.1),
+        bias: product.bias.map(|_| bias.view().address()),
+        ..product
+    };
+    let mut times = Vec::new();
+    for rank in 0..algorithms {
+        if !gpu.choose_algorithm(&placed, rank)? {
+            break;
+        }
+        times.push(gpu.time(REPEATS, |gpu| gpu.multiply(placed))?);
+    }
+    gpu.choose_algorithm(&placed, 0)?;
+    let best = (0..times.len()).min_by(|&i, &j| times[i].total_cmp(&times[j])).unwrap_or(0);
+    let [first_s, best_s] = [0, best].map(|rank| times.get(rank).copied().unwrap_or(f64::NAN));
+    let operation = Operation::of_product(product);
+    Ok(json!({
+        "name": operation.name, "sizes": product.sizes, "first_us": first_s * 1e6, "best_us": best_s * 1e6,
+        "best_rank": best, "tflops": operation.work.flops as f64 / first_s / 1e12,
+        "best_tflops": operation.work.flops as f64 / best_s / 1e12,
+    }))
+}
+
+/// Numbers around zero; a million different ones, over and over.
+fn random_buffer<T: Element>(gpu: &Gpu, len: usize) -> Result<Buffer<T>> {
+    const PERIOD: usize = 1 << 20;
+    let number = |i: usize| T::from_f32(random::bits(7, i as u64, 0) as f32 / u32::MAX as f32 - 0.5);
+    let numbers: Vec<T> = (0..len.min(PERIOD)).map(number).collect();
+    let mut buffer = gpu.zeros::<T>(len)?;
+    for start in (0..len).step_by(PERIOD) {
+        let end = len.min(start + PERIOD);
+        gpu.upload(buffer.view_mut().window(start..end), &numbers[..end - start]);
+    }
+    Ok(buffer)
+}
+
+fn text(figures: &Value) -> String {
+    let number = |value: &Value| value.as_f64().map_or("n/a".to_owned(), |value| format!("{value:.1}"));
+    let attention = &figures["attention"];
+    let rows: Vec<Vec<String>> = figures["products"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|product| {
+            let cell = |key: &str| number(&product[key]);
+            vec![
+                cell("first_us"),
+                cell("tflops"),
+                cell("best_us"),
+                cell("best_tflops"),
+                product["best_rank"].to_string(),
+                product["name"].as_str().unwrap_or_default().to_owned(),
+            ]
+        })
+        .collect();
+    let header = [" µs", " TFLOP/s", " best µs", " TFLOP/s", " rank", "product"];
+    format!(
+        "{}: copies {} GB/s, products {} TFLOP/s in bf16 and {} in f32\n\
+         attention of {} rows of {} tokens, {} heads of {}: forward {} TFLOP/s, backward {}\n{}",
+        figures["card"].as_str().unwrap_or_default(),
+        number(&figures["copy_gb_per_s"]),
+        number(&figures["product_bf16_tflops"]),
+        number(&figures["product_f32_tflops"]),
+        attention["batch"],
+        attention["seq"],
+        attention["heads"],
+        attention["head_size"],
+        number(&attention["forward_tflops"]),
+        number(&attention["backward_tflops"]),
+        table(&header, &rows)
+    )
+}

@@ -116,9 +116,9 @@ mod tests {
         let groups = groups(&operations, Some(&CARD));
         assert_eq!(
             text(&groups),
-            "share     ms  floor ms  calls  GFLOP   MB  TFLOP/s    GB/s  operation\n\
-             80.0 %  4.000     2.000      2  200.0  2.0     50.0     0.5  long\n\
-             20.0 %  1.000     0.002      1         2.0              2.0  short"
+            " share     ms  floor ms  calls  GFLOP   MB  TFLOP/s  GB/s  operation\n\
+             80.0 %  4.000     2.000      2  200.0  2.0     50.0   0.5  long\n\
+             20.0 %  1.000     0.002      1         2.0            2.0  short"
         );
         assert!((floor_seconds(&groups).unwrap() - 0.002002).abs() < 1e-12);
         let json = json(&groups);
@@ -140,12 +140,10 @@ mod tests {
         let operations = [operation("less", 0, 1_000_000, 0.0), operation("more", 0, 3_000_000, 0.0)];
         let text = text(&groups(&operations, Some(&CARD)));
         let rows: Vec<&str> = text.lines().skip(1).map(str::trim).collect();
-        assert_eq!(
-            rows,
-            [
-                "75.0 %          0.003      1         3.0                 more",
-                "25.0 %          0.001      1         1.0                 less"
-            ]
-        );
+        let expected = [
+            "75.0 %         0.003      1         3.0                 more",
+            "25.0 %         0.001      1         1.0                 less",
+        ];
+        assert_eq!(rows, expected);
     }
 }

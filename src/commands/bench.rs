@@ -2,8 +2,10 @@
 //! it reads text (`bench/data.rs`).
 //!
 //! A training step is what a run does: forward, backward, norm, clipping, AdamW. The first step, which takes the memory,
-//! is not counted; figures are medians over the others. On a GPU training also tells what it took of the card's memory
-//! beside what `assay check` would have said, as `gpu_mib` and `gpu_estimate_mib`.
+//! is not counted; figures are medians over the others. `mfu` is the model's arithmetic as a part of what the card can do at
+//! most in the number format that it computes in; of a card whose peak is not known, and of the CPU, it is null. On a GPU
+//! training also tells what it took of the card's memory beside what `assay check` would have said, as `gpu_mib` and
+//! `gpu_estimate_mib`.
 
 mod data;
 mod parquet;
@@ -20,7 +22,9 @@ use serde_json::{Map, json};
 use crate::cli::bench::{BenchArgs, BenchCommand, BenchModelArgs};
 use crate::error::input;
 use crate::figures::bytes;
+use crate::gpu::Dtype;
 use crate::metrics::printer::Printer;
+use crate::metrics::progress::flops;
 use crate::model::arch::Arch;
 use crate::model::config::{self, Sizes};
 use crate::model::layout::Layout;
@@ -89,10 +93,13 @@ fn run_model(work: Work, args: &BenchModelArgs, printer: &Printer) -> Result<()>
         Work::Score => meter::score_flops_per_token(&arch, args.seq),
     };
     let gflops = tokens_per_s * flops_per_token / 1e9;
+    let tflops = gflops / 1000.0;
+    let mfu = peak_tflops(work, args, &arch, &placement).map(|peak| tflops / peak);
     let peak_mib = meter::peak_memory_mib();
     if args.json {
         let mut report = json!({
-            "tokens_per_s": tokens_per_s, "step_s": step_s, "gflops": gflops, "peak_mib": peak_mib,
+            "tokens_per_s": tokens_per_s, "step_s": step_s, "gflops": gflops, "tflops": tflops, "mfu": mfu,
+            "peak_mib": peak_mib,
         });
         if let Some(taken) = gpu_bytes {
             report["gpu_mib"] = json!(taken as f64 / MIB);
@@ -104,13 +111,29 @@ fn run_model(work: Work, args: &BenchModelArgs, printer: &Printer) -> Result<()>
     let on_gpu = gpu_bytes.map_or(String::new(), |taken| {
         format!("\nmemory of the GPU: {}, estimated {}", bytes(taken as u128), bytes(needed))
     });
+    let utilization = match (mfu, &placement) {
+        (Some(mfu), _) => format!(", {:.1} % MFU", 100.0 * mfu),
+        (None, Placement::Gpu(_)) => ", MFU n/a".to_owned(),
+        (None, Placement::Cpu) => String::new(),
+    };
     printer.result(&format!(
-        "{tokens_per_s:.0} tokens/s, {step_s:.4} s a step, {gflops:.1} GFLOP/s, peak memory {peak}\n\
+        "{tokens_per_s:.0} tokens/s, {step_s:.4} s a step, {}{utilization}, peak memory {peak}\n\
          ({} parameters, median of {} steps on {}){on_gpu}",
+        flops(gflops),
         Layout::of(&arch).len(),
         args.steps,
         placement.name()
     ))
+}
+
+/// What the place can do at most, in 10¹² floating-point operations per second, in the number format that it computes in.
+fn peak_tflops(work: Work, args: &BenchModelArgs, arch: &Arch, placement: &Placement) -> Option<f64> {
+    match work {
+        Work::Train => placement.peak_tflops(Dtype::Bf16),
+        // What the kernels cannot score is scored on the CPU.
+        Work::Score if !gpu::can_score(arch, args.dtype) => None,
+        Work::Score => placement.peak_tflops(args.dtype.into()),
+    }
 }
 
 /// Bytes that the shape takes where it is computed, and those that are free there, if that is known.

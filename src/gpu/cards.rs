@@ -42,7 +42,7 @@ pub fn find(name: &str) -> Option<&'static Card> {
 }
 
 /// Name, dense bf16 and f32 TFLOP/s, GB/s.
-const CARDS: &[Card] = &[
+static CARDS: &[Card] = &[
     // "NVIDIA H100 Tensor Core GPU Architecture" (white paper), bf16 with f32 accumulation: 989.4 and, PCIe, 756. The rest is
     // of the H100 data sheet and the H100 PCIe product brief (PB-11133).
     Card::new("NVIDIA H100 80GB HBM3", 989.4, 67.0, 3350.0),

@@ -5,7 +5,7 @@
         --batch B --steps N [--threads N] [--attention sdpa|explicit] [--adamw fused|foreach]
         [--device cpu|cuda] [--dtype f32|bf16]
 
-Prints one JSON object with the keys of `assay bench`: tokens_per_s, step_s (median of the steps after one that warms
+Prints one JSON object with these keys of `assay bench`: tokens_per_s, step_s (median of the steps after one that warms
 up), gflops (6N + 12LdT per trained token, a third of it when scoring) and peak_mib. The model is written as plainly as
 nanoGPT's, without dropout; a training step is forward, backward, clipping by global norm, and AdamW. The defaults are
 the faster ones on the CPU, so that the comparison is fair. With bf16 the weights stay in float32 and autocast computes in

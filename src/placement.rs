@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::error::input;
 use crate::figures::bytes;
-use crate::gpu::{Gpu, cuda};
+use crate::gpu::{Dtype, Gpu, cards, cuda};
 use crate::metrics::printer::Printer;
 use crate::model::gpu::memory_estimate;
 use crate::recipe::{Backend, DeviceChoice, Resolved};
@@ -82,6 +82,15 @@ impl Placement {
             Self::Gpu(gpu) => gpu.name(),
         }
     }
+
+    /// 10¹² floating-point operations per second that it can do at most in products of a number format: of a card that
+    /// [`cards`] lists. Of others, and of the CPU, that is not known.
+    pub fn peak_tflops(&self, dtype: Dtype) -> Option<f64> {
+        match self {
+            Self::Cpu => None,
+            Self::Gpu(gpu) => cards::find(&gpu.name()).map(|card| card.tflops(dtype)),
+        }
+    }
 }
 
 /// Whether a choice means a GPU, on this machine if it is left to the machine; opens nothing.
@@ -98,6 +107,15 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::error::exit_code;
+    use crate::gpu::emulator;
+
+    #[test]
+    fn only_a_listed_card_has_a_peak() {
+        assert_eq!(Placement::Cpu.peak_tflops(Dtype::F32), None);
+        for gpu in emulator::gpus().into_iter().flatten() {
+            assert_eq!(Placement::Gpu(gpu).peak_tflops(Dtype::Bf16), None);
+        }
+    }
 
     #[test]
     fn candle_computes_on_the_cpu() {

@@ -1,7 +1,8 @@
 //! How far a run is: a bar on a terminal, else a line every so many steps.
 //!
-//! Both show the same: step, loss, tokens per second, arithmetic per second, and the time that remains, as
-//! `train::meter` measured it in this process (a resumed run does not count steps that it has not computed itself).
+//! Both show the same: step, loss, tokens and arithmetic per second, what takes much of the time beside forward and
+//! backward, and the time that remains, as `train::meter` measured it in this process (a resumed run does not count steps
+//! that it has not computed itself).
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::printer::Printer;
 use crate::data::stages::Stage;
 use crate::train::meter::Speed;
+use crate::train::phases::Phase;
 
 /// The progress of one run. Dropping it removes the bar.
 pub struct Progress {
@@ -32,9 +34,18 @@ impl Progress {
         Self { printer: printer.clone(), bar, total_steps, print_every }
     }
 
-    /// Shows the step that was just finished; `starving`: the stage of reading data that is waited for, if that is worth a word.
-    pub fn update(&self, step: u64, loss: f64, speed: &Speed, starving: Option<Stage>, remaining: Option<Duration>) {
-        let status = status(loss, speed, starving, remaining);
+    /// Shows the step that was just finished; `slow`: a phase that takes much of the time, and which part of it; `starving`: the
+    /// stage of reading that is waited for, if data is.
+    pub fn update(
+        &self,
+        step: u64,
+        loss: f64,
+        speed: &Speed,
+        slow: Option<(Phase, f64)>,
+        starving: Option<Stage>,
+        remaining: Option<Duration>,
+    ) {
+        let status = status(loss, speed, slow, starving, remaining);
         if let Some(bar) = &self.bar {
             bar.set_message(status);
             bar.set_position(step);
@@ -59,15 +70,30 @@ impl Drop for Progress {
     }
 }
 
-fn status(loss: f64, speed: &Speed, starving: Option<Stage>, remaining: Option<Duration>) -> String {
-    let mut text = format!("loss {loss:.4}, {} tokens/s, {}", rate(speed.tokens_per_s), flops(speed.gflops));
-    if let Some(stage) = starving {
-        text.push_str(&format!(", {:.0} % waiting for data ({})", 100.0 * speed.data_wait, stage.name()));
+fn status(
+    loss: f64,
+    speed: &Speed,
+    slow: Option<(Phase, f64)>,
+    starving: Option<Stage>,
+    remaining: Option<Duration>,
+) -> String {
+    let mut text = format!("loss {loss:.4}, {}", self::speed(speed));
+    if let Some((phase, share)) = slow {
+        text.push_str(&format!(", {:.0} % {}", 100.0 * share, phase.name()));
+        if let Some(stage) = starving.filter(|_| phase == Phase::Data) {
+            text.push_str(&format!(" ({})", stage.name()));
+        }
     }
     if let Some(remaining) = remaining {
         text.push_str(&format!(", {} left", duration(remaining)));
     }
     text
+}
+
+/// A speed, such as "1,234 tokens/s, 43.2 GFLOP/s"; with its part of the hardware's peak where that is known.
+pub fn speed(speed: &Speed) -> String {
+    let mfu = speed.mfu.map_or(String::new(), |mfu| format!(", {:.1} % MFU", 100.0 * mfu));
+    format!("{} tokens/s, {}{mfu}", rate(speed.tokens_per_s), flops(speed.gflops))
 }
 
 /// A rate with three to four digits and thousands separated, such as 8.53, 671, 38,600.
@@ -86,7 +112,8 @@ fn rate(per_s: f64) -> String {
     text
 }
 
-fn flops(gflops: f64) -> String {
+/// Arithmetic per second, in the unit that suits it.
+pub fn flops(gflops: f64) -> String {
     if gflops < 10_000.0 { format!("{gflops:.1} GFLOP/s") } else { format!("{:.1} TFLOP/s", gflops / 1000.0) }
 }
 
@@ -110,14 +137,14 @@ mod tests {
     use super::super::printer::tests::captured;
     use super::*;
 
-    const SPEED: Speed = Speed { tokens_per_s: 1234.4, gflops: 43.21, data_wait: 0.001 };
+    const SPEED: Speed = Speed { tokens_per_s: 1234.4, gflops: 43.21, mfu: None };
 
     #[test]
     fn prints_a_line_every_so_many_steps_and_at_the_end_where_there_is_no_terminal() {
         let (printer, out, err) = captured(false);
         let progress = Progress::new(&printer, 10, 25, 10);
         for step in 11..=25 {
-            progress.update(step, 5.0 + step as f64 / 100.0, &SPEED, None, Some(Duration::from_secs(25 - step)));
+            progress.update(step, 5.0 + step as f64 / 100.0, &SPEED, None, None, Some(Duration::from_secs(25 - step)));
         }
         assert_eq!(out.text(), "");
         assert_eq!(
@@ -128,17 +155,31 @@ mod tests {
     }
 
     #[test]
-    fn what_starves_training_is_named() {
-        let speed = Speed { data_wait: 0.314, ..SPEED };
-        let expected = "loss 5.0000, 1,234 tokens/s, 43.2 GFLOP/s, 31 % waiting for data (network), 9 s left";
-        assert_eq!(status(5.0, &speed, Some(Stage::Network), Some(Duration::from_secs(9))), expected);
+    fn what_is_slow_is_named_and_what_starves_training_too() {
+        let network = Some(Stage::Network);
+        for (slow, starving, expected) in [
+            (None, network, ""),
+            (Some((Phase::Data, 0.314)), network, ", 31 % waiting for data (network)"),
+            (Some((Phase::Data, 0.314)), None, ", 31 % waiting for data"),
+            (Some((Phase::Optimizer, 0.05)), network, ", 5 % optimizer"),
+        ] {
+            let text = status(5.0, &SPEED, slow, starving, Some(Duration::from_secs(9)));
+            assert_eq!(text, format!("loss 5.0000, 1,234 tokens/s, 43.2 GFLOP/s{expected}, 9 s left"));
+        }
+    }
+
+    #[test]
+    fn a_known_peak_shows_the_utilization() {
+        let known = Speed { tokens_per_s: 96_400.0, gflops: 446_300.0, mfu: Some(0.451_07) };
+        let expected = "loss 5.0000, 96,400 tokens/s, 446.3 TFLOP/s, 45.1 % MFU";
+        assert_eq!(status(5.0, &known, None, None, None), expected);
     }
 
     #[test]
     fn prints_nothing_when_quiet_or_told_so() {
         for (quiet, print_every) in [(true, 1), (false, 0)] {
             let (printer, _, err) = captured(quiet);
-            Progress::new(&printer, 0, 1, print_every).update(1, 5.0, &SPEED, None, None);
+            Progress::new(&printer, 0, 1, print_every).update(1, 5.0, &SPEED, None, None, None);
             assert_eq!(err.text(), "");
         }
     }

@@ -170,10 +170,18 @@ pub fn scorer(gpu: &Gpu, arch: &Arch, params: &[f32], dtype: ScoreDtype) -> Resu
     make().context("scoring on a GPU; on the CPU: --device cpu")
 }
 
+impl From<ScoreDtype> for Dtype {
+    fn from(dtype: ScoreDtype) -> Self {
+        match dtype {
+            ScoreDtype::F32 => Self::F32,
+            ScoreDtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 /// Whether the kernels can score a model.
 pub fn can_score(arch: &Arch, dtype: ScoreDtype) -> bool {
-    let dtype = if dtype == ScoreDtype::F32 { Dtype::F32 } else { Dtype::Bf16 };
-    arch.head_size <= max_head_size(dtype) && arch.width <= norm::MAX_WIDTH_FORWARD
+    arch.head_size <= max_head_size(dtype.into()) && arch.width <= norm::MAX_WIDTH_FORWARD
 }
 
 /// Why a GPU cannot train a model, if it cannot.

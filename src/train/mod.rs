@@ -8,6 +8,7 @@ pub mod evaluate;
 pub mod first_model;
 pub mod guard;
 pub mod meter;
+pub mod phases;
 pub mod run_contest;
 pub mod run_folder;
 pub mod session;
@@ -24,6 +25,7 @@ use crate::interrupt;
 use crate::metrics::printer::Printer;
 use crate::placement::Placement;
 use crate::recipe::Resolved;
+use phases::Phase;
 use run_contest::RunContest;
 use session::{Session, Summary};
 use step::{Stepped, Stepper};
@@ -73,14 +75,14 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
 
     loop {
         if session.evaluation_is_due() {
-            session.stage("evaluating");
+            session.enter(Phase::Evaluating);
             let Some(loss) = evaluate::held_out_loss(session.model(), &held_out.rows)? else {
                 return Err(session.end_early()?);
             };
             session.evaluated(loss)?;
         }
         if let Some(contest) = contest.as_mut().filter(|contest| contest.is_due(session.place().step)) {
-            session.stage("scoring");
+            session.enter(Phase::Scoring);
             let Some(outcome) = contest.ask(&mut session)? else {
                 return Err(session.end_early()?);
             };
@@ -92,8 +94,8 @@ pub fn run(resolved: &Resolved, start: Start, collective: &dyn Collective, print
         if interrupt::requested() {
             return Err(session.end_early()?);
         }
-        let (engine, place) = session.state();
-        match stepper.step(engine, place, &mut loader)? {
+        let (engine, place, stopwatch) = session.state();
+        match stepper.step(engine, place, &mut loader, stopwatch)? {
             Stepped::Taken(report) => session.stepped(&report)?,
             Stepped::Interrupted => return Err(session.end_early()?),
             Stepped::NoData(error) => return Err(session.end_without_data(error)),

@@ -12,6 +12,7 @@ use super::Start;
 use super::engine::{self, Engine, Options};
 use super::first_model;
 use super::meter::{self, Meter};
+use super::phases::{Phase, Stopwatch};
 use super::run_contest::Outcome;
 use super::run_folder::{self, Evaluation, Evaluations};
 use super::state::{Place, Weights};
@@ -21,6 +22,7 @@ use crate::data::held_out::HeldOut;
 use crate::dist::World;
 use crate::error::{Failure, input};
 use crate::figures::count;
+use crate::gpu::Dtype;
 use crate::metrics::Recorder;
 use crate::metrics::printer::Printer;
 use crate::metrics::progress::{self, Progress};
@@ -30,9 +32,6 @@ use crate::model::layout::Layout;
 use crate::model::{init, weights};
 use crate::placement::Placement;
 use crate::recipe::{DeviceChoice, Init, Resolved};
-
-/// From this part of the time on the progress shows what data is waited for.
-const SHOWN_WAIT: f64 = 0.02;
 
 /// An open run.
 pub struct Session<'a> {
@@ -50,6 +49,7 @@ pub struct Session<'a> {
     recorder: Recorder,
     progress: Progress,
     meter: Meter,
+    stopwatch: Stopwatch,
     started: Instant,
     /// Steps that were done when this process began.
     steps_before: u64,
@@ -169,6 +169,7 @@ impl<'a> Session<'a> {
         let options = Options { updates: place.updates, ..Options::of(recipe, &layout) };
         let engine = engine::open(placement, &resolved.arch, &options, weights)?;
         let flops = meter::train_flops_per_token(&resolved.arch, resolved.row_len);
+        let peak_gflops = placement.peak_tflops(Dtype::Bf16).map(|peak| 1000.0 * peak * world.size as f64);
         let (steps_before, total_steps) = (place.step, recipe.train.steps as u64);
         Ok(Self {
             resolved,
@@ -182,7 +183,8 @@ impl<'a> Session<'a> {
             unigram_entropy: held_out.unigram_entropy,
             recorder: Recorder::open(run_dir, resumed_at, recipe.metrics.tensorboard, printer),
             progress: Progress::new(printer, place.step, total_steps, recipe.metrics.print_every as u64),
-            meter: Meter::new(flops, place.step, total_steps, Instant::now()),
+            meter: Meter::new(flops, peak_gflops, place.step, total_steps, Instant::now()),
+            stopwatch: Stopwatch::default(),
             store,
             place,
             started: Instant::now(),
@@ -211,9 +213,9 @@ impl<'a> Session<'a> {
         self.engine.as_mut()
     }
 
-    /// What a step changes.
-    pub fn state(&mut self) -> (&mut dyn Engine, &mut Place) {
-        (self.engine.as_mut(), &mut self.place)
+    /// What a step changes, and what measures it.
+    pub fn state(&mut self) -> (&mut dyn Engine, &mut Place, &mut Stopwatch) {
+        (self.engine.as_mut(), &mut self.place, &mut self.stopwatch)
     }
 
     /// Whether all steps are done.
@@ -231,9 +233,10 @@ impl<'a> Session<'a> {
         step > 0 && (self.is_finished() || every > 0 && step.is_multiple_of(every))
     }
 
-    /// Shows what is done between two steps.
-    pub fn stage(&self, what: &str) {
-        self.progress.stage(what);
+    /// Shows and measures what is done between two steps.
+    pub fn enter(&mut self, phase: Phase) {
+        self.stopwatch.enter(phase);
+        self.progress.stage(phase.name());
     }
 
     /// Tells and keeps the held-out loss of the weights as they are, which are on disk.
@@ -269,31 +272,35 @@ impl<'a> Session<'a> {
 
     /// Tells of a step that was taken, and saves if it is time.
     pub fn stepped(&mut self, report: &StepReport) -> Result<()> {
+        // Records are written from here on.
+        self.stopwatch.enter(Phase::Saving);
+        let times = self.stopwatch.take();
         let step = self.place.step;
         let recipe = &self.resolved.recipe;
         let tokens = recipe.train.tokens_per_step as u64;
-        self.meter.step(Instant::now(), step, tokens, report.took, report.waits.total);
+        self.meter.step(Instant::now(), step, tokens, times);
         let speed = self.meter.recent();
-        let share_of_step = |time: Duration| time.as_secs_f64() / report.took.as_secs_f64();
+        let step_s = times.in_steps().as_secs_f64();
+        let share_of_step = |time: Duration| time.as_secs_f64() / step_s;
         let [network, decode, tokenize] = report.waits.stages.map(share_of_step);
-        self.recorder.record(
-            step,
-            &[
-                ("loss", report.loss),
-                ("grad_norm", report.gradient_norm),
-                ("learning_rate", report.learning_rate),
-                ("tokens_per_s", tokens as f64 / report.took.as_secs_f64()),
-                ("gflops", speed.gflops),
-                ("data_wait", share_of_step(report.waits.total)),
-                ("data_wait_network", network),
-                ("data_wait_decode", decode),
-                ("data_wait_tokenize", tokenize),
-                ("tokens", self.place.tokens as f64),
-                ("skipped", self.place.guard.skipped as f64),
-            ],
-        );
-        let starving = report.waits.longest().filter(|_| speed.data_wait >= SHOWN_WAIT);
-        self.progress.update(step, report.loss, &speed, starving, self.meter.remaining());
+        let values = [
+            ("loss", report.loss),
+            ("grad_norm", report.gradient_norm),
+            ("learning_rate", report.learning_rate),
+            ("tokens_per_s", tokens as f64 / step_s),
+            ("gflops", speed.gflops),
+            ("data_wait", share_of_step(report.waits.total)),
+            ("data_wait_network", network),
+            ("data_wait_decode", decode),
+            ("data_wait_tokenize", tokenize),
+            ("tokens", self.place.tokens as f64),
+            ("skipped", self.place.guard.skipped as f64),
+        ];
+        let shares = Phase::ALL.map(|phase| (phase.key(), times.share(phase)));
+        let mfu = speed.mfu.map(|mfu| ("mfu", mfu));
+        self.recorder.record(step, &values.into_iter().chain(mfu).chain(shares).collect::<Vec<_>>());
+        let slow = self.meter.slow();
+        self.progress.update(step, report.loss, &speed, slow, report.waits.longest(), self.meter.remaining());
         if !report.applied {
             self.printer.warn(&format!(
                 "step {step}: the loss ({}) or the gradient norm ({}) is not finite; the step was skipped and the weights \
@@ -324,7 +331,7 @@ impl<'a> Session<'a> {
     }
 
     fn save(&mut self) -> Result<()> {
-        self.progress.stage("saving");
+        self.enter(Phase::Saving);
         self.recorder.sync();
         let weights = self.engine.weights()?;
         self.store.save(&Snapshot {
@@ -378,6 +385,8 @@ impl<'a> Session<'a> {
     /// Closes the records and says what happened; an error if the run ends with weights of no use.
     pub fn finish(mut self) -> Result<Summary> {
         self.recorder.sync();
+        self.stopwatch.enter(Phase::Saving);
+        self.meter.after(self.stopwatch.take());
         let (Some(last), Some(best)) = (self.evaluations.last, self.evaluations.best) else {
             bail!(
                 "{} has diverged: no held-out loss of it was ever finite; its records are in {}",
@@ -397,25 +406,26 @@ impl<'a> Session<'a> {
         let (recipe, run_dir) = (&self.resolved.recipe, self.store.run_dir().to_owned());
         let steps = self.place.step - self.steps_before;
         let mut lines = Vec::new();
-        lines.push(if steps == 0 {
-            format!(
+        if steps == 0 {
+            lines.push(format!(
                 "{} was trained before: all {} steps are done (--fresh trains it anew).",
                 recipe.name, self.place.step
-            )
+            ));
         } else {
             let speed = self.meter.overall();
-            format!(
-                "Trained {}: {} steps, {} tokens in {}, saving and evaluating included ({} tokens/s, {:.1} GFLOP/s and \
-                 {:.2} % of the time waiting for data while training).",
+            lines.push(format!(
+                "Trained {}: {} steps, {} tokens in {}, saving and evaluating included ({} in steps).",
                 recipe.name,
                 count(steps),
                 count(steps * recipe.train.tokens_per_step as u64),
                 progress::duration(self.started.elapsed()),
-                count(speed.tokens_per_s.round() as u64),
-                speed.gflops,
-                100.0 * speed.data_wait
-            )
-        });
+                progress::speed(&speed)
+            ));
+            lines.push(format!("The time went into {}.", self.meter.times()));
+            if speed.mfu.is_none() && self.place.device != "cpu" {
+                lines.push(format!("MFU n/a: the peak of {} is not known.", self.place.device));
+            }
+        }
         if self.place.guard.skipped > 0 {
             lines.push(format!("{} steps were skipped because they were not finite.", self.place.guard.skipped));
         }

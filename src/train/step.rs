@@ -3,11 +3,12 @@
 //! The gradient is that of the mean loss over the step's tokens on all processes: each micro-batch adds its mean with
 //! weight `1 / (micro-steps * processes)`.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 
 use super::engine::Engine;
+use super::phases::{Phase, Stopwatch};
 use super::state::Place;
 use crate::data::Batch;
 use crate::data::loader::{Loader, Waits};
@@ -36,9 +37,7 @@ pub struct StepReport {
     pub learning_rate: f64,
     /// Whether the weights were touched.
     pub applied: bool,
-    /// How long it took in all.
-    pub took: Duration,
-    /// How much of that was spent waiting for data, and for which stage of reading it.
+    /// How long it waited for data, and for which stage of reading it.
     pub waits: Waits,
 }
 
@@ -68,7 +67,8 @@ impl From<Gap> for Stepped {
     }
 }
 
-fn next_batch(loader: &mut Loader) -> Result<Batch, Gap> {
+fn next_batch(loader: &mut Loader, stopwatch: &mut Stopwatch) -> Result<Batch, Gap> {
+    stopwatch.enter(Phase::Data);
     loader.next_batch().map_err(Gap::NoData)?.ok_or(Gap::Interrupted)
 }
 
@@ -79,8 +79,15 @@ impl<'a> Stepper<'a> {
     }
 
     /// Takes the step after `place`, which moves on if it is taken.
-    pub fn step(&self, engine: &mut dyn Engine, place: &mut Place, loader: &mut Loader) -> Result<Stepped> {
+    pub fn step(
+        &self,
+        engine: &mut dyn Engine,
+        place: &mut Place,
+        loader: &mut Loader,
+        stopwatch: &mut Stopwatch,
+    ) -> Result<Stepped> {
         let started = Instant::now();
+        stopwatch.enter(Phase::Passes);
         let waits_before = loader.waits();
         let world = self.collective.world();
         let scale = 1.0 / (self.micro_steps * world.size) as f64;
@@ -90,16 +97,17 @@ impl<'a> Stepper<'a> {
         engine.zero_gradients();
         let mut upcoming = None;
         for micro_step in 0..self.micro_steps {
-            let batch = match upcoming.take().map_or_else(|| next_batch(loader), Ok) {
+            let batch = match upcoming.take().map_or_else(|| next_batch(loader, stopwatch), Ok) {
                 Ok(batch) => batch,
                 Err(gap) => return Ok(gap.into()),
             };
             if micro_step + 1 < self.micro_steps {
-                match next_batch(loader) {
+                match next_batch(loader, stopwatch) {
                     Ok(next) => upcoming = Some(next),
                     Err(gap) => return Ok(gap.into()),
                 }
             }
+            stopwatch.enter(Phase::Passes);
             let dropout = self.dropout(place.step, micro_step, world.rank);
             let next = upcoming.as_ref().map(rows_of);
             loss += engine.accumulate(rows_of(&batch), scale as f32, dropout, next)? * scale;
@@ -110,6 +118,7 @@ impl<'a> Stepper<'a> {
                 return Ok(Stepped::Interrupted);
             }
         }
+        stopwatch.enter(Phase::Sum);
         engine.sum_over(self.collective)?;
         let mut sums = [loss];
         self.collective.sum_scalars(&mut sums)?;
@@ -119,6 +128,7 @@ impl<'a> Stepper<'a> {
         let total_steps = self.recipe.train.steps;
         let learning_rate =
             schedule::learning_rate(&self.recipe.schedule, options.learning_rate, place.step as usize, total_steps);
+        stopwatch.enter(Phase::Optimizer);
         let gradient_norm = engine.gradient_norm()?;
         place.step += 1;
         place.tokens += tokens;
@@ -129,10 +139,9 @@ impl<'a> Stepper<'a> {
             engine.update(place.updates, learning_rate, scale)?;
             place.updates += 1;
         }
-        let took = started.elapsed();
-        place.seconds += took.as_secs_f64();
+        place.seconds += started.elapsed().as_secs_f64();
         let waits = loader.waits().since(&waits_before);
-        Ok(Stepped::Taken(StepReport { loss, gradient_norm, learning_rate, applied, took, waits }))
+        Ok(Stepped::Taken(StepReport { loss, gradient_norm, learning_rate, applied, waits }))
     }
 
     /// Masks differ from step to step, from micro-batch to micro-batch and from process to process.

@@ -11,7 +11,8 @@ fn keys(value: &Value) -> Vec<&str> {
 /// A run of two steps; its model is `run/latest`.
 fn trained() -> Dir {
     let dir = Dir::with_recipe(2);
-    dir.train(&[]).run().assert_exit(0).assert_stdout_contains("Held-out loss").assert_stdout_contains("run/latest");
+    let outcome = dir.train(&["--device", "cpu"]).run().assert_exit(0);
+    outcome.assert_stdout_contains("Held-out loss").assert_stdout_contains("run/latest");
     dir
 }
 
@@ -137,16 +138,18 @@ fn bench_answers_with_rates_that_belong_together() {
     let dir = Dir::new();
     let (layers, width, vocab, seq, batch) = (1.0, 32.0, 1000.0, 64.0, 2.0);
     for (what, part) in [("train", 1.0), ("score", 1.0 / 3.0)] {
-        let sizes = "--layers 1 --width 32 --heads 2 --vocab 1000 --seq 64 --batch 2 --steps 3 --threads 2 --json";
+        let sizes =
+            "--layers 1 --width 32 --heads 2 --vocab 1000 --seq 64 --batch 2 --steps 3 --threads 2 --device cpu --json";
         let sizes: Vec<_> = sizes.split(' ').collect();
         let answer = dir.assay(&["bench", what]).args(&sizes).run().assert_exit(0).json();
-        assert_eq!(keys(&answer), ["tokens_per_s", "step_s", "gflops", "peak_mib"]);
-        let [tokens_per_s, step_s, gflops, peak_mib] =
-            ["tokens_per_s", "step_s", "gflops", "peak_mib"].map(|key| answer[key].as_f64().unwrap());
+        assert_eq!(keys(&answer), ["tokens_per_s", "step_s", "gflops", "tflops", "mfu", "peak_mib"]);
+        let [tokens_per_s, step_s, gflops, tflops, peak_mib] =
+            ["tokens_per_s", "step_s", "gflops", "tflops", "peak_mib"].map(|key| answer[key].as_f64().unwrap());
         let parameters = vocab * width + seq * width + layers * (12.0 * width * width + 13.0 * width) + 2.0 * width;
         let flops_per_token = part * (6.0 * parameters + 12.0 * layers * width * seq);
         let close = |a: f64, b: f64| (a / b - 1.0).abs() < 0.01;
         assert!(close(gflops, tokens_per_s * flops_per_token / 1e9), "{what}: {answer}");
+        assert!(close(1000.0 * tflops, gflops) && answer["mfu"].is_null(), "no peak of a CPU is known: {answer}");
         assert!(close(tokens_per_s * step_s, batch * seq), "{what}: {answer}");
         assert!((1.0..4096.0).contains(&peak_mib), "{what}: {answer}");
     }
@@ -182,12 +185,25 @@ fn a_run_records_what_its_readers_look_for() {
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let steps: Vec<&Value> = lines.iter().filter(|line| line.get("loss").is_some()).collect();
     assert_eq!(steps.len(), 2);
-    for line in steps {
+    for line in &steps {
         for key in ["step", "time", "loss", "grad_norm", "learning_rate", "tokens_per_s", "data_wait"] {
             assert!(line[key].is_number(), "{key} in {line}");
         }
         assert!((0.0..=1.0).contains(&line["data_wait"].as_f64().unwrap()), "{line}");
     }
+    // Each record says where the time since the record before went, what writing that one took included.
+    let share = |line: &Value, phase: &str| line[format!("time_{phase}")].as_f64().unwrap();
+    for line in &steps {
+        let phases = ["data", "forward_backward", "sum", "optimizer", "saving", "evaluating", "scoring"];
+        let sum: f64 = phases.map(|phase| share(line, phase)).iter().sum();
+        assert!((sum - 1.0).abs() < 1e-6, "{line}");
+        assert!(share(line, "forward_backward") > 0.0 && share(line, "optimizer") > 0.0, "{line}");
+        // Of a step's own time the wait for data is at least the part of all time.
+        assert!(share(line, "data") <= line["data_wait"].as_f64().unwrap() + 0.01, "{line}");
+        assert!(line.get("mfu").is_none(), "no peak of a CPU is known: {line}");
+    }
+    assert_eq!(share(steps[0], "saving"), 0.0);
+    assert!(share(steps[1], "saving") > 0.0);
     assert_eq!(lines.iter().filter(|line| line["held_out_loss"].is_number()).count(), 1, "evaluated at the end");
     let names: Vec<String> =
         std::fs::read_dir(dir.path("run")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();

@@ -1,9 +1,11 @@
 //! Training steps and scoring of a model of a given shape.
 //!
 //! A training step is what a run does: forward, backward, norm, clipping, AdamW. The first step, which takes the memory,
-//! is not counted; figures are medians over the others. On a GPU training also tells what it took of the card's memory
-//! beside what `assay check` would have said, as `gpu_mib` and `gpu_estimate_mib`; `--profile` lists the operations of one
-//! step more, and `--paper` those of a step on a card that need not be there, with the least time that it would take.
+//! is not counted; figures are medians over the others. `mfu` is the model's arithmetic as a part of what the card can do at
+//! most in the number format that it computes in; of a card whose peak is not known, and of the CPU, it is null. On a GPU
+//! training also tells what it took of the card's memory beside what `assay check` would have said, as `gpu_mib` and
+//! `gpu_estimate_mib`; `--profile` lists the operations of one step more, and `--paper` those of a step on a card that need
+//! not be there, with the least time that it would take.
 
 use std::time::Instant;
 
@@ -15,9 +17,10 @@ use crate::cli::bench::BenchModelArgs;
 use crate::error::input;
 use crate::figures::bytes;
 use crate::gpu::cards::{self, Card};
-use crate::gpu::paper;
 use crate::gpu::profile::Operation;
+use crate::gpu::{Dtype, paper};
 use crate::metrics::printer::Printer;
+use crate::metrics::progress::flops;
 use crate::model::arch::Arch;
 use crate::model::layout::Layout;
 use crate::model::scorer::Scoring;
@@ -100,16 +103,37 @@ fn speed(
     let step_s = seconds[seconds.len() / 2];
     let tokens_per_s = args.shape.tokens() as f64 / step_s;
     let gflops = tokens_per_s * flops_per_token(work, arch, args.shape.seq) / 1e9;
+    let tflops = gflops / 1000.0;
+    let mfu = peak_tflops(work, args, arch, placement).map(|peak| tflops / peak);
     let peak_mib = meter::peak_memory_mib();
-    *json = json!({ "tokens_per_s": tokens_per_s, "step_s": step_s, "gflops": gflops, "peak_mib": peak_mib });
+    *json = json!({
+        "tokens_per_s": tokens_per_s, "step_s": step_s, "gflops": gflops, "tflops": tflops, "mfu": mfu,
+        "peak_mib": peak_mib,
+    });
     let peak = peak_mib.map_or("n/a".to_owned(), |mib| format!("{mib:.0} MiB"));
+    let utilization = match (mfu, placement) {
+        (Some(mfu), _) => format!(", {:.1} % MFU", 100.0 * mfu),
+        (None, Placement::Gpu(_)) => ", MFU n/a".to_owned(),
+        (None, Placement::Cpu) => String::new(),
+    };
     text.push(format!(
-        "{tokens_per_s:.0} tokens/s, {step_s:.4} s a step, {gflops:.1} GFLOP/s, peak memory {peak}\n\
+        "{tokens_per_s:.0} tokens/s, {step_s:.4} s a step, {}{utilization}, peak memory {peak}\n\
          ({} parameters, median of {} steps on {})",
+        flops(gflops),
         Layout::of(arch).len(),
         args.steps,
         placement.name()
     ));
+}
+
+/// What the place can do at most, in 10¹² floating-point operations per second, in the number format that it computes in.
+fn peak_tflops(work: Work, args: &BenchModelArgs, arch: &Arch, placement: &Placement) -> Option<f64> {
+    match work {
+        Work::Train => placement.peak_tflops(Dtype::Bf16),
+        // What the kernels cannot score is scored on the CPU.
+        Work::Score if !gpu::can_score(arch, args.dtype) => None,
+        Work::Score => placement.peak_tflops(args.dtype.into()),
+    }
 }
 
 /// Adds how fast it could be at most on a card: where each operation reaches one of the card's peaks, one after the other.
@@ -121,13 +145,15 @@ fn floor(
     (json, text): (&mut Value, &mut Vec<String>),
 ) {
     let tokens_per_s = args.shape.tokens() as f64 / seconds;
-    let tflops = tokens_per_s * flops_per_token(work, arch, args.shape.seq) / 1e12;
-    json["floor"] = json!({ "card": card.name, "seconds": seconds, "tokens_per_s": tokens_per_s, "tflops": tflops });
+    let gflops = tokens_per_s * flops_per_token(work, arch, args.shape.seq) / 1e9;
+    json["floor"] =
+        json!({ "card": card.name, "seconds": seconds, "tokens_per_s": tokens_per_s, "tflops": gflops / 1e3 });
     text.push(format!(
-        "{} can do at most {tokens_per_s:.0} tokens/s of this, {:.2} ms a step, {tflops:.0} TFLOP/s: by its peaks of {} \
-         TFLOP/s in bf16, {} in f32 and {} GB/s",
+        "{} can do at most {tokens_per_s:.0} tokens/s of this, {:.2} ms a step, {}: by its peaks of {} TFLOP/s in bf16, {} \
+         in f32 and {} GB/s",
         card.name,
         seconds * 1e3,
+        flops(gflops),
         card.dense_bf16_tflops,
         card.f32_tflops,
         card.memory_gb_per_s

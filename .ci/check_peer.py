@@ -8,10 +8,12 @@ Its GPT-2 gives transformers' loss and gradient on the same weights, and has as 
 saying so; killed or silent, it is replaced with the next request. The gate's judgement is held to figures made up here.
 """
 
+import argparse
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -23,8 +25,8 @@ sys.dont_write_bytecode = True
 import torch  # noqa: E402
 from gate_acceptance import acceptance, best  # noqa: E402
 from gate_peer import DOES_NOT_FIT, PeerProcess  # noqa: E402
-from gate_report import Failed  # noqa: E402
-from gate_speed import LARGE, SMALL  # noqa: E402
+from gate_report import Failed, Report  # noqa: E402
+from gate_speed import LARGE, SMALL, Speed  # noqa: E402
 from torch_model import Decoder  # noqa: E402
 from transformers import GPT2Config, GPT2LMHeadModel  # noqa: E402
 
@@ -93,7 +95,7 @@ def fails(process, why, request, limit=60, compiling=False):
     try:
         answer = process.ask(request, limit)
     except Failed as error:
-        told = [str(error), error.facts["compiling"]]
+        told = [str(error), error.facts.get("compiling", False)]
         check(why in told[0] and told[1] == compiling, f"{request} was to fail with: {why}, and did with: {told}")
         return
     sys.exit(f"check_peer.py: {request} was to fail with: {why}, and was answered: {answer}")
@@ -120,6 +122,38 @@ def protocol():
     check(process.ask(TINY, 100)["tokens_per_s"] > 0, "no process took the place of the killed one")
     process.kill()
     print("requests are answered, and what cannot be is told")
+
+
+def fallbacks():
+    """What does not compile is tried another way, once for all batches, and the reasons are kept."""
+
+    def ways(*failures):
+        class Torch:
+            asked = []
+
+            def ask(self, request, _):
+                self.asked.append((request["compile"], request["sdpa"]))
+                if len(self.asked) <= len(failures):
+                    raise Failed("no", **failures[len(self.asked) - 1])
+                return {"tokens_per_s": 1.0}
+
+        options = argparse.Namespace(rehearse=False, compile_limit=9)
+        with tempfile.TemporaryDirectory() as out:
+            speed = Speed(options, Report(Path(out), 1, {}, "card", [], rehearsal=False), Torch())
+            reasons = [speed.peer("train", LARGE, batch, "bf16", 1).get("given_up", []) for batch in (16, 32)]
+        check(all(len(told) == len(failures) for told in reasons), f"reasons given: {reasons}")
+        return Torch.asked
+
+    wrong, slow = {"compiling": True}, {"compiling": True, "slow": True}
+    whole, flash, blocks, none = ("whole", "auto"), ("whole", "flash"), ("blocks", "auto"), ("none", "auto")
+    for failures, wanted in (
+        ([], [whole, whole]),
+        ([wrong], [whole, flash, flash]),
+        ([slow], [whole, blocks, blocks]),
+        ([wrong, slow, wrong], [whole, flash, blocks, none, none]),
+    ):
+        check(ways(*failures) == wanted, f"after {failures} the ways were {ways(*failures)}")
+    print("what does not compile is tried another way")
 
 
 def entry(what, dtype, batch, ours, theirs, **extent):
@@ -161,6 +195,7 @@ def main():
     model()
     parameters(sys.argv[1] if len(sys.argv) > 1 else ROOT / "target/release/assay")
     judgement()
+    fallbacks()
     protocol()
 
 

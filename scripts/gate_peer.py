@@ -37,7 +37,8 @@ class PeerProcess:
         answers.put(None)
 
     def ask(self, request, limit):
-        """The answer, or DOES_NOT_FIT; `Failed` has `compiling` where it is the first, compiling step that failed."""
+        """The answer, or DOES_NOT_FIT. `Failed` has `compiling` where it is the first, compiling step that failed, and
+        `slow` where that took too long."""
         if self.process is None or self.process.poll() is not None:
             self.kill()
             self.start()
@@ -48,19 +49,19 @@ class PeerProcess:
             answer = None if line is None else json.loads(line)
         except queue.Empty:
             output = self.kill()
-            raise Failed(f"the peer took longer than {limit:.0f} s", output, compiling=False) from None
+            raise Failed(f"the peer took longer than {limit:.0f} s", output) from None
         except (OSError, ValueError) as error:
             output = self.kill()
-            raise Failed(f"the peer's answer is none: {error}", output, compiling=False) from None
+            raise Failed(f"the peer's answer is none: {error}", output) from None
         if answer is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(10)
             code, output = self.process.poll(), self.kill()
-            raise Failed(f"the peer ended with {code}", output, compiling=False)
+            raise Failed(f"the peer ended with {code}", output)
         if "error" in answer:
             # An error of the GPU may be for good: the next request gets another process.
             output = self.kill()
-            raise Failed(answer["error"], output, compiling=bool(answer.get("compiling")))
+            raise Failed(answer["error"], output, **{key: bool(answer.get(key)) for key in ("compiling", "slow")})
         return DOES_NOT_FIT if "does_not_fit" in answer else answer
 
     def kill(self):

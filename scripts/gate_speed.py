@@ -55,9 +55,7 @@ class Speed:
         self.options, self.report, self.torch = options, report, torch
         tiny = options.rehearse
         self.device, self.peer_device = ("cpu", "cpu") if tiny else ("cuda:0", "cuda")
-        # A rehearsal compiles once, to show that it can; on a card what compiles too long is compiled block by block.
-        self.extents = {"train": ["whole", "none"], "score": ["none"]} if tiny else {}
-        self.given_up = {}  # by kind and shape: why not all of it was compiled
+        self.attempts = {}  # by kind and shape: how the peer may still be compiled, and why not otherwise
 
     # ---- One measurement of each ----
 
@@ -79,22 +77,29 @@ class Speed:
             raise Skipped("no PyTorch")
         return self.torch.ask({"device": self.peer_device, **request}, self.report.time_for(limit))
 
+    def ways_to_compile(self, what):
+        """How much, and by which back end of attention, the best first: one that does not compile gives way to the
+        oldest, and what compiles too long is compiled block by block. A rehearsal shows once that it can."""
+        if self.options.rehearse:
+            return [("whole", "auto"), ("none", "auto")][what == "score" :]
+        return [("whole", "auto"), ("whole", "flash"), ("blocks", "auto"), ("none", "auto")]
+
     def peer(self, what, shape, batch, dtype, steps):
         """Compiled as far as that goes within the limit."""
-        reasons = self.given_up.setdefault((what, dtype, shape), [])
-        extents = self.extents.get(what, ["whole", "blocks", "none"])
+        ways, reasons = self.attempts.setdefault((what, dtype, shape), (self.ways_to_compile(what), []))
         limit = int(self.options.compile_limit)
         request = {"what": what, "dtype": dtype, "vocab": VOCAB, "batch": batch, "steps": steps, **shape.sizes}
+        request |= {"warm_up": 3, "compile_limit_s": limit}
         while True:
-            extent = extents[len(reasons)]
+            extent, sdpa = ways[0]
             try:
-                wait = MEASURE_LIMIT + (limit if extent != "none" else 0)
-                answer = self.ask(wait, **request, warm_up=3, compile=extent, compile_limit_s=limit)
+                answer = self.ask(MEASURE_LIMIT + limit, **request, compile=extent, sdpa=sdpa)
                 return answer | {"given_up": reasons} if reasons and isinstance(answer, dict) else answer
             except Failed as error:
-                if not error.facts.get("compiling") or len(reasons) + 1 == len(extents):
+                if not error.facts.get("compiling") or len(ways) == 1:
                     raise
-                reasons.append(f"{extent}: {error}")
+                reasons.append(f"{extent}, {sdpa}: {error}")
+                ways[:] = [way for way in ways[1:] if not error.facts.get("slow") or way[0] != extent]
 
     # ---- Throughput ----
 

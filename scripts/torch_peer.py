@@ -20,9 +20,9 @@ end with the trial it won, and whether TF32 was on.
 
 `serve` reads one JSON object a line, with `what` and the options above as keys (`mlp_width` for `--mlp-width`), and
 answers each by one line: such an object, {"does_not_fit": why}, or {"error": why}, with "compiling": true where the
-first, compiling step failed. Between requests it keeps compiled functions and weights, and drops them when anything but
-batch and steps changes; all else of the GPU's memory it gives back before it answers. Where the first step outlasts
-`compile_limit_s` it says so and ends, for a compiler cannot be interrupted.
+first, compiling step failed, and "slow": true where it outlasted `compile_limit_s`, after which the process ends, for a
+compiler cannot be interrupted. Between requests it keeps compiled functions and weights, and drops them when anything
+but batch and steps changes; all else of the GPU's memory it gives back before it answers.
 """
 
 import argparse
@@ -184,7 +184,8 @@ class Watchdog:
 
     @staticmethod
     def bark(limit_s, say):
-        say({"error": f"the first step, which compiles, took longer than {limit_s} s", "compiling": True})
+        why = f"the first step, which compiles, took longer than {limit_s} s"
+        say({"error": why, "compiling": True, "slow": True})
         os._exit(3)
 
     def __enter__(self):

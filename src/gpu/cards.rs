@@ -74,7 +74,8 @@ static CARDS: &[Card] = &[
     Card::new("NVIDIA A10", 125.0, 31.2, 600.0),
     // "NVIDIA Ampere GA102 GPU Architecture" (white paper), version 2: 154.8 / 309.6 with sparsity.
     Card::new("NVIDIA RTX A6000", 154.8, 38.7, 768.0),
-    // L4 data sheet: 242 with sparsity. L40 and L40S data sheets, which print both figures.
+    // L4 data sheet: 242 with sparsity. L40 and L40S data sheets, which print both figures: 181.05 | 362.1 and, as it is
+    // printed, 362.05 | 733.
     Card::new("NVIDIA L4", 121.0, 30.3, 300.0),
     Card::new("NVIDIA L40", 181.05, 90.5, 864.0),
     Card::new("NVIDIA L40S", 362.05, 91.6, 864.0),

@@ -40,7 +40,7 @@ class Shape:
 
     @property
     def train_flops_per_token(self):
-        return 6 * self.parameters + 12 * self.layers * self.width * self.seq
+        return 6 * self.parameters + 6 * self.layers * self.width * self.seq
 
 
 SMALL = Shape("124M", 12, 768, 12)

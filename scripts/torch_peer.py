@@ -14,7 +14,7 @@ end. Scoring in bf16 holds weights in bf16, as transformers loads them; scoring 
 did, so without TF32. The embedding is padded to a multiple of 64 rows, which count neither as parameters nor as tokens.
 
 Prints one JSON object with these keys of `assay bench`: tokens_per_s and step_s (medians of the steps after warm-up),
-gflops (6N + 12LdT per trained token, a third of it when scoring), peak_mib, on a GPU gpu_mib (the most that PyTorch's
+gflops (6N + 6LdT per trained token, a third of it when scoring), peak_mib, on a GPU gpu_mib (the most that PyTorch's
 allocator had in use, in the measured steps); and steps_s, compile_s (the first step, less a usual one), the SDPA back
 end with the trial it won, and whether TF32 was on.
 
@@ -159,7 +159,7 @@ class Peer:
         step_s = statistics.median(seconds)
         tokens_per_s = request.batch * request.seq / step_s
         num_parameters = self.model.num_parameters()
-        flops_per_token = 6 * num_parameters + 12 * request.layers * request.width * request.seq
+        flops_per_token = 6 * num_parameters + 6 * request.layers * request.width * request.seq
         answer = {
             "tokens_per_s": tokens_per_s, "step_s": step_s, "steps_s": seconds,
             "gflops": tokens_per_s * flops_per_token / (1 if self.is_training else 3) / 1e9,

@@ -345,7 +345,8 @@ fn cost_lines(resolved: &Resolved, estimate: &Estimate) -> Vec<Line> {
             ),
             why: vec![
                 format!(
-                    "6 × {n} parameters + 12 × {} layers × {} wide × {} tokens",
+                    "6 × {n} parameters + {} × {} layers × {} wide × {} tokens",
+                    crate::train::meter::attention_flops_per_channel(arch),
                     arch.layers,
                     arch.heads.saturating_mul(arch.head_size),
                     resolved.row_len

@@ -133,7 +133,7 @@ pub struct Estimate {
     pub total_tokens: u128,
     /// Tokens of the whole run per parameter; about 20 is where compute is best spent.
     pub tokens_per_parameter: f64,
-    /// Arithmetic per trained token: 6 N + 12 L d T.
+    /// Arithmetic per trained token: 6 N + 6 L d T (see `train::meter`).
     pub flops_per_token: f64,
     /// Arithmetic of the whole run.
     pub total_flops: f64,
@@ -253,7 +253,7 @@ mod tests {
         assert_eq!(estimate.disk.checkpoint(), 12 * 3_382_080);
         assert_eq!(estimate.disk.num_checkpoints, 4);
         assert_eq!(estimate.total_tokens, 409_600);
-        assert_eq!(estimate.flops_per_token, 6.0 * 3_382_080.0 + 12.0 * 2.0 * 64.0 * 1024.0);
+        assert_eq!(estimate.flops_per_token, 6.0 * 3_382_080.0 + 6.0 * 2.0 * 64.0 * 1024.0);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! what takes the time, the time that remains, and the process's peak memory.
 //!
 //! The arithmetic counted is the model's, not the machine's: 6 per parameter and token for the weight products of a
-//! trained token (forward 2, backward 4) and 12 L d T for attention over a row of T tokens, causality not deducted (as
-//! in PaLM, appendix B); scoring is the forward third. Times are handed in, so that tests need no clock.
+//! trained token (forward 2, backward 4) and 6 L d T for attention over a row of T tokens: half of what PaLM, appendix B,
+//! counts, because a token sees only those before it and nothing else is computed; scoring is the forward third. Times are handed in, so that tests need no clock.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -19,8 +19,14 @@ const SLOW: f64 = 0.05;
 
 /// Floating-point operations to train on one token in rows of `row_len`.
 pub fn train_flops_per_token(arch: &Arch, row_len: usize) -> f64 {
-    let attention = 12.0 * arch.layers as f64 * arch.heads as f64 * arch.head_size as f64 * row_len as f64;
+    let per_channel = attention_flops_per_channel(arch) as f64;
+    let attention = per_channel * arch.layers as f64 * arch.heads as f64 * arch.head_size as f64 * row_len as f64;
     6.0 * arch.num_parameters() as f64 + attention
+}
+
+/// Those of attention for a trained token, a layer, a channel and a token of the row.
+pub fn attention_flops_per_channel(arch: &Arch) -> u32 {
+    if arch.causal { 6 } else { 12 }
 }
 
 /// Floating-point operations to score one token in rows of `row_len`.
@@ -171,8 +177,10 @@ mod tests {
     #[test]
     fn counts_the_arithmetic_of_gpt2() {
         let gpt2 = Arch::gpt2(50_257, 1024, 768, 12, 12);
-        assert_eq!(train_flops_per_token(&gpt2, 1024), 6.0 * 124_439_808.0 + 12.0 * 12.0 * 768.0 * 1024.0);
-        assert_eq!(score_flops_per_token(&gpt2, 1024), 2.0 * 124_439_808.0 + 4.0 * 12.0 * 768.0 * 1024.0);
+        assert_eq!(train_flops_per_token(&gpt2, 1024), 6.0 * 124_439_808.0 + 6.0 * 12.0 * 768.0 * 1024.0);
+        assert_eq!(score_flops_per_token(&gpt2, 1024), 2.0 * 124_439_808.0 + 2.0 * 12.0 * 768.0 * 1024.0);
+        let both_ways = Arch { causal: false, ..gpt2 };
+        assert_eq!(train_flops_per_token(&both_ways, 1024), 6.0 * 124_439_808.0 + 12.0 * 12.0 * 768.0 * 1024.0);
     }
 
     /// Times in seconds.

@@ -132,7 +132,7 @@ fn tokens_that_are_no_lists_of_ids_are_refused() {
     }
 }
 
-/// Rates and arithmetic belong together: 6N + 12LdT operations a trained token, a third of it a scored one.
+/// Rates and arithmetic belong together: 6N + 6LdT operations a trained token, a third of it a scored one.
 #[test]
 fn bench_answers_with_rates_that_belong_together() {
     let dir = Dir::new();
@@ -146,7 +146,7 @@ fn bench_answers_with_rates_that_belong_together() {
         let [tokens_per_s, step_s, gflops, tflops, peak_mib] =
             ["tokens_per_s", "step_s", "gflops", "tflops", "peak_mib"].map(|key| answer[key].as_f64().unwrap());
         let parameters = vocab * width + seq * width + layers * (12.0 * width * width + 13.0 * width) + 2.0 * width;
-        let flops_per_token = part * (6.0 * parameters + 12.0 * layers * width * seq);
+        let flops_per_token = part * (6.0 * parameters + 6.0 * layers * width * seq);
         let close = |a: f64, b: f64| (a / b - 1.0).abs() < 0.01;
         assert!(close(gflops, tokens_per_s * flops_per_token / 1e9), "{what}: {answer}");
         assert!(close(1000.0 * tflops, gflops) && answer["mfu"].is_null(), "no peak of a CPU is known: {answer}");

@@ -147,8 +147,9 @@ fn the_viewers_rows_train_and_are_what_models_are_scored_on() {
     data.train(&again, &strs(&rows)).run().assert_exit(0);
     assert_eq!(recorded(&run, "loss"), recorded(&again, "loss"));
     let arguments = data.arguments(&run, &strs(&rows));
-    let compare =
-        [&["compare", "rows", "--top", "0", "--recipe", "recipe.yaml", "--pages", "2"][..], &strs(&arguments)].concat();
+    // A page with a row without text would fail it, as it fails a validator: these pages have none.
+    let compare = ["compare", "rows", "--top", "0", "--recipe", "recipe.yaml", "--pages", "2", "--seed", "1"];
+    let compare = [&compare[..], &strs(&arguments)].concat();
     data.assay(&compare).run().assert_exit(0).assert_stdout_contains("training");
 }
 

@@ -6,16 +6,18 @@
 
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 
-/// One cache line: what makes a buffer 64-byte aligned without unsafe code.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+/// Bytes of a cache line, at a multiple of which a buffer begins.
+const ALIGNMENT: usize = 64;
 
 /// A zeroed, 64-byte aligned allocation of `len` elements.
 pub struct Buffer<T> {
-    lines: Vec<Line>,
+    /// A line more than the elements take, of a type that the allocator zeroes by asking the system for fresh memory, which is
+    /// taken only where it is touched.
+    words: Vec<u128>,
+    /// The first word on a line's boundary, which makes it aligned without unsafe code.
+    start: usize,
     len: usize,
     element: std::marker::PhantomData<T>,
 }
@@ -23,9 +25,10 @@ pub struct Buffer<T> {
 impl<T: Pod> Buffer<T> {
     /// Allocates `len` zeros.
     pub fn zeros(len: usize) -> Self {
-        let num_lines = (len * size_of::<T>()).div_ceil(64);
-        // Memory that the system has zeroed already is taken only where it is touched.
-        Self { lines: bytemuck::allocation::zeroed_vec(num_lines), len, element: std::marker::PhantomData }
+        const WORD: usize = size_of::<u128>();
+        let words = vec![0; (len * size_of::<T>()).div_ceil(WORD) + ALIGNMENT / WORD];
+        let start = words.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT / WORD);
+        Self { words, start, len, element: std::marker::PhantomData }
     }
 
     /// Number of elements.
@@ -40,12 +43,12 @@ impl<T: Pod> Buffer<T> {
 
     /// All elements, where the buffer lies in this machine's memory.
     pub fn as_slice(&self) -> &[T] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        &bytemuck::cast_slice(&self.words[self.start..])[..self.len]
     }
 
     /// All elements, mutable.
     pub fn as_mut_slice(&mut self) -> &mut [T] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        &mut bytemuck::cast_slice_mut(&mut self.words[self.start..])[..self.len]
     }
 
     /// The whole buffer as a window.

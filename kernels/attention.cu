@@ -55,8 +55,8 @@ __device__ __forceinline__ int place(int row, int eight) {
     return (row * (D / 8) + (eight ^ (row % 8))) * 8;
 }
 
-// The place 8 `eights` rows and 16 `sixteens` channels further than that of one of the first 16 channels, by way of
-// constants: the rows' order of channels is the same, and these channels are bits that the place lacks.
+// The place 8 `eights` rows and 16 `sixteens` channels further than one of the first 16 channels. A lane has one place,
+// from which the others are constants away: rows have their channels in the order of an exclusive or, as this one is.
 template <int D>
 __device__ __forceinline__ int further(int place, int eights, int sixteens) {
     return 8 * eights * D + (place ^ 16 * sixteens);

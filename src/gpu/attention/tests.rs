@@ -67,7 +67,8 @@ impl Case {
 }
 
 /// Lengths around the sizes of tiles, every kind of mask, groups of heads, heads that fill a tile or not. With a window
-/// of 66 the last query that sees a key of a tile is the first of another tile, and the first key in turn the last.
+/// of 66 the last query that sees a key of a tile is the first of another tile, and the first key in turn the last; with
+/// one of 31 the last query of a warp sees all keys of a tile but one, as the queries of a tile of 63 keys do.
 fn cases() -> Vec<Case> {
     vec![
         case(2, 1, 2, 1, 64),
@@ -76,9 +77,11 @@ fn cases() -> Vec<Case> {
         case(3, 17, 3, 1, 16),
         case(1, 17, 2, 2, 80).bias(),
         case(1, 63, 2, 1, 64).bias(),
+        case(1, 63, 1, 1, 64).not_causal(),
         case(2, 64, 2, 2, 64),
         case(1, 65, 2, 1, 128),
         case(1, 65, 4, 2, 12).window(5),
+        case(1, 96, 1, 1, 64).window(31),
         case(1, 127, 2, 1, 64).window(1),
         case(1, 128, 1, 1, 128).window(64),
         case(1, 128, 4, 2, 64),

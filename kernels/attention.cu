@@ -504,12 +504,13 @@ __device__ __forceinline__ void subtract_row_products(float (&sums)[M][2], const
     }
 }
 
-// Bytes of shared memory: 4 D (QUERIES + 2 KEYS).
-template <int D, int M, int KEYS>
+// A block's own rows are held in registers, and tiles of keys and values take their place. Bytes of shared memory:
+// 4 D QUERIES.
+template <int D, int M, int STEP>
 __device__ __forceinline__ void backward_dq(bf16* dqkv, float* delta, const bf16* dy, const bf16* qkv, const bf16* y,
                                             const float* log_sum_exp, const float* key_bias, int bias_stride,
                                             const Shape& shape) {
-    constexpr int QUERIES = 16 * M * WARPS, N = KEYS / 8;
+    constexpr int QUERIES = 16 * M * WARPS, KEYS = QUERIES / 2, N = STEP / 8;
     const Sight& sight = shape.sight;
     int first_query = (gridDim.y - 1 - blockIdx.y) * QUERIES; // as in forward
     int head = blockIdx.x, kv_head = head / (shape.h / shape.kv_heads), heads = shape.h + 2 * shape.kv_heads;
@@ -517,26 +518,26 @@ __device__ __forceinline__ void backward_dq(bf16* dqkv, float* delta, const bf16
     Head<const bf16> v = head_of(qkv, shape, heads, shape.h + shape.kv_heads + kv_head);
     const float* bias = bias_of(key_bias, bias_stride, head);
 
-    Shared<bf16> q_tile = shared<bf16>(0, QUERIES * D), dy_tile = shared<bf16>(QUERIES * D * sizeof(bf16), QUERIES * D);
-    auto kv_tile = [](int i) { return shared<bf16>((2 * QUERIES + i * KEYS) * D * sizeof(bf16), KEYS * D); };
+    auto own_tile = [](int i) { return shared<bf16>(i * QUERIES * D * sizeof(bf16), QUERIES * D); };
+    auto kv_rows = [](int first, int rows) { return shared<bf16>(first * D * sizeof(bf16), rows * D); };
     Range keys = sight.keys_of(first_query, QUERIES);
     int first_tile = keys.first / KEYS, end_tile = (keys.end + KEYS - 1) / KEYS;
+    auto stage_of = [&](int tile) { return (tile - first_tile + 1) & 1; };
     auto load = [&](int tile) {
-        int stage = tile & 1;
-        load_tile<KEYS, D>(kv_tile(stage), k, tile * KEYS);
-        load_tile<KEYS, D>(kv_tile(2 + stage), v, tile * KEYS);
+        int first = stage_of(tile) * 2 * KEYS;
+        load_tile<KEYS, D>(kv_rows(first, KEYS), k, tile * KEYS);
+        load_tile<KEYS, D>(kv_rows(first + KEYS, KEYS), v, tile * KEYS);
         copies_commit();
     };
 
-    // The rows of y are needed for delta only, first, and in the place of those of the queries.
-    load_tile<QUERIES, D>(dy_tile, head_of(dy, shape, shape.h, head), first_query);
-    load_tile<QUERIES, D>(q_tile, head_of(y, shape, shape.h, head), first_query);
-    load(first_tile);
+    load_tile<QUERIES, D>(own_tile(0), head_of(dy, shape, shape.h, head), first_query);
+    load_tile<QUERIES, D>(own_tile(1), head_of(y, shape, shape.h, head), first_query);
+    copies_commit();
     copies_wait<0>();
     __syncthreads();
     int first_row = 16 * M * uniform(warp_index()), warp_query = first_query + first_row;
-    RowsInRegisters<M, D> dy_rows(dy_tile, first_row);
-    RowsInShared<M, D> y_rows(q_tile, first_row);
+    RowsInRegisters<M, D> dy_rows(own_tile(0), first_row);
+    RowsInShared<M, D> y_rows(own_tile(1), first_row);
     size_t first_statistic = (static_cast<size_t>(blockIdx.z) * shape.h + head) * shape.t;
     float log2_sums[M][2], deltas[M][2] = {};
     subtract_row_products(deltas, dy_rows, y_rows);
@@ -550,11 +551,11 @@ __device__ __forceinline__ void backward_dq(bf16* dqkv, float* delta, const bf16
         }
     }
     __syncthreads();
-    load_tile<QUERIES, D>(q_tile, head_of(qkv, shape, heads, head), first_query);
-    copies_commit();
+    load_tile<QUERIES, D>(own_tile(0), head_of(qkv, shape, heads, head), first_query);
+    load(first_tile);
     copies_wait<0>();
     __syncthreads();
-    RowsInRegisters<M, D> q_rows(q_tile, first_row);
+    RowsInRegisters<M, D> q_rows(own_tile(0), first_row);
     Range seen = sight.keys_of(warp_query, 16 * M);
     float dq[M][D / 8][4], factor = factor_of(shape, bias);
     for_each_element<M, D / 8>([&](int m, int n, int i, int, int) { dq[m][n][i] = 0.0f; });
@@ -563,21 +564,28 @@ __device__ __forceinline__ void backward_dq(bf16* dqkv, float* delta, const bf16
         copies_wait<0>();
         __syncthreads();
         if (tile + 1 < end_tile) load(tile + 1);
-        int stage = tile & 1, first_key = tile * KEYS;
-        if (!seen.has_any(first_key, KEYS)) continue;
-        Shared<bf16> k_tile = kv_tile(stage), v_tile = kv_tile(2 + stage);
-        float p[M][N][4], ds[M][N][4];
-        for_each_element<M, N>([&](int m, int n, int i, int, int) { p[m][n][i] = 0.0f; });
-        inner_products<M, N, D>(p, q_rows, k_tile);
-        complete<true>(p, shape, bias, warp_query, first_key);
-        for_each_element<M, N>([&](int m, int n, int i, int, int) { ds[m][n][i] = deltas[m][i / 2]; });
-        inner_products<M, N, D>(ds, dy_rows, v_tile);
-        for_each_element<M, N>([&](int m, int n, int i, int, int) {
-            ds[m][n][i] *= probability(p[m][n][i], factor, log2_sums[m][i / 2]);
-        });
-        add_weighted_rows<M, N, D>(dq, ds, k_tile);
+        // In steps, whose scores fit in registers.
+#pragma unroll
+        for (int step = 0; step < KEYS; step += STEP) {
+            int first = stage_of(tile) * 2 * KEYS + step, first_key = tile * KEYS + step;
+            if (!seen.has_any(first_key, STEP)) continue;
+            Shared<bf16> k_tile = kv_rows(first, STEP), v_tile = kv_rows(first + KEYS, STEP);
+            float p[M][N][4], ds[M][N][4];
+            for_each_element<M, N>([&](int m, int n, int i, int, int) {
+                p[m][n][i] = 0.0f;
+                ds[m][n][i] = deltas[m][i / 2];
+            });
+            inner_products<M, N, D>(p, q_rows, k_tile);
+            complete<true>(p, shape, bias, warp_query, first_key);
+            inner_products<M, N, D>(ds, dy_rows, v_tile);
+            for_each_element<M, N>([&](int m, int n, int i, int, int) {
+                ds[m][n][i] *= probability(p[m][n][i], factor, log2_sums[m][i / 2]);
+            });
+            add_weighted_rows<M, N, D>(dq, ds, k_tile);
+        }
     }
-    store_rows<M, D>(head_of(dqkv, shape, heads, head), warp_query, dq, shape.scale, q_tile, first_row);
+    __syncthreads();
+    store_rows<M, D>(head_of(dqkv, shape, heads, head), warp_query, dq, shape.scale, own_tile(0), first_row);
 }
 
 } // namespace

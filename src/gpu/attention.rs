@@ -39,8 +39,9 @@ impl Tiles {
         if d <= 64 { Self::bf16(64, 128, 2, 32, 32) } else { Self::bf16(128, 64, 2, 32, 32) }
     }
 
+    /// Tiles that pass by take the place of the block's own.
     fn dq(d: usize) -> Self {
-        if d <= 64 { Self::bf16(64, 128, 2, 32, 0) } else { Self::bf16(128, 64, 2, 32, 0) }
+        if d <= 64 { Self::bf16(64, 128, 2, 0, 0) } else { Self::bf16(128, 64, 2, 0, 0) }
     }
 
     /// Queries, keys or values in their place, and probabilities; rows are padded by four numbers.

@@ -522,6 +522,7 @@ __device__ __forceinline__ void backward_dq(bf16* dqkv, float* delta, const bf16
     auto kv_rows = [](int first, int rows) { return shared<bf16>(first * D * sizeof(bf16), rows * D); };
     Range keys = sight.keys_of(first_query, QUERIES);
     int first_tile = keys.first / KEYS, end_tile = (keys.end + KEYS - 1) / KEYS;
+    // The first tile is in the second place: the first one has the queries then.
     auto stage_of = [&](int tile) { return (tile - first_tile + 1) & 1; };
     auto load = [&](int tile) {
         int first = stage_of(tile) * 2 * KEYS;
@@ -530,6 +531,7 @@ __device__ __forceinline__ void backward_dq(bf16* dqkv, float* delta, const bf16
         copies_commit();
     };
 
+    // The rows of y are needed for delta only.
     load_tile<QUERIES, D>(own_tile(0), head_of(dy, shape, shape.h, head), first_query);
     load_tile<QUERIES, D>(own_tile(1), head_of(y, shape, shape.h, head), first_query);
     copies_commit();

@@ -49,8 +49,8 @@ __device__ __forceinline__ void forward(float* y, float* log_sum_exp, const floa
                                         int bias_stride, int t, int h, int kv_heads, int d, const Sight& sight,
                                         float scale) {
     constexpr int OWN_KEYS = ROWS / COLUMNS, OWN_FOURS = D / (4 * COLUMNS), STRIDE = D + 4, P_STRIDE = ROWS + 4;
-    int first_query = (gridDim.x - 1 - blockIdx.x) * ROWS; // in a causal shape the longest first
-    int head = blockIdx.y, kv_head = head / (h / kv_heads);
+    int first_query = (gridDim.y - 1 - blockIdx.y) * ROWS; // in a causal shape the longest first
+    int head = blockIdx.x, kv_head = head / (h / kv_heads);
     size_t width = static_cast<size_t>(h + 2 * kv_heads) * d, y_width = static_cast<size_t>(h) * d;
     const float* sequence = qkv + blockIdx.z * t * width;
     const float* k = sequence + static_cast<size_t>(h + kv_head) * d;

@@ -227,6 +227,23 @@ __device__ __forceinline__ void store8(T* to, const Eight& eight, int left) {
 __device__ __forceinline__ int lane_index() { return threadIdx.x % 32; }
 __device__ __forceinline__ int warp_index() { return threadIdx.x / 32; }
 
+// A number that all lanes of a warp have, of which the compiler learns so, and keeps what follows from it once for a warp.
+__device__ __forceinline__ int uniform(int x) {
+#ifdef EMULATED
+    struct Payload {
+        int x;
+    } payload{x};
+    emulator::collective("uniform", ALL_LANES, payload, [](Payload** lanes) {
+        for (unsigned i = 0; i < 32; ++i) {
+            if (lanes[i]->x != lanes[0]->x) emulator::fail("a number that is to be uniform is not");
+        }
+    });
+    return x;
+#else
+    return __shfl_sync(ALL_LANES, x, 0);
+#endif
+}
+
 // The value of the lane whose index differs by `bits`.
 __device__ __forceinline__ float shuffle_xor(float x, int bits) {
 #ifdef EMULATED
@@ -490,6 +507,9 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&to)[4], cons
 // The numbers first, first + 1, .. end - 1.
 struct Range {
     int first, end;
+
+    // Whether any of the `n` numbers from `start` on is among them.
+    __device__ __forceinline__ bool has_any(int start, int n) const { return start < end && start + n > first; }
 };
 
 // Which keys the queries of a sequence see, as `ops/attention.rs` says; `window` is 0 where there is none.
@@ -513,16 +533,14 @@ struct Sight {
         return {causal ? first_key : 0, window != 0 && keys - 1 + window < left ? first_key + keys - 1 + window : t};
     }
 
-    // Whether all of the queries see all of the keys.
-    __device__ __forceinline__ bool sees_all(int first_query, int queries, int first_key, int keys) const {
-        int last_query = first_query + queries - 1, last_key = first_key + keys - 1;
-        return sees(first_query, last_key) && sees(last_query, first_key) && last_query < t;
+    // The keys that every one of the queries sees.
+    __device__ __forceinline__ Range keys_of_all(int first_query, int queries) const {
+        return {keys_of(first_query + queries - 1, 1).first, keys_of(first_query, 1).end};
     }
 
-    // Whether none of the queries sees any of the keys.
-    __device__ __forceinline__ bool sees_none(int first_query, int queries, int first_key, int keys) const {
-        Range seen = keys_of(first_query, queries);
-        return first_query >= t || first_key >= seen.end || first_key + keys <= seen.first;
+    // The queries that see every one of the keys.
+    __device__ __forceinline__ Range queries_of_all(int first_key, int keys) const {
+        return {queries_of(first_key + keys - 1, 1).first, queries_of(first_key, 1).end};
     }
 };
 

@@ -56,16 +56,17 @@ extern "C" __global__ void wrapped_copies(unsigned* y, const unsigned* x, const 
 EXPORT(wrapped_copies)
 
 // lanes: of x (32): the lane's that differs in one bit, for five bits, and in all; that of `lanes[lane]`; the votes for
-// being above 0; the warp's sum and maximum: y (32, 10).
+// being above 0, also as a number that is uniform; the warp's sum and maximum: y (32, 11).
 extern "C" __global__ void wrapped_lanes(unsigned* y, const float* x, const int* lanes) {
     int lane = lane_index();
     float mine = x[lane];
-    unsigned* row = y + lane * 10;
+    unsigned* row = y + lane * 11;
     for (int i = 0; i < 6; ++i) row[i] = float_to_bits(shuffle_xor(mine, i < 5 ? 1 << i : 31));
     row[6] = float_to_bits(shuffle(mine, lanes[lane]));
     row[7] = votes(mine > 0.0f);
-    row[8] = float_to_bits(warp_sum(mine));
-    row[9] = float_to_bits(warp_max(mine));
+    row[8] = uniform(row[7]);
+    row[9] = float_to_bits(warp_sum(mine));
+    row[10] = float_to_bits(warp_max(mine));
 }
 EXPORT(wrapped_lanes)
 

@@ -1,7 +1,8 @@
 //! Attention as in [`crate::ops::attention`], whose [`Shape`] this takes: forward in bf16 and f32, backward in bf16.
 //!
 //! Head sizes go up to [`MAX_HEAD_SIZE_BF16`] and [`MAX_HEAD_SIZE_F32`]; scales are positive. Nothing is saved but what
-//! backward is given: `qkv`, `y` and the log-sum-exp. There is no dropout. Two runs give the same bits.
+//! backward is given: `qkv`, `y` and the log-sum-exp. A sequence of `qkv` has less than 2³¹ elements. There is no dropout.
+//! Two runs give the same bits.
 
 use half::bf16;
 
@@ -38,8 +39,9 @@ impl Tiles {
         if d <= 64 { Self::bf16(64, 128, 2, 32, 32) } else { Self::bf16(128, 64, 2, 32, 32) }
     }
 
+    /// Tiles that pass by take the place of the block's own.
     fn dq(d: usize) -> Self {
-        if d <= 64 { Self::bf16(64, 128, 2, 32, 0) } else { Self::bf16(128, 64, 2, 32, 0) }
+        if d <= 64 { Self::bf16(64, 128, 2, 0, 0) } else { Self::bf16(128, 64, 2, 0, 0) }
     }
 
     /// Queries, keys or values in their place, and probabilities; rows are padded by four numbers.
@@ -54,7 +56,8 @@ impl Tiles {
     }
 
     fn launch(&self, gpu: &Gpu, kernel: &str, dtype: &str, shape: Shape, heads: usize, args: &[Arg]) {
-        let blocks = [shape.t.div_ceil(self.rows), heads, shape.b].map(|blocks| blocks as u32);
+        // All heads of a sequence have their longest blocks first, so that only short ones are left at the end.
+        let blocks = [heads, shape.t.div_ceil(self.rows), shape.b].map(|blocks| blocks as u32);
         let grid = Grid { blocks, threads: self.threads, shared_bytes: self.shared_bytes as u32 };
         gpu.launch(&format!("attention_{kernel}_d{}_{dtype}", self.channels), grid, args);
     }
@@ -68,7 +71,9 @@ fn check(shape: Shape, max_d: usize, qkv: usize, y: usize, lse: usize, key_bias_
     assert_eq!((qkv, y, lse), expected, "sizes of an attention {shape:?}");
     assert!((1..=max_d).contains(&shape.d), "head size of an attention {shape:?}");
     assert!(shape.scale > 0.0, "scale of an attention {shape:?}");
-    assert!(shape.b <= 65_535 && shape.h <= 65_535, "sequences and heads of an attention {shape:?}");
+    assert!(shape.b <= 65_535, "sequences of an attention {shape:?}");
+    // Kernels count the elements of a sequence, and of a tile behind its end, in 32 bits.
+    assert!((shape.t + 128) * shape.qkv_width() <= i32::MAX as usize, "length of an attention {shape:?}");
 }
 
 /// The arguments that all kernels end with, from the biases on.
@@ -108,13 +113,14 @@ pub fn forward<T: Element>(
     tiles(shape.d).launch(gpu, "forward", T::SUFFIX, shape, shape.h, &args);
 }
 
-/// `dqkv` from `dy` and what forward saved; `delta_bht` is memory of (b, h, t) that is overwritten.
+/// `dqkv` from `dy` and what forward saved; `delta_bht` is memory of (b, h, t) that is overwritten, by
+/// minus the inner product of `dy` and `y` for each token and head.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     gpu: &Gpu,
     shape: Shape,
     mut dqkv: ViewMut<bf16>,
-    delta_bht: ViewMut<f32>,
+    mut delta_bht: ViewMut<f32>,
     dy_btc: View<bf16>,
     qkv: View<bf16>,
     y_btc: View<bf16>,
@@ -124,16 +130,32 @@ pub fn backward(
     check(shape, MAX_HEAD_SIZE_BF16, qkv.len(), y_btc.len(), lse_bht.len(), key_bias_ht);
     let gradients = (dqkv.len(), dy_btc.len(), delta_bht.len());
     assert_eq!(gradients, (qkv.len(), y_btc.len(), lse_bht.len()), "gradient sizes of an attention {shape:?}");
-    let [.., t, h, _, d, _, _, _] = shape_args(shape, key_bias_ht);
-    let (channels, rows) = (Tiles::dq(shape.d).channels, lse_bht.len());
-    let grid = Grid::new((rows * channels / 8).div_ceil(128), 128);
-    let args = [delta_bht.arg(), dy_btc.arg(), y_btc.arg(), Arg::U64(rows as u64), t, h, d];
-    gpu.launch(&format!("attention_backward_delta_d{channels}_bf16"), grid, &args);
-
-    let mut args = vec![dqkv.reborrow().arg(), dy_btc.arg(), qkv.arg(), lse_bht.arg(), delta_bht.arg()];
-    args.extend(shape_args(shape, key_bias_ht));
-    Tiles::dkv(shape.d).launch(gpu, "backward_dkv", "bf16", shape, shape.kv_heads, &args);
+    let shape_args = shape_args(shape, key_bias_ht);
+    let mut args = vec![dqkv.reborrow().arg(), delta_bht.reborrow().arg(), dy_btc.arg(), qkv.arg(), y_btc.arg()];
+    args.push(lse_bht.arg());
+    args.extend(shape_args);
     Tiles::dq(shape.d).launch(gpu, "backward_dq", "bf16", shape, shape.h, &args);
+
+    // After that of queries, which makes delta.
+    let mut args = vec![dqkv.arg(), dy_btc.arg(), qkv.arg(), lse_bht.arg(), delta_bht.arg()];
+    args.extend(shape_args);
+    Tiles::dkv(shape.d).launch(gpu, "backward_dkv", "bf16", shape, shape.kv_heads, &args);
+}
+
+/// Floating-point operations of [`forward`], by which its speed is told: two products of 2 d for each pair of a query
+/// and a key that it sees. Of a causal shape without a window these are counted as half of all pairs, and with one as
+/// the pairs of the band, of which the first `window` queries have half of a square.
+pub fn forward_flops(shape: Shape) -> u64 {
+    let [b, t, h, d] = [shape.b, shape.t, shape.h, shape.d].map(|size| size as u64);
+    let window = shape.window.map_or(t, |window| t.min(window as u64));
+    // Twice the pairs, which keeps halves whole.
+    let pairs = if shape.causal { window * window + 2 * (t - window) * window } else { 2 * t * t };
+    2 * b * h * d * pairs
+}
+
+/// Those of [`backward`]: five products where forward has two.
+pub fn backward_flops(shape: Shape) -> u64 {
+    forward_flops(shape) / 2 * 5
 }
 
 /// Floating-point operations of a forward pass.

@@ -67,7 +67,8 @@ impl Case {
 }
 
 /// Lengths around the sizes of tiles, every kind of mask, groups of heads, heads that fill a tile or not. With a window
-/// of 66 the last query that sees a key of a tile is the first of another tile, and the first key in turn the last.
+/// of 66 the last query that sees a key of a tile is the first of another tile, and the first key in turn the last; with
+/// one of 31 the last query of a warp sees all keys of a tile but one, as the queries of a tile of 63 keys do.
 fn cases() -> Vec<Case> {
     vec![
         case(2, 1, 2, 1, 64),
@@ -76,9 +77,11 @@ fn cases() -> Vec<Case> {
         case(3, 17, 3, 1, 16),
         case(1, 17, 2, 2, 80).bias(),
         case(1, 63, 2, 1, 64).bias(),
+        case(1, 63, 1, 1, 64).not_causal(),
         case(2, 64, 2, 2, 64),
         case(1, 65, 2, 1, 128),
         case(1, 65, 4, 2, 12).window(5),
+        case(1, 96, 1, 1, 64).window(31),
         case(1, 127, 2, 1, 64).window(1),
         case(1, 128, 1, 1, 128).window(64),
         case(1, 128, 4, 2, 64),
@@ -173,8 +176,12 @@ fn log_sum_exps(case: Case, qkv: &[f32]) -> Vec<f64> {
         f64::from(scale) * product + bias.as_ref().map_or(0.0, |bias| f64::from(bias[head * (t + 3) + j]))
     };
     let rows = (0..b * h * t).map(|index| (index / (h * t), index / t % h, index % t));
-    rows.map(|(row, head, i)| (0..t).filter(|&j| sees(i, j)).map(|j| score(row, head, i, j).exp()).sum::<f64>().ln())
-        .collect()
+    rows.map(|(row, head, i)| {
+        let scores: Vec<f64> = (0..t).filter(|&j| sees(i, j)).map(|j| score(row, head, i, j)).collect();
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        largest + scores.iter().map(|score| (score - largest).exp()).sum::<f64>().ln()
+    })
+    .collect()
 }
 
 /// The queries, keys or values of `dqkv`.
@@ -261,6 +268,19 @@ fn enormous_scores_and_biases_give_numbers() {
     }
 }
 
+/// Scores of thousands: where they are subtracted from each other before they are multiplied, and beside it.
+#[test]
+fn large_scores_are_as_exact() {
+    for case in [case(1, 130, 2, 1, 64), case(1, 130, 1, 1, 16).bias(), case(1, 130, 1, 1, 80).window(40)] {
+        let qkv = rounded(case.qkv().into_iter().map(|x| 16.0 * x).collect());
+        let Some([y, lse, _]) = run_on_both::<bf16>(case, &qkv, None) else { return };
+        let bias = case.key_bias().map(|bias| wide(&bias));
+        let expected = reference::forward(case.shape, &wide(&qkv), bias.as_deref(), |_| 1.0);
+        assert_close(&y, &expected, VALUE_TOLERANCE, format!("y of {case:?}"));
+        assert_close(&lse, &log_sum_exps(case, &qkv), F32_TOLERANCE, format!("log-sum-exp of {case:?}"));
+    }
+}
+
 #[test]
 fn not_a_number_reaches_every_later_token_of_its_head_and_no_other_sequence() {
     let case = case(2, 70, 2, 2, 16);
@@ -276,6 +296,17 @@ fn not_a_number_reaches_every_later_token_of_its_head_and_no_other_sequence() {
     }
     assert!(dqkv[70 * case.shape.qkv_width()..].iter().all(|x| x.is_finite()));
     assert!(part(&dqkv, 0, case.shape)[69 * y_width..70 * y_width][16..].iter().all(|x| x.is_nan()));
+}
+
+#[test]
+fn floating_point_operations_are_those_of_the_pairs_in_sight() {
+    let causal = case(3, 100, 4, 2, 64);
+    let rows = 4 * 3 * 4 * 64; // of 2 d for each of two products, b, h
+    assert_eq!(forward_flops(causal.not_causal().shape), rows * 100 * 100);
+    assert_eq!(forward_flops(causal.shape), rows * 100 * 100 / 2);
+    assert_eq!(forward_flops(causal.window(100).shape), rows * 100 * 100 / 2);
+    assert_eq!(forward_flops(causal.window(10).shape), rows * (10 * 10 / 2 + 90 * 10));
+    assert_eq!(backward_flops(causal.shape), rows * 100 * 100 / 2 / 2 * 5);
 }
 
 #[test]

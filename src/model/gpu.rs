@@ -5,12 +5,15 @@
 //! references, on the emulated GPU.
 
 mod backward;
+mod block_backward;
 mod decoder;
 pub(crate) mod estimate;
 mod layout;
 mod memory;
 mod positions;
 
+#[cfg(test)]
+mod accumulation_tests;
 #[cfg(test)]
 mod tests;
 
@@ -124,19 +127,21 @@ impl<T: Compute> Scorer for Model<T> {
 
 impl Model<bf16> {
     /// Returns the mean loss over the targets of the rows and adds `scale` times its gradient to `gradients`, in the device's
-    /// order; sends `next` ahead meanwhile.
+    /// order; sends `next` ahead meanwhile. If it does not accumulate, only [`DeviceLayout::added_to`] is added to, and the
+    /// rest overwritten, whatever stood there.
     ///
     /// # Errors
     /// Out of memory; rows that the model cannot read.
     pub(crate) fn loss_and_gradients(
         &mut self,
         gradients: &mut Buffer<f32>,
+        accumulates: bool,
         rows: Rows,
         scale: f32,
         next: Option<Rows>,
     ) -> Result<f64> {
         let Self { gpu, layout, masters, rounded, decoder } = self;
-        let pass = decoder.prepare(rows, true)?;
+        let pass = Pass { accumulates, ..decoder.prepare(rows, true)? };
         let arch = decoder.arch.clone();
         let params = Params {
             masters: layout.parts(&arch, masters.view()),

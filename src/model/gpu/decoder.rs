@@ -28,7 +28,7 @@ pub(super) struct Decoder<T> {
     pub(super) memory: Option<Memory<T>>,
 }
 
-/// Sizes of one pass.
+/// One pass: its sizes, and what a backward pass finds.
 #[derive(Clone, Copy)]
 pub(super) struct Pass {
     pub(super) rows: usize,
@@ -37,6 +37,8 @@ pub(super) struct Pass {
     pub(super) n: usize,
     /// Different ids that get a gradient, and rows that have them.
     pub(super) num_sorted: [usize; 2],
+    /// Whether gradients that products compute are added to, or overwritten.
+    pub(super) accumulates: bool,
 }
 
 /// A model's parameters: masters, and in the compute format.
@@ -86,7 +88,7 @@ impl<T: Element> Decoder<T> {
             None => send(gpu, arch, &mut batches.other, rows),
         };
         std::mem::swap(&mut batches.current, &mut batches.other);
-        Ok(Pass { rows: num_rows, row_len, n, num_sorted: sent.num_sorted })
+        Ok(Pass { rows: num_rows, row_len, n, num_sorted: sent.num_sorted, accumulates: true })
     }
 
     /// Sends the rows of the next `prepare` ahead, while the device computes.

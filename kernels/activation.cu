@@ -117,14 +117,14 @@ extern "C" __global__ void activation_forward_bf16(bf16* y, const bf16* x, const
 }
 EXPORT(activation_forward_bf16)
 
-extern "C" __global__ void activation_backward_f32(float* dy, float* partial, const float* x, const float* bias, int n, int m,
-                                               int function) {
+extern "C" __global__ void activation_backward_f32(float* dy, float* partial, const float* x, const float* bias, int n,
+                                                   int m, int function) {
     activation_backward(dy, partial, x, bias, n, m, function);
 }
 EXPORT(activation_backward_f32)
 
-extern "C" __global__ void activation_backward_bf16(bf16* dy, float* partial, const bf16* x, const float* bias, int n, int m,
-                                                int function) {
+extern "C" __global__ void activation_backward_bf16(bf16* dy, float* partial, const bf16* x, const float* bias, int n,
+                                                    int m, int function) {
     activation_backward(dy, partial, x, bias, n, m, function);
 }
 EXPORT(activation_backward_bf16)

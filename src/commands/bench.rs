@@ -174,7 +174,7 @@ fn measure(work: Work, args: &BenchModelArgs, arch: &Arch, placement: &Placement
     let mut gpu_bytes = None;
     match work {
         Work::Train => {
-            let options = Options { backend, ..Options::usual(&layout) };
+            let options = Options { backend, gelu_epilogue: args.gelu_epilogue, ..Options::usual(&layout) };
             let (learning_rate, clip_norm) = (options.optimizer.learning_rate, options.optimizer.clip_norm);
             let free = free_on_gpu(placement)?;
             let mut engine = engine::open(placement, arch, &options, weights)?;

@@ -54,21 +54,25 @@ pub fn gated_backward<T: Element>(gpu: &Gpu, f: Activation, dx: ViewMut<T>, dy: 
 }
 
 /// Threads for eight elements each.
-fn chunks(n: usize, m: usize) -> Grid {
+pub(super) fn chunks(n: usize, m: usize) -> Grid {
     Grid::new((n * m.div_ceil(8)).div_ceil(256), 256)
 }
 
 fn launch<T: Element>(gpu: &Gpu, kernel: &str, grid: Grid, windows: &[Arg], [n, m]: [usize; 2], f: Activation) {
-    let code = match f {
+    let mut args = windows.to_vec();
+    args.extend([n as i32, m as i32, code(f)].map(Arg::I32));
+    gpu.launch(&format!("{kernel}_{}", T::SUFFIX), grid, &args);
+}
+
+/// The kernels' name of a function.
+pub(super) fn code(f: Activation) -> i32 {
+    match f {
         Activation::GeluTanh => 0,
         Activation::GeluErf => 1,
         Activation::Relu => 2,
         Activation::Relu2 => 3,
         Activation::Silu => 4,
-    };
-    let mut args = windows.to_vec();
-    args.extend([n as i32, m as i32, code].map(Arg::I32));
-    gpu.launch(&format!("{kernel}_{}", T::SUFFIX), grid, &args);
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! The bias's gradient is the sum of the rows of `dy`, which comes from where `dy` is written, or from `column_sums`.
 
-use super::{Dtype, Element, Gpu, Operand, Product, View, ViewMut};
+use super::{Dtype, Element, Epilogue, EpilogueKind, Gpu, Operand, Product, View, ViewMut};
 
 fn operand<T: Element>(window: View<T>, transposed: bool) -> Operand {
     Operand { address: window.address(), dtype: T::DTYPE, transposed }
@@ -26,6 +26,52 @@ pub fn forward<T: Element, Y: Element>(
         beta: 0.0,
         c: (y_no.address(), Y::DTYPE),
         bias: bias_o.map(|bias| bias.address()),
+        epilogue: None,
+    });
+}
+
+/// `argument (n, o) = x weightᵀ + bias`, `y (n, o) = gelu(argument)` with the function's approximation by tanh.
+pub fn forward_gelu<T: Element>(
+    gpu: &Gpu,
+    [n, o, i]: [usize; 3],
+    y_no: ViewMut<T>,
+    argument_no: ViewMut<T>,
+    x_ni: View<T>,
+    weight_oi: View<T>,
+    bias_o: View<T>,
+) {
+    let lens = [y_no.len(), argument_no.len(), x_ni.len(), weight_oi.len(), bias_o.len()];
+    assert_eq!(lens, [n * o, n * o, n * i, o * i, o], "sizes of a linear layer with its function");
+    gpu.multiply(Product {
+        sizes: [n, o, i],
+        a: operand(x_ni, false),
+        b: operand(weight_oi, true),
+        beta: 0.0,
+        c: (y_no.address(), T::DTYPE),
+        bias: Some(bias_o.address()),
+        epilogue: Some(Epilogue { kind: EpilogueKind::Gelu, argument: argument_no.address() }),
+    });
+}
+
+/// `dargument (n, i) = (dy weight) gelu'(argument)`: the gradient through a layer and the function before it.
+pub fn backward_gelu<T: Element>(
+    gpu: &Gpu,
+    [n, o, i]: [usize; 3],
+    dargument_ni: ViewMut<T>,
+    argument_ni: View<T>,
+    dy_no: View<T>,
+    weight_oi: View<T>,
+) {
+    let lens = [dargument_ni.len(), argument_ni.len(), dy_no.len(), weight_oi.len()];
+    assert_eq!(lens, [n * i, n * i, n * o, o * i], "sizes of a gradient through a linear layer and its function");
+    gpu.multiply(Product {
+        sizes: [n, i, o],
+        a: operand(dy_no, false),
+        b: operand(weight_oi, false),
+        beta: 0.0,
+        c: (dargument_ni.address(), T::DTYPE),
+        bias: None,
+        epilogue: Some(Epilogue { kind: EpilogueKind::GeluGradient, argument: argument_ni.address() }),
     });
 }
 
@@ -50,6 +96,7 @@ pub fn backward_input<T: Element>(
         beta: if is_added { 1.0 } else { 0.0 },
         c: (dx_ni.address(), T::DTYPE),
         bias: None,
+        epilogue: None,
     });
 }
 
@@ -74,6 +121,7 @@ pub fn backward_weight<T: Element>(
         beta: if is_added { 1.0 } else { 0.0 },
         c: (dweight_oi.address(), Dtype::F32),
         bias: None,
+        epilogue: None,
     });
 }
 

@@ -25,6 +25,7 @@ pub mod cuda;
 pub mod embedding;
 #[cfg(test)]
 pub(crate) mod emulator;
+mod epilogue;
 pub mod gradient_norm;
 pub mod kernels;
 pub mod linear;
@@ -139,7 +140,7 @@ impl Grid {
     }
 }
 
-/// `c (m, n) = beta c + a (m, k) b (k, n) + bias (n)`, row-major, accumulated in f32.
+/// `c (m, n) = beta c + a (m, k) b (k, n) + bias (n)`, row-major, accumulated in f32; or what an epilogue makes of that.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Product {
     /// Sizes m, n, k.
@@ -154,6 +155,26 @@ pub struct Product {
     pub c: (Address, Dtype),
     /// Added to each row; of the operands' format.
     pub bias: Option<Address>,
+    /// What is done with the sum before it is stored; only with `beta` 0.
+    pub epilogue: Option<Epilogue>,
+}
+
+/// The function between the MLP's matrices, gelu (tanh), in passing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Epilogue {
+    /// What it computes.
+    pub kind: EpilogueKind,
+    /// The function's argument (m, n), of the destination's format.
+    pub argument: Address,
+}
+
+/// What an [`Epilogue`] computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EpilogueKind {
+    /// The sum becomes the argument, and `c` the function of it.
+    Gelu,
+    /// `c` becomes the sum times the function's slope at the argument; without a bias.
+    GeluGradient,
 }
 
 /// An operand of a [`Product`]; both have the same format.

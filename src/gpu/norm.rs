@@ -79,7 +79,7 @@ pub struct Backward<'a, D> {
     pub is_added: bool,
     /// The same rounded, as operand of matrix products.
     pub narrow: Option<ViewMut<'a, bf16>>,
-    /// Biases (c) of layers whose outputs have that gradient: the sum of its rows, as they were rounded, is added to each.
+    /// Gradients (c) of the biases of layers whose outputs have that gradient: the sum of its rounded rows is added to each.
     pub narrow_sums: [Option<ViewMut<'a, f32>>; 2],
     /// (c), added to.
     pub dgain: ViewMut<'a, f32>,

@@ -15,6 +15,8 @@ mod positions;
 #[cfg(test)]
 mod accumulation_tests;
 #[cfg(test)]
+mod epilogue_tests;
+#[cfg(test)]
 mod tests;
 
 use anyhow::{Context, Result, ensure};
@@ -24,6 +26,7 @@ use super::arch::Arch;
 use super::layout::Layout;
 use super::{Rows, Scorer};
 use crate::gpu::{Buffer, Dtype, Element, Gpu, View, attention, cast, norm};
+use crate::ops::activation::Activation;
 use crate::recipe::Recompute;
 use crate::rules::ScoreDtype;
 use decoder::{Decoder, Params, Pass};
@@ -126,6 +129,12 @@ impl<T: Compute> Scorer for Model<T> {
 }
 
 impl Model<bf16> {
+    /// Lets matrix products compute the MLP's function in passing, where it is one that they know and has a bias before it.
+    pub(crate) fn fuse_gelu(&mut self) {
+        let Arch { activation, gated, mlp_bias, .. } = self.decoder.arch;
+        self.decoder.fuses_gelu = activation == Activation::GeluTanh && !gated && mlp_bias;
+    }
+
     /// Returns the mean loss over the targets of the rows and adds `scale` times its gradient to `gradients`, in the device's
     /// order; sends `next` ahead meanwhile. If it does not accumulate, only [`DeviceLayout::added_to`] is added to, and the
     /// rest overwritten, whatever stood there.

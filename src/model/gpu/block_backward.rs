@@ -168,7 +168,7 @@ impl Decoder<bf16> {
         layer: usize,
         into: Into,
     ) {
-        let Self { gpu, arch, memory, .. } = self;
+        let Self { gpu, arch, memory, fuses_gelu, .. } = self;
         let Memory { norm1, norm2, hidden, activated, backward, .. } = memory.as_mut().expect("made by prepare");
         let BackwardMemory { narrow, dinput, dside, dhidden, dactivated, partials, .. } =
             backward.as_mut().expect("prepared for training");
@@ -184,6 +184,12 @@ impl Decoder<bf16> {
                 linear::backward_input(gpu, down, part_mut(dactivated, n, m), false, dy, compute.down.weight);
                 let dactivated = part(dactivated, n, m);
                 activation::gated_backward(gpu, arch.activation, part_mut(dhidden, n, up), dactivated, hidden, m);
+            }
+            None if *fuses_gelu => {
+                linear::backward_gelu(gpu, down, part_mut(dhidden, n, m), hidden, dy, compute.down.weight);
+                if let Some(dbias) = d_up.bias {
+                    column_sums::add(gpu, dbias, part(dhidden, n, m), partials.view_mut());
+                }
             }
             None => {
                 linear::backward_input(gpu, down, part_mut(dhidden, n, m), false, dy, compute.down.weight);

@@ -48,7 +48,10 @@ impl GpuEngine {
             return Err(input(format!("{reason}: choose the device cpu, or smaller heads")));
         }
         let make = || -> Result<_> {
-            let model = Model::new(gpu, arch, options.recompute, weights.params.as_slice())?;
+            let mut model = Model::new(gpu, arch, options.recompute, weights.params.as_slice())?;
+            if options.gelu_epilogue {
+                model.fuse_gelu();
+            }
             let len = model.layout.len();
             let [mut means, mut squares] = [gpu.zeros(len)?, gpu.zeros(len)?];
             model.layout.upload(gpu, &mut means, weights.means.as_slice());

@@ -2,7 +2,8 @@
 // 4 silu.
 //
 // activation_forward: y (n, m) = f(x (n, m) + bias (m)); the bias, f32, is optional.
-// activation_backward: dy (n, m) becomes dx = dy f'(x + bias).
+// activation_backward: dy (n, m) becomes dx = dy f'(x + bias); where wanted, partial (slices, m) = the sums of dx, as it is
+//   stored, over each slice of rows.
 // gated_forward: y (n, m) = f(gate) up, where a row of x (n, 2 m) holds gate, then up.
 // gated_backward: dx (n, 2 m): dgate = dy up f'(gate), then dup = dy f(gate).
 #include "common.cuh"
@@ -64,15 +65,19 @@ __device__ __forceinline__ void activation_forward(T* y, const T* x, const float
 }
 
 template <class T>
-__device__ __forceinline__ void activation_backward(T* dy, const T* x, const float* bias, int n, int m, int function) {
-    Place at;
-    if (!find_place(at, n, m)) return;
-    size_t start = at.row * m + at.column;
-    Eight values = load8(x + start, at.left), biases = bias ? load8(bias + at.column, at.left) : Eight{};
-    Eight gradient = load8(dy + start, at.left);
+__device__ __forceinline__ void activation_backward(T* dy, float* partial, const T* x, const float* bias, int n, int m,
+                                                    int function) {
+    Walk at = find_walk(n, m);
+    Eight biases = bias && at.left > 0 ? load8(bias + at.column, at.left) : Eight{}, sums{};
+    for (int row = at.row; row < at.end; row += ROW_THREADS) {
+        size_t start = static_cast<size_t>(row) * m + at.column;
+        Eight values = load8(x + start, at.left), gradient = load8(dy + start, at.left);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) gradient.x[j] *= slope(function, values.x[j] + biases.x[j]);
-    store8(dy + start, gradient, at.left);
+        for (int j = 0; j < 8; ++j) gradient.x[j] *= slope(function, values.x[j] + biases.x[j]);
+        store8(dy + start, gradient, at.left);
+        add8(sums, round8<T>(gradient));
+    }
+    if (partial) store_slice(partial, sums, at, m);
 }
 
 template <class T>
@@ -112,13 +117,15 @@ extern "C" __global__ void activation_forward_bf16(bf16* y, const bf16* x, const
 }
 EXPORT(activation_forward_bf16)
 
-extern "C" __global__ void activation_backward_f32(float* dy, const float* x, const float* bias, int n, int m, int function) {
-    activation_backward(dy, x, bias, n, m, function);
+extern "C" __global__ void activation_backward_f32(float* dy, float* partial, const float* x, const float* bias, int n,
+                                                   int m, int function) {
+    activation_backward(dy, partial, x, bias, n, m, function);
 }
 EXPORT(activation_backward_f32)
 
-extern "C" __global__ void activation_backward_bf16(bf16* dy, const bf16* x, const float* bias, int n, int m, int function) {
-    activation_backward(dy, x, bias, n, m, function);
+extern "C" __global__ void activation_backward_bf16(bf16* dy, float* partial, const bf16* x, const float* bias, int n,
+                                                    int m, int function) {
+    activation_backward(dy, partial, x, bias, n, m, function);
 }
 EXPORT(activation_backward_bf16)
 

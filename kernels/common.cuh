@@ -222,6 +222,30 @@ __device__ __forceinline__ void store8(T* to, const Eight& eight, int left) {
     }
 }
 
+// The eight as the format holds them.
+template <class T>
+__device__ __forceinline__ Eight round8(const Eight& eight);
+template <>
+__device__ __forceinline__ Eight round8<float>(const Eight& eight) {
+    return eight;
+}
+template <>
+__device__ __forceinline__ Eight round8<bf16>(const Eight& eight) {
+    Eight rounded;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        unsigned packed = pack_bf16(eight.x[2 * i], eight.x[2 * i + 1]);
+        rounded.x[2 * i] = low_of(packed);
+        rounded.x[2 * i + 1] = high_of(packed);
+    }
+    return rounded;
+}
+
+__device__ __forceinline__ void add8(Eight& sums, const Eight& terms) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sums.x[i] += terms.x[i];
+}
+
 // ---- Warps and blocks ----
 
 __device__ __forceinline__ int lane_index() { return threadIdx.x % 32; }
@@ -356,6 +380,42 @@ __device__ __forceinline__ float block_max(float x, Shared<float> scratch) {
     }
     __syncthreads();
     return scratch[warps];
+}
+
+// ---- Sums over the rows of a matrix ----
+//
+// Blocks of 256 threads: in x for 256 columns each, in y for slices of rows. `Walk` says what a thread of one adds up, and
+// `store_slice` leaves the sums of the slice, in an order that depends on the sizes alone.
+
+constexpr int COLUMN_THREADS = 32, ROW_THREADS = 8;
+
+// Eight columns, of which `left` exist, of every ROW_THREADS-th row from `row` to `end`; no row where no column exists.
+struct Walk {
+    int column, left, row, end;
+};
+
+__device__ __forceinline__ Walk find_walk(int n, int columns) {
+    int column = (blockIdx.x * COLUMN_THREADS + threadIdx.x % COLUMN_THREADS) * 8;
+    int rows_per_slice = (n + static_cast<int>(gridDim.y) - 1) / static_cast<int>(gridDim.y);
+    int start = blockIdx.y * rows_per_slice;
+    int end = start + rows_per_slice < n ? start + rows_per_slice : n;
+    int row = start + static_cast<int>(threadIdx.x) / COLUMN_THREADS;
+    return {column, columns - column, row, column < columns ? end : 0};
+}
+
+// partial (slices, columns): the sums of this slice, of which each thread has its part. All of the block's shared memory.
+__device__ __forceinline__ void store_slice(float* partial, Eight sums, const Walk& at, int columns) {
+    Shared<float> all = shared<float>(0, ROW_THREADS * COLUMN_THREADS * 8);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) all[threadIdx.x * 8 + j] = sums.x[j];
+    __syncthreads();
+    if (threadIdx.x < COLUMN_THREADS && at.left > 0) {
+        for (int i = 1; i < ROW_THREADS; ++i) {
+#pragma unroll
+            for (int j = 0; j < 8; ++j) sums.x[j] += all[(i * COLUMN_THREADS + threadIdx.x) * 8 + j];
+        }
+        store8(partial + static_cast<size_t>(blockIdx.y) * columns + at.column, sums, at.left);
+    }
 }
 
 // ---- Asynchronous copies from global to shared memory ----

@@ -6,8 +6,8 @@
 //   where wanted, as f32 to `wide`. Saves mean and rstd of each row in stats (n, 2).
 // backward: dx (n, c) f32 += (accumulate) or = rstd (g - mean(g) - x̂ mean(g x̂)), with g = (dy + side) factor, where `side`
 //   is the optional gradient of a branch from the same place, in the compute format; the result also goes
-//   to `narrow` in the compute format where wanted. The parameter gradients' sums over the rows of one block go to partial
-//   (blocks, 2, c): dgain, then dbias; sum_partials.cu adds them up.
+//   to `narrow` in bfloat16 where wanted. The sums over the rows of one block go to partial (blocks, 3, c): those of dgain,
+//   of dbias and, where wanted, of `narrow`; sum_partials adds them up.
 #include "common.cuh"
 
 __device__ __forceinline__ float factor_of(float gain, int kind) { return kind == 2 ? 1.0f + gain : gain; }
@@ -80,39 +80,43 @@ __device__ __forceinline__ Eight load_gradient(const D* dy, const bf16* side, si
     return gradient;
 }
 
+// Where a thread keeps the sum of its column i + j, i being the first of eight: beside the j-th of the other threads' eights,
+// so that a warp's sums lie in different banks.
+__device__ __forceinline__ int place_of(int i, int j) {
+    int thread = threadIdx.x, threads = blockDim.x;
+    return i - 8 * thread + j * threads + thread;
+}
+
 // `D` is the format of dy.
 template <class D>
 __device__ __forceinline__ void norm_backward(float* dx, bf16* narrow, float* partial, const D* dy, const bf16* side,
                                               const float* x, const float* stats, const float* gain, int n, int c,
-                                              int kind, int accumulate) {
+                                              int kind, int accumulate, int sums_narrow) {
+    int thread = threadIdx.x, threads = blockDim.x, step = 8 * threads, padded = (c + step - 1) / step * step;
     // A thread owns columns: nobody else touches its part of the sums.
-    Shared<float> dgain = shared<float>(0, c);
-    Shared<float> dbias = shared<float>(c * sizeof(float), c);
-    Shared<float> scratch = shared<float>(2 * c * sizeof(float), 33);
-    int step = blockDim.x * 8;
-    for (int i = threadIdx.x * 8; i < c; i += step) {
-        for (int j = i; j < i + 8 && j < c; ++j) dgain[j] = dbias[j] = 0.0f;
-    }
+    Shared<float> dgain = shared<float>(0, padded);
+    Shared<float> dbias = shared<float>(padded * sizeof(float), padded);
+    Shared<float> narrow_sums = shared<float>(2 * padded * sizeof(float), padded);
+    Shared<float> scratch = shared<float>(3 * padded * sizeof(float), 33);
+    for (int i = thread; i < padded; i += threads) dgain[i] = dbias[i] = narrow_sums[i] = 0.0f;
     for (int row = blockIdx.x; row < n; row += gridDim.x) {
         size_t start = static_cast<size_t>(row) * c;
         float mean = stats[2 * static_cast<size_t>(row)], rstd = stats[2 * static_cast<size_t>(row) + 1];
         float g_sum = 0.0f, gx_sum = 0.0f;
-        for (int i = threadIdx.x * 8; i < c; i += step) {
+        for (int i = 8 * thread; i < c; i += step) {
             Eight dys = load_gradient(dy, side, start + i, c - i), xs = load8(x + start + i, c - i), gains = load8(gain + i, c - i);
 #pragma unroll
-            for (int j = 0; j < 8; ++j) {
-                if (i + j < c) {
-                    float normal = (xs.x[j] - mean) * rstd, g = dys.x[j] * factor_of(gains.x[j], kind);
-                    g_sum += g;
-                    gx_sum += g * normal;
-                    dgain[i + j] += dys.x[j] * normal;
-                    dbias[i + j] += dys.x[j];
-                }
+            for (int j = 0; j < 8; ++j) { // beyond the row dy is 0, and nobody looks at the sums
+                float normal = (xs.x[j] - mean) * rstd, g = dys.x[j] * factor_of(gains.x[j], kind);
+                g_sum += g;
+                gx_sum += g * normal;
+                dgain[place_of(i, j)] += dys.x[j] * normal;
+                dbias[place_of(i, j)] += dys.x[j];
             }
         }
         float g_mean = kind == 0 ? block_sum(g_sum, scratch) / c : 0.0f;
         float gx_mean = block_sum(gx_sum, scratch) / c;
-        for (int i = threadIdx.x * 8; i < c; i += step) {
+        for (int i = 8 * thread; i < c; i += step) {
             Eight dys = load_gradient(dy, side, start + i, c - i), xs = load8(x + start + i, c - i), gains = load8(gain + i, c - i);
             Eight gradient = accumulate ? load8(dx + start + i, c - i) : Eight{};
 #pragma unroll
@@ -122,14 +126,26 @@ __device__ __forceinline__ void norm_backward(float* dx, bf16* narrow, float* pa
             }
             store8(dx + start + i, gradient, c - i);
             if (narrow) store8(narrow + start + i, gradient, c - i);
+            if (sums_narrow) {
+                Eight rounded = round8<bf16>(gradient);
+#pragma unroll
+                for (int j = 0; j < 8; ++j) narrow_sums[place_of(i, j)] += rounded.x[j];
+            }
         }
     }
-    float* sums = partial + static_cast<size_t>(blockIdx.x) * 2 * c;
-    for (int i = threadIdx.x * 8; i < c; i += step) {
-        for (int j = i; j < i + 8 && j < c; ++j) {
-            sums[j] = dgain[j];
-            sums[c + j] = dbias[j];
+    float* sums = partial + static_cast<size_t>(blockIdx.x) * 3 * c;
+    for (int i = 8 * thread; i < c; i += step) {
+        Eight gains, biases, narrows;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            int at = place_of(i, j);
+            gains.x[j] = dgain[at];
+            biases.x[j] = dbias[at];
+            narrows.x[j] = narrow_sums[at];
         }
+        store8(sums + i, gains, c - i);
+        store8(sums + c + i, biases, c - i);
+        if (sums_narrow) store8(sums + 2 * c + i, narrows, c - i);
     }
 }
 
@@ -149,14 +165,14 @@ EXPORT(norm_forward_bf16)
 
 extern "C" __global__ void norm_backward_f32(float* dx, bf16* narrow, float* partial, const float* dy, const bf16* side,
                                             const float* x, const float* stats, const float* gain, int n, int c,
-                                            int kind, int accumulate) {
-    norm_backward(dx, narrow, partial, dy, side, x, stats, gain, n, c, kind, accumulate);
+                                            int kind, int accumulate, int sums_narrow) {
+    norm_backward(dx, narrow, partial, dy, side, x, stats, gain, n, c, kind, accumulate, sums_narrow);
 }
 EXPORT(norm_backward_f32)
 
 extern "C" __global__ void norm_backward_bf16(float* dx, bf16* narrow, float* partial, const bf16* dy, const bf16* side,
                                              const float* x, const float* stats, const float* gain, int n, int c,
-                                             int kind, int accumulate) {
-    norm_backward(dx, narrow, partial, dy, side, x, stats, gain, n, c, kind, accumulate);
+                                             int kind, int accumulate, int sums_narrow) {
+    norm_backward(dx, narrow, partial, dy, side, x, stats, gain, n, c, kind, accumulate, sums_narrow);
 }
 EXPORT(norm_backward_bf16)

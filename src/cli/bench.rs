@@ -110,6 +110,9 @@ pub struct BenchModelArgs {
     /// Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", default_value_t)]
     pub device: DeviceChoice,
+    /// Let a GPU's matrix products compute the MLP's function in training, where they can: an experiment.
+    #[arg(long)]
+    pub gelu_epilogue: bool,
     /// CPU threads; default all cores.
     #[arg(long, value_parser = parse_threads)]
     pub threads: Option<usize>,

@@ -55,11 +55,13 @@ impl Tiles {
         Self { channels, threads, rows, shared_bytes }
     }
 
-    fn launch(&self, gpu: &Gpu, kernel: &str, dtype: &str, shape: Shape, heads: usize, args: &[Arg]) {
+    /// Launches a kernel that computes so many products of all queries and keys, in blocks of so many heads.
+    fn launch(&self, gpu: &Gpu, kernel: &str, dtype: Dtype, shape: Shape, [products, heads]: [usize; 2], args: &[Arg]) {
         // All heads of a sequence have their longest blocks first, so that only short ones are left at the end.
         let blocks = [heads, shape.t.div_ceil(self.rows), shape.b].map(|blocks| blocks as u32);
         let grid = Grid { blocks, threads: self.threads, shared_bytes: self.shared_bytes as u32 };
-        gpu.launch(&format!("attention_{kernel}_d{}_{dtype}", self.channels), grid, args);
+        let name = format!("attention_{kernel}_d{}_{}", self.channels, dtype.suffix());
+        gpu.launch_arithmetic(&name, grid, args, (forward_flops(shape) / 2 * products as u64, dtype));
     }
 }
 
@@ -110,7 +112,7 @@ pub fn forward<T: Element>(
     check(shape, max_d, qkv.len(), y_btc.len(), lse_bht.len(), key_bias_ht);
     let mut args = vec![y_btc.arg(), lse_bht.arg(), qkv.arg()];
     args.extend(shape_args(shape, key_bias_ht));
-    tiles(shape.d).launch(gpu, "forward", T::SUFFIX, shape, shape.h, &args);
+    tiles(shape.d).launch(gpu, "forward", T::DTYPE, shape, [2, shape.h], &args);
 }
 
 /// `dqkv` from `dy` and what forward saved; `delta_bht` is memory of (b, h, t) that is overwritten, by
@@ -131,15 +133,19 @@ pub fn backward(
     let gradients = (dqkv.len(), dy_btc.len(), delta_bht.len());
     assert_eq!(gradients, (qkv.len(), y_btc.len(), lse_bht.len()), "gradient sizes of an attention {shape:?}");
     let shape_args = shape_args(shape, key_bias_ht);
-    let mut args = vec![dqkv.reborrow().arg(), delta_bht.reborrow().arg(), dy_btc.arg(), qkv.arg(), y_btc.arg()];
+    // Each writes its own part of `dqkv`.
+    let dq_bytes = dy_btc.len() * size_of::<bf16>();
+    let dkv_bytes = dqkv.len() * size_of::<bf16>() - dq_bytes;
+    let mut args =
+        vec![dqkv.reborrow().arg().moving(dq_bytes), delta_bht.reborrow().arg(), dy_btc.arg(), qkv.arg(), y_btc.arg()];
     args.push(lse_bht.arg());
     args.extend(shape_args);
-    Tiles::dq(shape.d).launch(gpu, "backward_dq", "bf16", shape, shape.h, &args);
+    Tiles::dq(shape.d).launch(gpu, "backward_dq", Dtype::Bf16, shape, [3, shape.h], &args);
 
     // After that of queries, which makes delta.
-    let mut args = vec![dqkv.arg(), dy_btc.arg(), qkv.arg(), lse_bht.arg(), delta_bht.arg()];
+    let mut args = vec![dqkv.arg().moving(dkv_bytes), dy_btc.arg(), qkv.arg(), lse_bht.arg(), delta_bht.arg()];
     args.extend(shape_args);
-    Tiles::dkv(shape.d).launch(gpu, "backward_dkv", "bf16", shape, shape.kv_heads, &args);
+    Tiles::dkv(shape.d).launch(gpu, "backward_dkv", Dtype::Bf16, shape, [4, shape.kv_heads], &args);
 }
 
 /// Floating-point operations of [`forward`], by which its speed is told: two products of 2 d for each pair of a query
@@ -153,19 +159,10 @@ pub fn forward_flops(shape: Shape) -> u64 {
     2 * b * h * d * pairs
 }
 
-/// Those of [`backward`]: five products where forward has two.
+/// Those of [`backward`], by which its speed is told: five products where forward has two. The kernels compute seven, for
+/// two of them twice.
 pub fn backward_flops(shape: Shape) -> u64 {
     forward_flops(shape) / 2 * 5
-}
-
-/// Floating-point operations of a forward pass.
-pub fn forward_flops(shape: Shape) -> u64 {
-    let Shape { b, t, h, d, .. } = shape;
-    (2 * b * h * t * t * d) as u64
-}
-/// Backward.
-pub fn backward_flops(shape: Shape) -> u64 {
-    forward_flops(shape) * 5 / 2
 }
 
 #[cfg(test)]

@@ -10,8 +10,7 @@ pub(super) fn add(driver: &dyn Driver, c: (Address, Dtype), bias: (Address, Dtyp
         (Dtype::Bf16, Dtype::Bf16) => "add_bias_bf16_to_bf16",
         (Dtype::F32, Dtype::Bf16) => unreachable!("products of f32 have results in f32"),
     };
-    let pointer = |address| Arg::Pointer { address, moved: 0 };
-    let args = [pointer(c.0), pointer(bias.0), Arg::I32(columns as i32)];
+    let args = [Arg::at(c.0), Arg::at(bias.0), Arg::I32(columns as i32)];
     driver.launch(kernel, Grid::new(rows, 256), &args);
 }
 

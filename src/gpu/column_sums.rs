@@ -1,6 +1,6 @@
 //! Sums over the rows of a matrix: gradients of biases, and the second step of every sum that blocks leave in parts.
 
-use super::{Arg, Element, Gpu, Grid, View, ViewMut};
+use super::{Arg, Element, Gpu, Grid, NO_POINTER, View, ViewMut};
 
 /// Columns of a block.
 const COLUMNS: usize = 256;
@@ -18,31 +18,35 @@ pub fn partials_len(n: usize, o: usize) -> usize {
     num_slices(n) * o
 }
 
+/// The blocks of a kernel that walks a matrix of `n` rows and `o` columns and may leave the sums of slices of its rows.
+pub(super) fn grid(n: usize, o: usize) -> Grid {
+    let blocks = [o.div_ceil(COLUMNS) as u32, num_slices(n) as u32, 1];
+    Grid { blocks, threads: 256, shared_bytes: 256 * 8 * 4 }
+}
+
 /// `sums (o) += Σ rows of x (n, o)`; `partials` has [`partials_len`] elements.
 pub fn add<T: Element>(gpu: &Gpu, sums: ViewMut<f32>, x: View<T>, partials: ViewMut<f32>) {
     let o = sums.len();
     let n = x.len() / o;
     assert_eq!(x.len(), n * o, "sizes of a sum of rows");
-    let slices = num_slices(n);
-    let partials = partials.window(0..slices * o);
-    let blocks = [o.div_ceil(COLUMNS) as u32, slices as u32, 1];
-    let grid = Grid { blocks, threads: 256, shared_bytes: 256 * 8 * 4 };
+    let partials = partials.window(0..partials_len(n, o));
     let args = [partials.arg(), x.arg(), Arg::I32(n as i32), Arg::I32(o as i32)];
-    gpu.launch(&format!("column_sums_{}", T::SUFFIX), grid, &args);
-    add_partials(gpu, sums, partials.as_view(), slices, o);
+    gpu.launch(&format!("column_sums_{}", T::SUFFIX), grid(n, o), &args);
+    add_partials(gpu, [Some(sums)], partials.as_view(), o);
 }
 
-/// `sums (c) += Σ of num_partials rows`, each `stride` after the one before, of `partials`.
-pub fn add_partials(gpu: &Gpu, sums: ViewMut<f32>, partials: View<f32>, num_partials: usize, stride: usize) {
-    let c = sums.len();
-    assert!(partials.len() >= (num_partials - 1) * stride + c, "sizes of a sum of parts");
-    let grid = Grid { shared_bytes: 256 * 4, ..Grid::new(c.div_ceil(32), 256) };
-    let sizes = [num_partials, stride, c].map(|size| Arg::I32(size as i32));
-    gpu.launch(
-        "sum_partials",
-        grid,
-        &[sums.arg_in_place(), partials.arg().moving(4 * num_partials * c), sizes[0], sizes[1], sizes[2]],
-    );
+/// `sums (c) += Σ of partials`, (parts, kinds of sums, c), of the kinds that are wanted; there are at most three.
+pub fn add_partials<const KINDS: usize>(gpu: &Gpu, sums: [Option<ViewMut<f32>>; KINDS], partials: View<f32>, c: usize) {
+    const { assert!(KINDS >= 1 && KINDS <= 3, "kinds of sums that the kernel knows") };
+    let num_partials = partials.len() / (KINDS * c);
+    assert_eq!(partials.len(), num_partials * KINDS * c, "sizes of a sum of parts");
+    assert!(sums.iter().flatten().all(|sums| sums.len() == c), "sizes of a sum of parts");
+    let grid = Grid { blocks: [c.div_ceil(32) as u32, KINDS as u32, 1], threads: 256, shared_bytes: 256 * 4 };
+    let partials = partials.arg().moving(4 * num_partials * c * sums.iter().flatten().count());
+    let mut args = [NO_POINTER; 3];
+    args.iter_mut().zip(sums).for_each(|(arg, sums)| *arg = sums.map_or(NO_POINTER, |sums| sums.arg_in_place()));
+    let sizes = [num_partials, c].map(|size| Arg::I32(size as i32));
+    gpu.launch("sum_partials", grid, &[args[0], args[1], args[2], partials, sizes[0], sizes[1]]);
 }
 
 #[cfg(test)]

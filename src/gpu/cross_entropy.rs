@@ -61,11 +61,13 @@ pub fn forward<T: Element>(
     });
 }
 
-/// Gradients of the head, added to.
+/// Gradients of the head.
 pub struct HeadGradients<'a> {
     /// (padded v, c).
     pub dweight: ViewMut<'a, f32>,
-    /// (padded v).
+    /// Whether that is added to.
+    pub is_added: bool,
+    /// (padded v), added to.
     pub dbias: Option<ViewMut<'a, f32>>,
 }
 
@@ -74,7 +76,8 @@ pub fn partials_len(rows: usize, v: usize) -> usize {
     column_sums::partials_len(rows.min(CHUNK_ROWS), v.next_multiple_of(VOCABULARY_MULTIPLE))
 }
 
-/// The loss of each row; `dx = scale dloss/dx`, `dweight`, `dbias += scale dloss/d…`, where `loss` is the sum over rows.
+/// The loss of each row; `dx = scale dloss/dx`, `dweight =` or `+=` and `dbias += scale dloss/d…`, where `loss` is the sum over
+/// rows.
 #[allow(clippy::too_many_arguments)]
 pub fn forward_backward<T: Element>(
     gpu: &Gpu,
@@ -101,8 +104,11 @@ pub fn forward_backward<T: Element>(
         gpu.launch(&format!("cross_entropy_backward_{}", T::SUFFIX), grid(n), &args);
         let dlogits = logits.as_view();
         linear::backward_input(gpu, shape, dx.reborrow().window(rows), false, dlogits, head.weight);
-        let dbias = gradients.dbias.as_mut().map(ViewMut::reborrow);
-        linear::backward_parameters(gpu, shape, gradients.dweight.reborrow(), dbias, dlogits, x, partials.reborrow());
+        let is_added = gradients.is_added || first > 0;
+        linear::backward_weight(gpu, shape, gradients.dweight.reborrow(), is_added, dlogits, x);
+        if let Some(dbias) = &mut gradients.dbias {
+            column_sums::add(gpu, dbias.reborrow(), dlogits, partials.reborrow());
+        }
     });
 }
 
@@ -137,12 +143,13 @@ mod tests {
     }
 
     fn losses_and_gradients_are_the_definition<T: Element>() {
-        for ([n, v, c], with_bias) in [
-            ([1, 1, 1], true),
-            ([5, 17, 16], false),
-            ([33, 320, 24], true),
-            ([7, 3001, 8], false),
-            ([CHUNK_ROWS + 2, 40, 8], true),
+        for ([n, v, c], with_bias, is_added) in [
+            ([1, 1, 1], true, true),
+            ([5, 17, 16], false, false),
+            ([33, 320, 24], true, false),
+            ([7, 3001, 8], false, true),
+            ([CHUNK_ROWS + 2, 40, 8], true, false),
+            ([CHUNK_ROWS + 1, 3, 8], false, true),
         ] {
             let ((weight, wide_weight), (bias, wide_bias)) = (rounded::<T>(2, v * c), rounded::<T>(3, v));
             let (x, wide_x) = rounded::<T>(1, n * c);
@@ -150,6 +157,7 @@ mod tests {
             targets.iter_mut().skip(2).step_by(3).for_each(|target| *target = NO_TARGET);
             let (old_dweight, old_dbias) = (values(5, v * c), values(6, v));
             let padded_v = v.next_multiple_of(VOCABULARY_MULTIPLE);
+            let first_dweight = if is_added { padded(&old_dweight, v) } else { vec![f32::NAN; padded_v * c] };
             let Some([scored, losses, dx, dweight, dbias]) = on_both(|gpu| {
                 let weight = gpu.buffer_of(&[padded(&weight, v)].concat()).unwrap();
                 let mut tall = bias.clone();
@@ -161,12 +169,12 @@ mod tests {
                 let mut wide_logits = gpu.zeros::<f32>(logits_len(n, v)).unwrap();
                 forward(gpu, scored.view_mut(), x.view(), head, targets.view(), wide_logits.view_mut());
                 let (mut logits, mut dx) = (gpu.zeros::<T>(logits_len(n, v)).unwrap(), gpu.zeros::<T>(n * c).unwrap());
-                let mut dweight = gpu.buffer_of(&padded(&old_dweight, v)).unwrap();
+                let mut dweight = gpu.buffer_of(&first_dweight).unwrap();
                 let mut tall = old_dbias.clone();
                 tall.resize(padded_v, 0.0);
                 let mut dbias = gpu.buffer_of(&tall).unwrap();
                 let gradients =
-                    HeadGradients { dweight: dweight.view_mut(), dbias: with_bias.then(|| dbias.view_mut()) };
+                    HeadGradients { dweight: dweight.view_mut(), is_added, dbias: with_bias.then(|| dbias.view_mut()) };
                 let mut partials = gpu.zeros(partials_len(n, v)).unwrap();
                 let (losses_window, targets, scratch) = (losses.view_mut(), targets.view(), partials.view_mut());
                 let (dx_window, logits) = (dx.view_mut(), logits.view_mut());
@@ -187,7 +195,7 @@ mod tests {
             }) else {
                 return;
             };
-            let what = format!("{n} rows of {v} from {c}");
+            let what = format!("{n} rows of {v} from {c}, added: {is_added}");
             let wide_bias = with_bias.then_some(wide_bias.as_slice());
             let (expected, [expected_dx, expected_dweight, expected_dbias]) =
                 reference::forward_backward(&wide_x, &wide_weight, wide_bias, &targets, c, SCALE.into());
@@ -200,7 +208,8 @@ mod tests {
             }
             let (own, padding) = dweight.split_at(v * c);
             assert!(padding.iter().all(|&x| x == 0.0), "padding of dweight of {what}");
-            assert_close(own, &sum(&expected_dweight, &old_dweight), twice, format!("dweight of {what}"));
+            let expected_dweight = if is_added { sum(&expected_dweight, &old_dweight) } else { expected_dweight };
+            assert_close(own, &expected_dweight, twice, format!("dweight of {what}"));
             let (own, padding) = dbias.split_at(v);
             assert!(padding.iter().all(|&x| x == 0.0), "padding of dbias of {what}");
             let expected =

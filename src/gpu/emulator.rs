@@ -23,7 +23,7 @@ use anyhow::{Context, Result, bail, ensure};
 use half::bf16;
 use sha2::{Digest, Sha256};
 
-use super::{Address, Arg, Driver, Dtype, Gpu, Grid, Operand, Product};
+use super::{Address, Arg, Driver, Dtype, EpilogueKind, Gpu, Grid, Operand, Product, epilogue};
 use crate::golden::repository;
 use crate::ops::{self, matmul};
 
@@ -325,7 +325,12 @@ impl Driver for Emulator {
         }
     }
 
-    fn multiply(&self, Product { sizes, a, b, beta, c, bias }: Product) {
+    fn multiply(&self, product: Product) {
+        if let Some(epilogue) = product.epilogue {
+            assert!(product.beta == 0.0 && (product.bias.is_none() || epilogue.kind == EpilogueKind::Gelu));
+            return epilogue::separately(self, product, epilogue);
+        }
+        let Product { sizes, a, b, beta, c, bias, epilogue: _ } = product;
         let [m, n, k] = sizes;
         assert_eq!(a.dtype, b.dtype);
         let order = |operand: Operand| if operand.transposed { matmul::Order::T } else { matmul::Order::N };

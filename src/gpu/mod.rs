@@ -26,6 +26,7 @@ pub mod cuda;
 pub mod embedding;
 #[cfg(test)]
 pub(crate) mod emulator;
+mod epilogue;
 pub mod gradient_norm;
 pub mod kernels;
 pub mod linear;
@@ -149,6 +150,11 @@ pub enum Arg {
 }
 
 impl Arg {
+    /// A pointer whose bytes are not counted, or are elsewhere.
+    pub const fn at(address: Address) -> Self {
+        Self::Pointer { address, moved: 0 }
+    }
+
     /// The same pointer of a kernel that touches another number of bytes than the window has.
     pub fn moving(self, bytes: usize) -> Self {
         match self {
@@ -176,7 +182,7 @@ impl Grid {
     }
 }
 
-/// `c (m, n) = beta c + a (m, k) b (k, n) + bias (n)`, row-major, accumulated in f32.
+/// `c (m, n) = beta c + a (m, k) b (k, n) + bias (n)`, row-major, accumulated in f32; or what an epilogue makes of that.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Product {
     /// Sizes m, n, k.
@@ -191,6 +197,26 @@ pub struct Product {
     pub c: (Address, Dtype),
     /// Added to each row; of the operands' format.
     pub bias: Option<Address>,
+    /// What is done with the sum before it is stored; only with `beta` 0.
+    pub epilogue: Option<Epilogue>,
+}
+
+/// The function between the MLP's matrices, gelu (tanh), in passing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Epilogue {
+    /// What it computes.
+    pub kind: EpilogueKind,
+    /// The function's argument (m, n), of the destination's format.
+    pub argument: Address,
+}
+
+/// What an [`Epilogue`] computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EpilogueKind {
+    /// The sum becomes the argument, and `c` the function of it.
+    Gelu,
+    /// `c` becomes the sum times the function's slope at the argument; without a bias.
+    GeluGradient,
 }
 
 /// An operand of a [`Product`]; both have the same format.
@@ -577,4 +603,4 @@ pub fn optional_mut<T>(window: Option<ViewMut<T>>) -> Arg {
     window.map_or(NO_POINTER, |window| window.arg())
 }
 
-const NO_POINTER: Arg = Arg::Pointer { address: 0, moved: 0 };
+const NO_POINTER: Arg = Arg::at(0);

@@ -15,8 +15,11 @@ const MAX_BLOCKS: usize = 512;
 const SHARED_BYTES: usize = 99 * 1024;
 /// The widest rows of a forward pass: one warp keeps one of them.
 pub const MAX_WIDTH_FORWARD: usize = SHARED_BYTES / 4 / 8 * 8;
-/// The widest rows of a backward pass: a block keeps two sums for each channel.
-pub const MAX_WIDTH_BACKWARD: usize = (SHARED_BYTES - 33 * 4) / 8;
+/// The widest rows of a backward pass: a block keeps three sums for each channel, in rounds of all its threads.
+pub const MAX_WIDTH_BACKWARD: usize = (SHARED_BYTES - 33 * 4) / 12 / (8 * MAX_THREADS) * (8 * MAX_THREADS);
+
+/// Threads of a block of a backward pass, of which each has eight channels in a round.
+const MAX_THREADS: usize = 256;
 
 /// What a forward pass reads and writes.
 pub struct Forward<'a, T> {
@@ -76,6 +79,8 @@ pub struct Backward<'a, D> {
     pub is_added: bool,
     /// The same rounded, as operand of matrix products.
     pub narrow: Option<ViewMut<'a, bf16>>,
+    /// Gradients (c) of the biases of layers whose outputs have that gradient: the sum of its rounded rows is added to each.
+    pub narrow_sums: [Option<ViewMut<'a, f32>>; 2],
     /// (c), added to.
     pub dgain: ViewMut<'a, f32>,
     /// (c), added to.
@@ -96,10 +101,10 @@ pub struct Backward<'a, D> {
 
 /// Elements of scratch that a backward pass over `n` rows needs.
 pub fn partials_len(n: usize, c: usize) -> usize {
-    n.min(MAX_BLOCKS) * 2 * c
+    n.min(MAX_BLOCKS) * 3 * c
 }
 
-/// `dx =` or `+=` the gradient through the norm; `dgain`, `dbias +=`.
+/// `dx =` or `+=` the gradient through the norm; `dgain`, `dbias`, `narrow_sums +=`.
 pub fn backward<D: Element>(gpu: &Gpu, kind: NormKind, io: Backward<D>) {
     let c = io.gain.len();
     let n = io.stats.len();
@@ -108,9 +113,12 @@ pub fn backward<D: Element>(gpu: &Gpu, kind: NormKind, io: Backward<D>) {
     assert!(io.narrow.as_ref().is_none_or(|narrow| narrow.len() == expected), "sizes of a norm's gradient");
     assert!(io.side.is_none_or(|side| side.len() == expected), "sizes of a norm's gradient");
     let num_blocks = n.min(MAX_BLOCKS);
-    let mut partials = io.partials.window(0..partials_len(n, c));
-    let threads = c.div_ceil(8).next_multiple_of(32).min(256) as u32;
-    let grid = Grid { shared_bytes: ((2 * c + 33) * 4) as u32, ..Grid::new(num_blocks, threads) };
+    let partials = io.partials.window(0..partials_len(n, c));
+    let threads = c.div_ceil(8).next_multiple_of(32).min(MAX_THREADS);
+    let sums_bytes = 3 * c.next_multiple_of(8 * threads) * 4;
+    let grid = Grid { shared_bytes: (sums_bytes + 33 * 4) as u32, ..Grid::new(num_blocks, threads as u32) };
+    let [first, second] = io.narrow_sums;
+    let sums_narrow = first.is_some() || second.is_some();
     let args = [
         if io.is_added { io.dx.arg_in_place() } else { io.dx.arg() },
         super::optional_mut(io.narrow),
@@ -124,13 +132,12 @@ pub fn backward<D: Element>(gpu: &Gpu, kind: NormKind, io: Backward<D>) {
         Arg::I32(c as i32),
         Arg::I32(code(kind)),
         Arg::I32(io.is_added.into()),
+        Arg::I32(sums_narrow.into()),
     ];
     gpu.launch(&format!("norm_backward_{}", D::SUFFIX), grid, &args);
-    column_sums::add_partials(gpu, io.dgain, partials.as_view(), num_blocks, 2 * c);
-    if let Some(dbias) = io.dbias {
-        // The second half of each partial sum.
-        let len = partials.len();
-        column_sums::add_partials(gpu, dbias, partials.reborrow().window(c..len).as_view(), num_blocks, 2 * c);
+    column_sums::add_partials(gpu, [Some(io.dgain), io.dbias, first], partials.as_view(), c);
+    if second.is_some() {
+        column_sums::add_partials(gpu, [None, None, second], partials.as_view(), c);
     }
 }
 
@@ -215,9 +222,10 @@ mod tests {
                 let (side, wide_side) = rounded::<bf16>(7, n * c);
                 let wide_dy = if has_side { sum(&wide_dy, &wide_side) } else { wide_dy };
                 let (old_dx, old_dgain, old_dbias) = (values(4, n * c), values(5, c), values(6, c));
+                let old_sums = [values(8, c), values(9, c)];
                 let (dx, dgain, dbias) = reference::backward(kind, &wide_dy, &wide(&x), &wide(&gain), EPS.into());
                 let expected_dx = if is_added { sum(&dx, &old_dx) } else { dx };
-                let Some([dx, narrow, actual_dgain, actual_dbias]) = on_both(|gpu| {
+                let Some([dx, narrow, actual_dgain, actual_dbias, first, second]) = on_both(|gpu| {
                     let (on_gpu, gains) = (gpu.buffer_of(&x).unwrap(), gpu.buffer_of(&gain).unwrap());
                     let (mut y, mut stats) = (gpu.zeros::<f32>(n * c).unwrap(), gpu.zeros::<[f32; 2]>(n).unwrap());
                     let io = Forward {
@@ -237,10 +245,13 @@ mod tests {
                         (gpu.buffer_of(&old_dgain).unwrap(), gpu.buffer_of(&old_dbias).unwrap());
                     let mut partials = gpu.zeros::<f32>(partials_len(n, c)).unwrap();
                     let (dy, side) = (gpu.buffer_of(&dy).unwrap(), gpu.buffer_of(&side).unwrap());
+                    let [mut first, mut second] = old_sums.each_ref().map(|old| gpu.buffer_of(old).unwrap());
                     let io = Backward {
                         dx: dx.view_mut(),
                         is_added,
                         narrow: Some(narrow.view_mut()),
+                        // Both, or the second alone.
+                        narrow_sums: [is_added.then(|| first.view_mut()), Some(second.view_mut())],
                         dgain: dgain.view_mut(),
                         dbias: with_bias.then(|| dbias.view_mut()),
                         dy: dy.view(),
@@ -256,6 +267,8 @@ mod tests {
                         check(gpu, narrow.view()),
                         check(gpu, dgain.view()),
                         check(gpu, dbias.view()),
+                        check(gpu, first.view()),
+                        check(gpu, second.view()),
                     ]
                 }) else {
                     return;
@@ -270,6 +283,12 @@ mod tests {
                 close(&actual_dgain, &sum(&dgain, &old_dgain), 3.0 * F32_TOLERANCE, format!("dgain of {what}"));
                 let dbias = if with_bias { sum(&dbias, &old_dbias) } else { wide(&old_dbias) };
                 close(&actual_dbias, &dbias, 3.0 * F32_TOLERANCE, format!("dbias of {what}"));
+                // Of what was rounded, which is off by far more than its sum.
+                let sums: Vec<f64> =
+                    (0..c).map(|i| narrow.iter().skip(i).step_by(c).map(|&x| f64::from(x)).sum()).collect();
+                let of_first = if is_added { sum(&sums, &old_sums[0]) } else { wide(&old_sums[0]) };
+                close(&first, &of_first, 3.0 * F32_TOLERANCE, format!("first sums of {what}"));
+                close(&second, &sum(&sums, &old_sums[1]), 3.0 * F32_TOLERANCE, format!("second sums of {what}"));
             }
         }
     }

@@ -5,12 +5,17 @@
 //! references, on the emulated GPU.
 
 mod backward;
+mod block_backward;
 mod decoder;
 pub(crate) mod estimate;
 mod layout;
 mod memory;
 mod positions;
 
+#[cfg(test)]
+mod accumulation_tests;
+#[cfg(test)]
+mod epilogue_tests;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +26,7 @@ use super::arch::Arch;
 use super::layout::Layout;
 use super::{Rows, Scorer};
 use crate::gpu::{Buffer, Dtype, Element, Gpu, View, attention, cast, norm};
+use crate::ops::activation::Activation;
 use crate::recipe::Recompute;
 use crate::rules::ScoreDtype;
 use decoder::{Decoder, Params, Pass};
@@ -123,20 +129,28 @@ impl<T: Compute> Scorer for Model<T> {
 }
 
 impl Model<bf16> {
+    /// Lets matrix products compute the MLP's function in passing, where it is one that they know and has a bias before it.
+    pub(crate) fn fuse_gelu(&mut self) {
+        let Arch { activation, gated, mlp_bias, .. } = self.decoder.arch;
+        self.decoder.fuses_gelu = activation == Activation::GeluTanh && !gated && mlp_bias;
+    }
+
     /// Returns the mean loss over the targets of the rows and adds `scale` times its gradient to `gradients`, in the device's
-    /// order; sends `next` ahead meanwhile.
+    /// order; sends `next` ahead meanwhile. If it does not accumulate, only [`DeviceLayout::added_to`] is added to, and the
+    /// rest overwritten, whatever stood there.
     ///
     /// # Errors
     /// Out of memory; rows that the model cannot read.
     pub(crate) fn loss_and_gradients(
         &mut self,
         gradients: &mut Buffer<f32>,
+        accumulates: bool,
         rows: Rows,
         scale: f32,
         next: Option<Rows>,
     ) -> Result<f64> {
         let Self { gpu, layout, masters, rounded, decoder } = self;
-        let pass = decoder.prepare(rows, true)?;
+        let pass = Pass { accumulates, ..decoder.prepare(rows, true)? };
         let arch = decoder.arch.clone();
         let params = Params {
             masters: layout.parts(&arch, masters.view()),

@@ -65,6 +65,8 @@ pub struct Options {
     pub bf16_rounding: Bf16Rounding,
     /// The run's seed; what is drawn from it here is stochastic rounding.
     pub seed: u64,
+    /// Whether a GPU's matrix products compute the MLP's function in passing, where they can: an experiment.
+    pub gelu_epilogue: bool,
     /// Updates that the weights have seen: by the last one's number their copy was rounded.
     pub updates: u64,
 }
@@ -79,6 +81,7 @@ impl Options {
             decayed: adamw::decayed_ranges(layout),
             bf16_rounding: recipe.train.bf16_rounding,
             seed: recipe.train.seed,
+            gelu_epilogue: false,
             updates: 0,
         }
     }
@@ -92,6 +95,7 @@ impl Options {
             decayed: adamw::decayed_ranges(layout),
             bf16_rounding: Bf16Rounding::default(),
             seed: 0,
+            gelu_epilogue: false,
             updates: 0,
         }
     }

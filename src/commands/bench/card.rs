@@ -73,6 +73,7 @@ fn large_product<T: Element>(gpu: &Gpu, size: usize) -> Result<f64> {
         beta: 0.0,
         c: (c.view_mut().address(), T::DTYPE),
         bias: None,
+        epilogue: None,
     };
     let seconds = gpu.time(REPEATS, |gpu| gpu.multiply(product))?;
     Ok(2.0 * (size as f64).powi(3) / seconds / 1e12)

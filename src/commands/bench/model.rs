@@ -270,7 +270,12 @@ fn measure(work: Work, args: &BenchModelArgs, arch: &Arch, placement: &Placement
     let rows = Rows::new(&tokens, args.shape.batch, args.shape.seq);
     let free = free_on_gpu(placement)?;
     let mut step: Step = match work {
-        Work::Train => training(placement, arch, Options { backend, ..Options::usual(&layout) }, weights)?,
+        Work::Train => training(
+            placement,
+            arch,
+            Options { backend, gelu_epilogue: args.gelu_epilogue, ..Options::usual(&layout) },
+            weights,
+        )?,
         Work::Score => {
             let scoring = Scoring { placement: placement.clone(), backend, dtype: args.dtype };
             let mut scorer = scoring.scorer(arch, weights.params.as_slice())?;

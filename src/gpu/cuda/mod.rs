@@ -21,10 +21,10 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
-use super::{Address, Arg, Driver, Gpu, Grid, OutOfMemory, Product, bias, kernels};
+use super::{Address, Arg, Driver, Gpu, Grid, OutOfMemory, Product, bias, epilogue, kernels};
 use crate::error::input;
 use handles::{Context, Event, Module, Stream, check, sentence};
-use products::Products;
+use products::{Done, Products};
 use staging::Staging;
 
 /// The oldest cards with bfloat16 and asynchronous copies.
@@ -441,15 +441,17 @@ impl Driver for Cuda {
     }
 
     fn multiply(&self, product: Product) {
-        let mut has_bias = false;
+        let mut done = Done::Everything;
         self.queue(|| {
             ensure!(product.a.dtype == product.b.dtype, "a product of two formats: {product:?}");
-            has_bias = lock(&self.products).multiply(&self.compute, &product)?;
+            done = lock(&self.products).multiply(&self.compute, &product)?;
             Ok(())
         });
-        if let Some(bias) = product.bias.filter(|_| !has_bias) {
-            let [rows, columns, _] = product.sizes;
-            bias::add(self, product.c, (bias, product.a.dtype), [rows, columns]);
+        let [rows, columns, _] = product.sizes;
+        match (done, product.bias, product.epilogue) {
+            (Done::AllButBias, Some(bias), _) => bias::add(self, product.c, (bias, product.a.dtype), [rows, columns]),
+            (Done::Nothing, _, Some(epilogue)) => epilogue::separately(self, product, epilogue),
+            _ => {}
         }
     }
 

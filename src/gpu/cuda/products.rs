@@ -19,12 +19,12 @@ use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
 
 use super::handles::Stream;
-use crate::gpu::{Address, Dtype, Product};
+use crate::gpu::{Address, Dtype, Epilogue, EpilogueKind, Product};
 
 /// What NVIDIA advises for Hopper.
 pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
-/// cuBLASLt's kernels read biases in pieces of this many bytes, and are not told how a bias is aligned.
-const BIAS_ALIGNMENT: u64 = 16;
+/// cuBLASLt's kernels read biases and epilogues' arguments in pieces of this many bytes, and are not told how they are aligned.
+const PIECE_BYTES: u64 = 16;
 
 /// `c = beta c + a b` in column-major order; columns follow each other without gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,7 +58,16 @@ fn column_major([m, n, k]: [usize; 3], a_transposed: bool, b_transposed: bool) -
 
 /// Whether cuBLASLt can add a product's bias: it takes one of the destination's format, well aligned.
 fn adds_bias(product: &Product) -> bool {
-    product.bias.is_some_and(|bias| product.a.dtype == product.c.1 && bias.is_multiple_of(BIAS_ALIGNMENT))
+    product.bias.is_some_and(|bias| product.a.dtype == product.c.1 && bias.is_multiple_of(PIECE_BYTES))
+}
+
+/// Whether cuBLASLt can be asked for a product's epilogue: rows of the argument and their place must be well aligned, and
+/// the bias must be one that it adds.
+fn takes_epilogue(product: &Product, epilogue: &Epilogue) -> bool {
+    const ROW_MULTIPLE: usize = 8;
+    product.sizes[1].is_multiple_of(ROW_MULTIPLE)
+        && epilogue.argument.is_multiple_of(PIECE_BYTES)
+        && (product.bias.is_none() || adds_bias(product))
 }
 
 /// All that the choice of an algorithm depends on; beta does not matter for it.
@@ -71,17 +80,30 @@ struct Key {
     alignments: [u32; 3],
     /// That of the bias.
     bias: Option<u32>,
+    /// And that of the epilogue's argument.
+    epilogue: Option<(EpilogueKind, u32)>,
+}
+
+/// What became of a product.
+pub(super) enum Done {
+    /// It is queued.
+    Everything,
+    /// It is queued, but the bias is the caller's to add, which cuBLASLt cannot.
+    AllButBias,
+    /// cuBLASLt cannot compute the epilogue; nothing is queued.
+    Nothing,
 }
 
 impl Key {
     fn of(product: &Product) -> Self {
-        let Product { sizes, a, b, c: (c, destination), bias, .. } = *product;
+        let Product { sizes, a, b, c: (c, destination), bias, epilogue, .. } = *product;
         Self {
             gemm: column_major(sizes, a.transposed, b.transposed),
             operands: a.dtype,
             destination,
             alignments: [b.address, a.address, c].map(alignment),
             bias: bias.filter(|_| adds_bias(product)).map(alignment),
+            epilogue: epilogue.map(|epilogue| (epilogue.kind, alignment(epilogue.argument))),
         }
     }
 }
@@ -89,8 +111,9 @@ impl Key {
 /// What an error of cuBLASLt's is told as.
 fn explain(product: &Product, error: CublasError) -> anyhow::Error {
     let ([m, n, k], with) = (product.sizes, if adds_bias(product) { " with a bias" } else { "" });
+    let and = if product.epilogue.is_some() { " and an epilogue" } else { "" };
     let (from, to) = (product.a.dtype, product.c.1);
-    anyhow!("cuBLASLt failed at a product{with}, ({m}, {k}) by ({k}, {n}), {from:?} to {to:?}: {error}")
+    anyhow!("cuBLASLt failed at a product{with}{and}, ({m}, {k}) by ({k}, {n}), {from:?} to {to:?}: {error}")
 }
 
 /// A descriptor of cuBLASLt's, destroyed when dropped.
@@ -113,7 +136,8 @@ struct Plan {
 
 /// cuBLASLt on one device.
 pub(super) struct Products {
-    plans: HashMap<Key, Plan>,
+    /// `None` where there is no algorithm with the epilogue.
+    plans: HashMap<Key, Option<Plan>>,
     workspace: Address,
     handle: Owned<sys::cublasLtHandle_t>,
 }
@@ -132,16 +156,22 @@ impl Products {
 
     /// Computes products of a kind by the heuristic's choice of a rank from now on; whether there is one.
     pub(super) fn choose(&mut self, product: &Product, rank: usize) -> Result<bool> {
+        if product.epilogue.is_some_and(|epilogue| !takes_epilogue(product, &epilogue)) {
+            return Ok(false);
+        }
         let key = Key::of(product);
         let bias = product.bias.filter(|_| adds_bias(product));
-        let plan = plan(&self.handle, &key, bias, rank).map_err(|error| explain(product, error))?;
-        Ok(plan.map(|plan| self.plans.insert(key, plan)).is_some())
+        let plan = plan(&self.handle, &key, bias, product.epilogue, rank).map_err(|error| explain(product, error))?;
+        Ok(plan.map(|plan| self.plans.insert(key, Some(plan))).is_some())
     }
 
-    /// Queues a product; whether with its bias, which is left to the caller where cuBLASLt cannot add it. Always with the same
-    /// stream, for the workspace's sake.
-    pub(super) fn multiply(&mut self, stream: &Stream, product: &Product) -> Result<bool> {
-        let Product { a, b, beta, c: (c, _), .. } = *product;
+    /// Queues a product, as far as cuBLASLt can compute it; the rest is the caller's. Always with the same stream, for the
+    /// workspace's sake.
+    pub(super) fn multiply(&mut self, stream: &Stream, product: &Product) -> Result<Done> {
+        let Product { a, b, beta, c: (c, _), epilogue, .. } = *product;
+        if epilogue.is_some_and(|epilogue| !takes_epilogue(product, &epilogue)) {
+            return Ok(Done::Nothing);
+        }
         let bias = product.bias.filter(|_| adds_bias(product));
         let [first, second] = [b.address, a.address];
         let key = Key::of(product);
@@ -149,23 +179,33 @@ impl Products {
         let plan = match self.plans.entry(key) {
             Entry::Occupied(plan) => plan.into_mut(),
             Entry::Vacant(place) => {
-                let first = |bias| {
+                let best = |bias| {
                     let unsupported = CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED);
-                    plan(&self.handle, &key, bias, 0)?.ok_or(unsupported)
+                    plan(&self.handle, &key, bias, epilogue, 0)?.ok_or(unsupported)
                 };
-                // There may be no algorithm with a bias where there is one without.
-                let plan = first(bias).or_else(|error| if bias.is_some() { first(None) } else { Err(error) });
-                place.insert(plan.map_err(explain)?)
+                // There may be no algorithm with a bias or an epilogue where there is one without.
+                let plan = match (best(bias), bias, epilogue) {
+                    (Ok(plan), ..) => Some(plan),
+                    (Err(_), _, Some(_)) => None,
+                    (Err(_), Some(_), None) => Some(best(None).map_err(explain)?),
+                    (Err(error), None, None) => return Err(explain(error)),
+                };
+                place.insert(plan)
             }
         };
+        let Some(plan) = plan else { return Ok(Done::Nothing) };
         if let Some(bias) = bias.filter(|_| plan.adds_bias) {
             set(&plan.operation, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias).map_err(explain)?;
+        }
+        if let Some(Epilogue { argument, .. }) = epilogue {
+            set(&plan.operation, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &argument).map_err(explain)?;
         }
         let alpha = 1.0_f32;
         let [layout_a, layout_b, layout_c] =
             [&plan.layouts[0], &plan.layouts[1], &plan.layouts[2]].map(|owned| owned.0);
-        // SAFETY: the descriptors are alive and are those of these operands, which the caller vouches for; the factors
-        // are read before the call returns; the workspace is as large as the heuristic was told.
+        // SAFETY: the descriptors are alive and are those of these operands, and of the epilogue's argument, which the
+        // caller vouches for; the factors are read before the call returns; the workspace is as large as the heuristic
+        // was told.
         unsafe {
             result::matmul(
                 self.handle.0,
@@ -187,7 +227,7 @@ impl Products {
             )
         }
         .map_err(explain)?;
-        Ok(plan.adds_bias)
+        Ok(if plan.adds_bias || product.bias.is_none() { Done::Everything } else { Done::AllButBias })
     }
 }
 
@@ -203,6 +243,7 @@ fn plan(
     handle: &Owned<sys::cublasLtHandle_t>,
     key: &Key,
     bias: Option<Address>,
+    epilogue: Option<Epilogue>,
     rank: usize,
 ) -> Result<Option<Plan>, CublasError> {
     let f32 = sys::cudaDataType_t::CUDA_R_32F;
@@ -216,10 +257,22 @@ fn plan(
     // `cublasOperation_t`: 0 as it lies, 1 transposed.
     set(&operation, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &i32::from(key.gemm.a.transposed))?;
     set(&operation, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &i32::from(key.gemm.b.transposed))?;
+    use sys::cublasLtEpilogue_t as Kind;
+    let kind = match (epilogue.map(|epilogue| epilogue.kind), bias) {
+        (None, None) => Kind::CUBLASLT_EPILOGUE_DEFAULT,
+        (None, Some(_)) => Kind::CUBLASLT_EPILOGUE_BIAS,
+        (Some(EpilogueKind::Gelu), None) => Kind::CUBLASLT_EPILOGUE_GELU_AUX,
+        (Some(EpilogueKind::Gelu), Some(_)) => Kind::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
+        (Some(EpilogueKind::GeluGradient), _) => Kind::CUBLASLT_EPILOGUE_DGELU,
+    };
+    set(&operation, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &kind)?;
+    // Bias and argument have the destination's format unless told otherwise; their places are set again for each product.
     if let Some(bias) = bias {
-        set(&operation, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
-        // Its format is the destination's unless told otherwise; its place is set again for each product.
         set(&operation, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
+    }
+    if let Some(Epilogue { argument, .. }) = epilogue {
+        set(&operation, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &argument)?;
+        set(&operation, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &(key.gemm.c.rows as i64))?;
     }
 
     let layout = |Matrix { rows, columns, .. }, dtype| -> Result<_, CublasError> {

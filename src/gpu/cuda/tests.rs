@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::*;
 use crate::error::exit_code;
-use crate::gpu::{Dtype, Element, Operand, emulator};
+use crate::gpu::{Dtype, Element, Operand, emulator, linear};
 use crate::ops::testing::values;
 
 #[test]
@@ -106,6 +106,7 @@ fn product<I: Element, O: Element>(
         beta,
         c: (c.view_mut().window(offset..offset + m * n).address(), O::DTYPE),
         bias: with_bias.then(|| bias.view().window(offset..offset + n).address()),
+        epilogue: None,
     });
     gpu.to_vec(c.view()).unwrap().into_iter().map(Element::to_f32).collect()
 }
@@ -138,4 +139,35 @@ fn on_a_card_products_are_those_of_the_emulator() {
     compare::<f32, f32>(&card, &emulated);
     compare::<bf16, f32>(&card, &emulated);
     compare::<bf16, bf16>(&card, &emulated);
+}
+
+/// A layer with its function in passing, and the gradient through another one: argument, value, gradient, as f32.
+fn fused(gpu: &Gpu, [n, o, i]: [usize; 3]) -> Vec<f32> {
+    let input = |seed, len| {
+        let numbers: Vec<bf16> = values(seed, len).into_iter().map(bf16::from_f32).collect();
+        gpu.buffer_of(&numbers).unwrap()
+    };
+    let [x, weight, bias] = [(1, n * i), (2, o * i), (3, o)].map(|(seed, len)| input(seed, len));
+    let [dy, next_weight, next_argument] = [(4, n * i), (5, i * o), (6, n * o)].map(|(seed, len)| input(seed, len));
+    let [mut y, mut argument, mut dargument] = [(); 3].map(|()| gpu.zeros::<bf16>(n * o).unwrap());
+    let (into, kept) = (y.view_mut(), argument.view_mut());
+    linear::forward_gelu(gpu, [n, o, i], into, kept, x.view(), weight.view(), bias.view());
+    // Another argument, so that what was rounded up here and down there is not differentiated.
+    linear::backward_gelu(gpu, [n, i, o], dargument.view_mut(), next_argument.view(), dy.view(), next_weight.view());
+    let results = [&argument, &y, &dargument].map(|buffer| gpu.to_vec(buffer.view()).unwrap());
+    results.concat().into_iter().map(Element::to_f32).collect()
+}
+
+#[test]
+fn on_a_card_epilogues_are_those_of_the_emulator() {
+    let (Some(card), Some([emulated, _])) = (card(), emulator::gpus()) else { return };
+    // Sizes that cuBLASLt takes, and some that it does not.
+    for sizes in [[64, 128, 32], [256, 776, 768], [33, 17, 65]] {
+        let [x, y] = [&card, &emulated].map(|gpu| fused(gpu, sizes));
+        for (x, y) in x.iter().zip(&y) {
+            // One rounding less than the emulator's two, and a function that a card may compute to some 11 bits.
+            let tolerance = 2e-3 * (sizes[2] as f32).sqrt() + y.abs() / 128.0;
+            assert!((x - y).abs() <= tolerance, "{x} for {y}: {sizes:?}");
+        }
+    }
 }

@@ -96,7 +96,7 @@ fn a_missing_barrier_shows_in_either_order_of_threads() {
 
 #[test]
 fn launches_that_no_card_takes_are_refused() {
-    let (kernel, zero) = ("copies_are_waited_for", Arg::Pointer { address: 0, moved: 0 });
+    let (kernel, zero) = ("copies_are_waited_for", Arg::at(0));
     let sentence = "copies_are_waited_for takes ppi and was given ppf";
     assert_fault(kernel, grid(32, 128), &[zero, zero, Arg::F32(0.0)], sentence);
     assert_fault(kernel, grid(32, 128), &[zero, zero], "copies_are_waited_for takes ppi and was given pp");
@@ -123,7 +123,7 @@ fn elements_behind_a_buffer_are_no_numbers_and_must_stay_so() {
         let (x, mut y) = (gpu.zeros::<f32>(3).unwrap(), gpu.zeros::<f32>(3).unwrap());
         let y_address = y.view_mut().address();
         let read = |to, index| {
-            let args = [Arg::Pointer { address: to, moved: 0 }, x.view().arg(), Arg::I32(index), Arg::I32(0)];
+            let args = [Arg::at(to), x.view().arg(), Arg::I32(index), Arg::I32(0)];
             gpu.launch("memory_is_read_at", grid(32, 0), &args);
         };
         read(y_address, 3);

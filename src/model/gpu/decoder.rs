@@ -24,11 +24,13 @@ pub(super) struct Decoder<T> {
     pub(super) gpu: Gpu,
     pub(super) arch: Arch,
     pub(super) recompute: Recompute,
+    /// Whether matrix products compute the MLP's function in passing; `hidden` then has the bias in it.
+    pub(super) fuses_gelu: bool,
     pub(super) positions: Positions,
     pub(super) memory: Option<Memory<T>>,
 }
 
-/// Sizes of one pass.
+/// One pass: its sizes, and what a backward pass finds.
 #[derive(Clone, Copy)]
 pub(super) struct Pass {
     pub(super) rows: usize,
@@ -37,6 +39,8 @@ pub(super) struct Pass {
     pub(super) n: usize,
     /// Different ids that get a gradient, and rows that have them.
     pub(super) num_sorted: [usize; 2],
+    /// Whether gradients that products compute are added to, or overwritten.
+    pub(super) accumulates: bool,
 }
 
 /// A model's parameters: masters, and in the compute format.
@@ -59,7 +63,8 @@ impl<'a, T> Params<'a, T> {
 
 impl<T: Element> Decoder<T> {
     pub(super) fn new(gpu: &Gpu, arch: &Arch, recompute: Recompute) -> Self {
-        Self { gpu: gpu.clone(), arch: arch.clone(), recompute, positions: Positions::default(), memory: None }
+        let positions = Positions::default();
+        Self { gpu: gpu.clone(), arch: arch.clone(), recompute, fuses_gelu: false, positions, memory: None }
     }
 
     /// Checks the tokens, makes sure that the memory suffices, and sends ids and targets.
@@ -86,7 +91,7 @@ impl<T: Element> Decoder<T> {
             None => send(gpu, arch, &mut batches.other, rows),
         };
         std::mem::swap(&mut batches.current, &mut batches.other);
-        Ok(Pass { rows: num_rows, row_len, n, num_sorted: sent.num_sorted })
+        Ok(Pass { rows: num_rows, row_len, n, num_sorted: sent.num_sorted, accumulates: true })
     }
 
     /// Sends the rows of the next `prepare` ahead, while the device computes.
@@ -219,13 +224,18 @@ impl<T: Element> Decoder<T> {
 
     /// The MLP's hidden layer before and behind its function.
     pub(super) fn mlp_hidden(&mut self, params: &Params<T>, pass: Pass, layer: usize) {
-        let Self { gpu, arch, memory, .. } = self;
+        let Self { gpu, arch, memory, fuses_gelu, .. } = self;
         let memory = memory.as_mut().expect("made by prepare");
         let (masters, compute) = params.block(layer);
         let (n, c, m, up) = (pass.n, arch.width, arch.mlp_width, arch.up_width());
         let (block, mlp) = (layer % memory.norm1.len(), layer % memory.hidden.len());
         let input = memory.norm2.get(block).unwrap_or(&memory.norm1[block]);
         let hidden = &mut memory.hidden[mlp];
+        if let (true, LinearParts { weight, bias: Some(bias) }) = (*fuses_gelu, &compute.up) {
+            let (activated, input) = (part_mut(&mut memory.activated[mlp], n, m), part(input, n, c));
+            linear::forward_gelu(gpu, [n, m, c], activated, part_mut(hidden, n, m), input, *weight, *bias);
+            return;
+        }
         // The bias is the activation's matter.
         linear::forward(gpu, [n, up, c], part_mut(hidden, n, up), part(input, n, c), compute.up.weight, None);
         let (activated, hidden) = (part_mut(&mut memory.activated[mlp], n, m), part(hidden, n, up));

@@ -1,6 +1,9 @@
 //! Where each parameter lies on the device: as in [`Layout`], but each begins at a multiple of [`DECAY_GROUP`] elements, and what
 //! has a row for each token has rows up to a multiple of [`VOCABULARY_MULTIPLE`]. The elements between are zero and stay
 //! zero: their gradients are.
+//!
+//! Parameters whose gradients every pass adds to (vectors, and embeddings as inputs) come first, so that these are zeroed
+//! together; those whose gradients a matrix product can overwrite follow.
 
 use std::ops::Range;
 
@@ -16,7 +19,10 @@ use crate::model::parts::Parts;
 
 /// The device's order of a model's parameters.
 pub(crate) struct DeviceLayout {
+    /// In the host's order.
     params: Vec<Placed>,
+    /// Elements whose gradients every pass adds to, at the beginning.
+    num_added_to: usize,
     len: usize,
 }
 
@@ -30,19 +36,33 @@ struct Placed {
 
 impl DeviceLayout {
     pub(crate) fn of(layout: &Layout) -> Self {
-        let mut placed = Self { params: Vec::with_capacity(layout.params().len()), len: 0 };
-        for param in layout.params() {
-            let start = placed.len;
-            let len = device_len(param);
-            placed.params.push(Placed { host: param.range.clone(), device: start..start + len });
-            placed.len += len.next_multiple_of(DECAY_GROUP);
-        }
-        placed
+        let is_tied = layout.get("head.weight").is_none();
+        let is_overwritten = |param: &Param| match param.name.as_str() {
+            "embed.token" => is_tied, // by the head's product, before the embedding adds to it
+            "embed.position" => false,
+            _ => param.is_matrix() && param.is_used(),
+        };
+        let padded = |param: &Param| device_len(param).next_multiple_of(DECAY_GROUP);
+        let num_added_to = layout.params().iter().filter(|param| !is_overwritten(param)).map(padded).sum();
+        let (mut added_to, mut overwritten) = (0, num_added_to);
+        let place = |param: &Param| {
+            let next = if is_overwritten(param) { &mut overwritten } else { &mut added_to };
+            let start = *next;
+            *next += padded(param);
+            Placed { host: param.range.clone(), device: start..start + device_len(param) }
+        };
+        let params = layout.params().iter().map(place).collect();
+        Self { params, num_added_to, len: overwritten }
     }
 
     /// Elements of a flat buffer on the device.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Elements of the gradients to zero before a step's first pass, which overwrites the others.
+    pub(crate) fn added_to(&self) -> Range<usize> {
+        0..self.num_added_to
     }
 
     /// Windows of a flat buffer.
@@ -54,13 +74,15 @@ impl DeviceLayout {
     /// Disjoint mutable windows of a flat buffer.
     pub(super) fn parts_mut<'a, T>(&self, arch: &Arch, flat: ViewMut<'a, T>) -> Parts<ViewMut<'a, T>> {
         let mut params = self.params.iter();
-        let mut rest = Some((flat, 0));
+        let (added_to, overwritten) = flat.split_at(self.num_added_to);
+        let mut rests = [Some((added_to, 0)), Some((overwritten, self.num_added_to))];
         Parts::build(arch, &mut |_, _| {
             let device = &params.next().expect("built by the same function").device;
+            let rest = &mut rests[usize::from(device.start >= self.num_added_to)];
             let (flat, start) = rest.take().expect("put back below");
             let (_, flat) = flat.split_at(device.start - start);
             let (window, tail) = flat.split_at(device.len());
-            rest = Some((tail, device.end));
+            *rest = Some((tail, device.end));
             window
         })
     }
@@ -127,6 +149,7 @@ mod tests {
 
     use super::*;
     use crate::gpu::testing;
+    use crate::model::arch::Unused;
     use crate::ops::testing::values;
     use crate::optim::adamw::decayed_ranges;
 
@@ -149,9 +172,29 @@ mod tests {
             assert_eq!(head[..300 * 24], params[layout.get("head.weight").unwrap().range.clone()]);
             assert!(head[300 * 24..].iter().all(|&x| x == 0.0));
             assert!(parts.blocks.iter().all(|block| block.down.weight.address() % 256 == 0));
-            let head = parts.head.unwrap().address();
+            let [head, gain] = [parts.head.unwrap().address(), parts.norm.unwrap().gain.address()];
             let mutable = device.parts_mut(&arch, buffer.view_mut());
-            assert_eq!(mutable.head.unwrap().address(), head);
+            assert_eq!([mutable.head.unwrap().address(), mutable.norm.unwrap().gain.address()], [head, gain]);
+        }
+    }
+
+    #[test]
+    fn gradients_that_no_product_overwrites_lie_together() {
+        let tied = Arch { unused: Unused::CrossAttention, ..Arch::gpt2(300, 7, 24, 2, 2) };
+        for arch in [Arch { tied_head: false, head_bias: true, ..tied.clone() }, tied] {
+            let layout = Layout::of(&arch);
+            let device = DeviceLayout::of(&layout);
+            let overwritten = ["head.weight", "qkv.weight", "attention.out.weight", "up.weight", "down.weight"];
+            let mut ends = [0, device.added_to().end];
+            for (param, placed) in layout.params().iter().zip(&device.params) {
+                let is_overwritten = overwritten.iter().any(|end| param.name.ends_with(end))
+                    || arch.tied_head && param.name == "embed.token";
+                // Neither overlaps with what came before it, nor leaves more than the alignment asks for.
+                let end = &mut ends[usize::from(is_overwritten)];
+                assert_eq!(placed.device.start, end.next_multiple_of(DECAY_GROUP), "{}", param.name);
+                *end = placed.device.end;
+            }
+            assert_eq!(ends.map(|end| end.next_multiple_of(DECAY_GROUP)), [device.added_to().end, device.len()]);
         }
     }
 

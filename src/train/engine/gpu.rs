@@ -25,6 +25,8 @@ pub(crate) struct GpuEngine {
     arch: Arch,
     recompute: Recompute,
     gradients: Buffer<f32>,
+    /// Whether the next pass adds to all gradients; the first one of a step overwrites what products compute.
+    accumulates: bool,
     means: Buffer<f32>,
     squares: Buffer<f32>,
     decays: Buffer<u8>,
@@ -46,7 +48,10 @@ impl GpuEngine {
             return Err(input(format!("{reason}: choose the device cpu, or smaller heads")));
         }
         let make = || -> Result<_> {
-            let model = Model::new(gpu, arch, options.recompute, weights.params.as_slice())?;
+            let mut model = Model::new(gpu, arch, options.recompute, weights.params.as_slice())?;
+            if options.gelu_epilogue {
+                model.fuse_gelu();
+            }
             let len = model.layout.len();
             let [mut means, mut squares] = [gpu.zeros(len)?, gpu.zeros(len)?];
             model.layout.upload(gpu, &mut means, weights.means.as_slice());
@@ -68,6 +73,7 @@ impl GpuEngine {
             arch: arch.clone(),
             recompute: options.recompute,
             gradients,
+            accumulates: true,
             means,
             squares,
             decays,
@@ -92,10 +98,25 @@ impl GpuEngine {
         Ok(gradients)
     }
 
+    /// Sets all gradients of parameters, as a step that was given up may have left them.
+    #[cfg(test)]
+    pub(crate) fn fill_gradients(&mut self, value: f32) {
+        let values = vec![value; self.host.params.len()];
+        self.model.layout.upload(&self.model.gpu, &mut self.gradients, &values);
+    }
+
     /// What matrix products read.
     #[cfg(test)]
     pub(crate) fn rounded(&self) -> Result<Vec<bf16>> {
         self.model.gpu.to_vec(self.model.rounded.as_ref().expect("products are in bfloat16").view())
+    }
+
+    /// Zeroes what the first pass would have overwritten, where there was none.
+    fn complete_gradients(&mut self) {
+        if !self.accumulates {
+            self.model.gpu.zero(self.gradients.view_mut());
+            self.accumulates = true;
+        }
     }
 
     /// Adds to an error for want of memory which options would fit.
@@ -120,7 +141,9 @@ fn rounding_of(choice: Bf16Rounding, key: u64, update: u64) -> Rounding {
 
 impl Engine for GpuEngine {
     fn zero_gradients(&mut self) {
-        self.model.gpu.zero(self.gradients.view_mut());
+        let added_to = self.model.layout.added_to();
+        self.model.gpu.zero(self.gradients.view_mut().window(added_to));
+        self.accumulates = false;
     }
 
     fn accumulate(&mut self, rows: Rows, scale: f32, dropout: Option<DropoutSeed>, next: Option<Rows>) -> Result<f64> {
@@ -128,8 +151,10 @@ impl Engine for GpuEngine {
         if dropout.is_some() {
             return Err(input("model.dropout is for the CPU only: set it to 0, or train.device to cpu"));
         }
-        let loss = self.model.loss_and_gradients(&mut self.gradients, rows, scale, next);
-        loss.map_err(|error| self.advise(error, rows))
+        let loss = self.model.loss_and_gradients(&mut self.gradients, self.accumulates, rows, scale, next);
+        let loss = loss.map_err(|error| self.advise(error, rows))?;
+        self.accumulates = true;
+        Ok(loss)
     }
 
     fn sum_over(&mut self, collective: &dyn Collective) -> Result<()> {
@@ -138,10 +163,12 @@ impl Engine for GpuEngine {
     }
 
     fn gradient_norm(&mut self) -> Result<f64> {
+        self.complete_gradients();
         Ok(gradient_norm::sum_of_squares(&self.model.gpu, self.gradients.view(), &mut self.partials)?.sqrt())
     }
 
     fn update(&mut self, update: u64, learning_rate: f64, gradient_scale: f64) -> Result<()> {
+        self.complete_gradients();
         let rounding = rounding_of(self.rounding, self.rounding_key, update);
         let buffers = adamw::Buffers {
             params: self.model.masters.view_mut(),

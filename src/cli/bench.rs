@@ -136,7 +136,7 @@ pub struct BenchCardArgs {
     /// Which GPU.
     #[arg(long, value_name = "DEVICE", default_value = "cuda:0")]
     pub device: DeviceChoice,
-    /// How many of cuBLASLt's algorithms are tried for each product.
+    /// How many of cuBLASLt's algorithms are tried for each product, up to 8.
     #[arg(long, default_value_t = 8, value_parser = parse_size)]
     pub algorithms: usize,
     /// One JSON object on stdout.

@@ -48,7 +48,7 @@ use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
 use crate::figures;
-use profile::{Operation, Profile, Work};
+use profile::{Cost, Operation, Profile};
 
 /// A number format that kernels compute in.
 pub trait Element: Pod + Send + Sync {
@@ -307,8 +307,9 @@ impl Gpu {
             marks.push(self.driver.mark());
         }
         let between = |pair: &[usize]| self.driver.seconds_between(pair[0], pair[1]);
-        let mut seconds = marks.windows(2).map(between).collect::<Result<Vec<f64>>>()?;
+        let seconds: Result<Vec<f64>> = marks.windows(2).map(between).collect();
         self.driver.forget_marks();
+        let mut seconds = seconds?;
         seconds.sort_by(f64::total_cmp);
         Ok(seconds[seconds.len() / 2])
     }
@@ -352,7 +353,9 @@ impl Gpu {
     pub fn upload<T: Pod>(&self, to: ViewMut<T>, elements: &[T]) {
         assert_eq!(to.len(), elements.len(), "elements of an upload");
         if !elements.is_empty() {
-            self.driver.upload(to.address(), bytemuck::cast_slice(elements));
+            let bytes: &[u8] = bytemuck::cast_slice(elements);
+            let operation = || Operation::of("upload", Cost::moving(bytes.len() as u64));
+            self.profile.note(&*self.driver, operation, || self.driver.upload(to.address(), bytes));
         }
     }
 
@@ -391,7 +394,7 @@ impl Gpu {
         assert_eq!(to.len(), from.len(), "elements of a copy");
         let bytes = from.len() * size_of::<T>();
         if bytes > 0 {
-            let operation = || Operation::of("copy", Work::moving(2 * bytes as u64));
+            let operation = || Operation::of("copy", Cost::moving(2 * bytes as u64));
             let copy = || self.driver.copy(to.address(), from.address(), bytes);
             self.profile.note(&*self.driver, operation, copy);
         }
@@ -401,7 +404,7 @@ impl Gpu {
     pub fn zero<T: Zeroable>(&self, at: ViewMut<T>) {
         let bytes = at.len() * size_of::<T>();
         if bytes > 0 {
-            let operation = || Operation::of("zero", Work::moving(bytes as u64));
+            let operation = || Operation::of("zero", Cost::moving(bytes as u64));
             self.profile.note(&*self.driver, operation, || self.driver.zero(at.address(), bytes));
         }
     }
@@ -415,9 +418,9 @@ impl Gpu {
     pub fn launch_arithmetic(&self, kernel: &str, grid: Grid, args: &[Arg], (flops, dtype): (u64, Dtype)) {
         if grid.blocks.iter().all(|&blocks| blocks > 0) {
             let moved = |arg: &Arg| if let Arg::Pointer { moved, .. } = *arg { moved } else { 0 };
-            let work = || Work { flops, dtype, bytes: args.iter().map(moved).sum() };
+            let cost = || Cost { flops, dtype, bytes: args.iter().map(moved).sum() };
             let launch = || self.driver.launch(kernel, grid, args);
-            self.profile.note(&*self.driver, || Operation::of(kernel, work()), launch);
+            self.profile.note(&*self.driver, || Operation::of(kernel, cost()), launch);
         }
     }
 

@@ -2,9 +2,9 @@
 //! it can move. The larger of the times that these take at a card's peaks is the floor: nothing runs much faster than that.
 //!
 //! Each operation is followed by a mark in the queue; from the mark before it to its own is its time. That is the time the
-//! device worked on it, and what it lay idle before: a few microseconds from one kernel to the next while the host is ahead,
-//! and all that the host does where it has waited for a result, which is listed as [`HOST`]. Without a profile an operation
-//! costs nothing for this but looking at a flag.
+//! device worked on it, and what it lay idle before: a few microseconds from one kernel to the next while the host is
+//! ahead, the wait for what was uploaded beside the queue, and all that the host does where it has waited for a result,
+//! which is listed as [`HOST`]. Without a profile an operation costs nothing for this but looking at a flag.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,7 @@ pub const HOST: &str = "host";
 
 /// The two numbers of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Work {
+pub struct Cost {
     /// Floating-point operations.
     pub flops: u64,
     /// The format of their operands.
@@ -28,7 +28,7 @@ pub struct Work {
     pub bytes: u64,
 }
 
-impl Work {
+impl Cost {
     /// An operation that only moves bytes.
     pub fn moving(bytes: u64) -> Self {
         Self { flops: 0, dtype: Dtype::F32, bytes }
@@ -55,7 +55,7 @@ pub struct Operation {
     /// The kernel's name, or the product's sizes, layout and formats.
     pub name: String,
     /// What it takes at least.
-    pub work: Work,
+    pub cost: Cost,
     /// Which product it is, if it is one.
     pub product: Option<Product>,
     /// How long it took.
@@ -63,8 +63,8 @@ pub struct Operation {
 }
 
 impl Operation {
-    pub(super) fn of(name: &str, work: Work) -> Self {
-        Self { name: name.to_owned(), work, product: None, seconds: 0.0 }
+    pub(super) fn of(name: &str, cost: Cost) -> Self {
+        Self { name: name.to_owned(), cost, product: None, seconds: 0.0 }
     }
 
     /// A matrix product that is yet to be timed.
@@ -74,7 +74,7 @@ impl Operation {
         let (layout, sign) = ([a, b].map(|operand| letter(operand.transposed)), if beta == 0.0 { "=" } else { "+=" });
         let [from, to] = [a.dtype, destination].map(Dtype::suffix);
         let name = format!("product {m} x {n} x {k} {}{}, {to} {sign} {from}", layout[0], layout[1]);
-        Self { name, work: Work::of(&product), product: Some(product), seconds: 0.0 }
+        Self { name, cost: Cost::of(&product), product: Some(product), seconds: 0.0 }
     }
 }
 
@@ -121,7 +121,7 @@ impl Profile {
         }
         let mut entries = self.entries();
         if std::mem::take(&mut entries.host_waited) {
-            entries.push(driver, Operation::of(HOST, Work::moving(0)));
+            entries.push(driver, Operation::of(HOST, Cost::moving(0)));
         }
         queue();
         entries.push(driver, operation());
@@ -165,9 +165,9 @@ mod tests {
         let operations = gpu.end_profile().unwrap();
         let names: Vec<&str> = operations.iter().map(|operation| operation.name.as_str()).collect();
         assert_eq!(names, ["cast_f32_to_bf16", "product 24 x 16 x 8 nt, f32 = bf16", HOST, "zero"]);
-        let work: Vec<Work> = operations.iter().map(|operation| operation.work).collect();
-        let product = Work { flops: 2 * 24 * 16 * 8, dtype: Dtype::Bf16, bytes: 2 * (24 * 8 + 8 * 16) + 4 * 24 * 16 };
-        assert_eq!(work, [Work::moving(6 * 24 * 8), product, Work::moving(0), Work::moving(4 * 24 * 16)]);
+        let cost: Vec<Cost> = operations.iter().map(|operation| operation.cost).collect();
+        let product = Cost { flops: 2 * 24 * 16 * 8, dtype: Dtype::Bf16, bytes: 2 * (24 * 8 + 8 * 16) + 4 * 24 * 16 };
+        assert_eq!(cost, [Cost::moving(6 * 24 * 8), product, Cost::moving(0), Cost::moving(4 * 24 * 16)]);
         assert!(operations.iter().all(|operation| operation.seconds >= 0.0) && operations[1].seconds > 0.0);
         assert!(operations[1].product.is_some());
         cast::to_bf16(&gpu, narrow.view_mut(), x.view());
@@ -178,9 +178,9 @@ mod tests {
     #[test]
     fn the_floor_is_the_larger_of_two_times() {
         let card = Card { name: "a card", dense_bf16_tflops: 100.0, f32_tflops: 10.0, memory_gb_per_s: 1000.0 };
-        let work = |flops, dtype, bytes| Work { flops, dtype, bytes }.floor_seconds(&card);
-        assert_eq!(work(1_000_000_000_000, Dtype::Bf16, 1_000_000_000), 0.01);
-        assert_eq!(work(1_000_000_000_000, Dtype::F32, 1_000_000_000), 0.1);
-        assert_eq!(work(1_000_000_000, Dtype::F32, 1_000_000_000), 0.001);
+        let cost = |flops, dtype, bytes| Cost { flops, dtype, bytes }.floor_seconds(&card);
+        assert_eq!(cost(1_000_000_000_000, Dtype::Bf16, 1_000_000_000), 0.01);
+        assert_eq!(cost(1_000_000_000_000, Dtype::F32, 1_000_000_000), 0.1);
+        assert_eq!(cost(1_000_000_000, Dtype::F32, 1_000_000_000), 0.001);
     }
 }

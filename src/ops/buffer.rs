@@ -27,7 +27,8 @@ impl<T: Pod> Buffer<T> {
     pub fn zeros(len: usize) -> Self {
         const WORD: usize = size_of::<u128>();
         let words = vec![0; (len * size_of::<T>()).div_ceil(WORD) + ALIGNMENT / WORD];
-        let start = words.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT / WORD);
+        let start = words.as_ptr().align_offset(ALIGNMENT);
+        assert!(start < ALIGNMENT / WORD, "the allocator gives memory at multiples of a word");
         Self { words, start, len, element: std::marker::PhantomData }
     }
 

@@ -2,8 +2,9 @@
 //! what takes the time, the time that remains, and the process's peak memory.
 //!
 //! The arithmetic counted is the model's, not the machine's: 6 per parameter and token for the weight products of a
-//! trained token (forward 2, backward 4) and 6 L d T for attention over a row of T tokens: half of what PaLM, appendix B,
-//! counts, because a token sees only those before it and nothing else is computed; scoring is the forward third. Times are handed in, so that tests need no clock.
+//! trained token (forward 2, backward 4), an embedding with a table of its own included, and 6 L d T for attention over a row
+//! of T tokens: half of what PaLM, appendix B, counts, because a token sees only those before it and nothing else is
+//! computed. Scoring is the forward third. Times are handed in, so that tests need no clock.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -1,7 +1,9 @@
 //! What a GPU can do, as ceilings for what is measured on it: a large copy, large matrix products, attention, and the
-//! products of a model's training step one by one, by the algorithm that cuBLASLt takes by itself and by the best of several.
+//! products of a model's training step one by one, by the algorithm that cuBLASLt takes by itself and by the best of the few
+//! that it names next.
 //!
-//! Times are medians by the device's clock; operands are random, because zeros are computed faster.
+//! Times are medians by the device's clock, one run right behind the other, so that operands that fit into a cache are there;
+//! operands are random, because zeros are computed faster.
 
 use anyhow::Result;
 use half::bf16;
@@ -22,10 +24,18 @@ use crate::placement::Placement;
 use crate::recipe::Backend;
 
 const REPEATS: usize = 15;
-/// Bytes of a large copy: many times what a cache holds.
-const COPY_BYTES: usize = 1 << 30;
-/// Rows and columns of a large product.
-const LARGE: [usize; 2] = [8192, 4096];
+
+/// How large what shows the ceilings is.
+struct Large {
+    /// Bytes of a copy: many times what a cache holds.
+    copy_bytes: usize,
+    /// Rows and columns of products of bf16.
+    bf16: usize,
+    /// And of f32.
+    f32: usize,
+}
+
+const LARGE: Large = Large { copy_bytes: 1 << 30, bf16: 8192, f32: 4096 };
 
 /// Runs the command.
 pub(super) fn run(args: &BenchCardArgs, printer: &Printer) -> Result<()> {
@@ -33,20 +43,20 @@ pub(super) fn run(args: &BenchCardArgs, printer: &Printer) -> Result<()> {
     let Placement::Gpu(gpu) = Placement::open(args.device, Backend::Native, printer)? else {
         return Err(input(format!("--device {}: give a GPU, such as cuda:0", args.device)));
     };
-    let figures = measure(&gpu, &arch, args)?;
+    let figures = measure(&gpu, &arch, args, &LARGE)?;
     printer.result(&if args.json { figures.to_string() } else { text(&figures) })
 }
 
-fn measure(gpu: &Gpu, arch: &Arch, args: &BenchCardArgs) -> Result<Value> {
-    let copied = copy(gpu, COPY_BYTES)?;
+fn measure(gpu: &Gpu, arch: &Arch, args: &BenchCardArgs, large: &Large) -> Result<Value> {
+    let copied = copy(gpu, large.copy_bytes)?;
     check_interrupt()?;
-    let [bf16, f32] = [large_product::<bf16>(gpu, LARGE[0])?, large_product::<f32>(gpu, LARGE[1])?];
+    let [bf16, f32] = [large_product::<bf16>(gpu, large.bf16)?, large_product::<f32>(gpu, large.f32)?];
     check_interrupt()?;
     let attention = attention(gpu, arch, args.shape.batch, args.shape.seq)?;
     let mut products: Vec<Value> = Vec::new();
     for product in products_of(arch, args.shape.batch, args.shape.seq)? {
         check_interrupt()?;
-        products.push(with_every_algorithm(gpu, product, args.algorithms)?);
+        products.push(by_each_algorithm(gpu, product, args.algorithms)?);
     }
     Ok(json!({
         "card": gpu.name(), "copy_gb_per_s": copied, "product_bf16_tflops": bf16, "product_f32_tflops": f32,
@@ -132,8 +142,8 @@ fn nowhere(operand: Operand) -> Operand {
     Operand { address: 0, ..operand }
 }
 
-/// Times a product by the algorithms that cuBLASLt offers for it, the best of them in its own judgement first.
-fn with_every_algorithm(gpu: &Gpu, product: Product, algorithms: usize) -> Result<Value> {
+/// Times a product by the algorithms that cuBLASLt offers for it, in its own order.
+fn by_each_algorithm(gpu: &Gpu, product: Product, algorithms: usize) -> Result<Value> {
     let [m, n, k] = product.sizes;
     let operand = |len: usize| -> Result<Buffer<bf16>> {
         match product.a.dtype {
@@ -150,21 +160,25 @@ fn with_every_algorithm(gpu: &Gpu, product: Product, algorithms: usize) -> Resul
         bias: product.bias.map(|_| bias.view().address()),
         ..product
     };
+    // An algorithm that fails costs the others nothing.
     let mut times = Vec::new();
     for rank in 0..algorithms {
-        if !gpu.choose_algorithm(&placed, rank)? {
-            break;
+        match gpu.choose_algorithm(&placed, rank) {
+            Ok(false) => break,
+            Ok(true) => times.push(gpu.time(REPEATS, |gpu| gpu.multiply(placed)).ok()),
+            Err(_) => times.push(None),
         }
-        times.push(gpu.time(REPEATS, |gpu| gpu.multiply(placed))?);
     }
-    gpu.choose_algorithm(&placed, 0)?;
-    let best = (0..times.len()).min_by(|&i, &j| times[i].total_cmp(&times[j])).unwrap_or(0);
-    let [first_s, best_s] = [0, best].map(|rank| times.get(rank).copied().unwrap_or(f64::NAN));
+    let timed = times.iter().enumerate().filter_map(|(rank, time)| Some((rank, (*time)?)));
+    let best = timed.min_by(|(_, a), (_, b)| a.total_cmp(b));
     let operation = Operation::of_product(product);
+    let tflops = |seconds: f64| operation.cost.flops as f64 / seconds / 1e12;
+    let first_s = times.first().copied().flatten();
     Ok(json!({
-        "name": operation.name, "sizes": product.sizes, "first_us": first_s * 1e6, "best_us": best_s * 1e6,
-        "best_rank": best, "tflops": operation.work.flops as f64 / first_s / 1e12,
-        "best_tflops": operation.work.flops as f64 / best_s / 1e12,
+        "name": operation.name, "sizes": product.sizes,
+        "first_us": first_s.map(|seconds| seconds * 1e6), "tflops": first_s.map(tflops),
+        "best_us": best.map(|(_, seconds)| seconds * 1e6), "best_tflops": best.map(|(_, seconds)| tflops(seconds)),
+        "best_rank": best.map(|(rank, _)| rank),
     }))
 }
 
@@ -216,4 +230,43 @@ fn text(figures: &Value) -> String {
         number(&attention["backward_tflops"]),
         table(&header, &rows)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::cli::bench::ShapeArgs;
+    use crate::gpu::testing;
+    use crate::model::family::Family;
+
+    #[test]
+    fn figures_are_there_under_the_names_that_readers_look_for() {
+        let Some([gpu, _]) = testing::gpus() else { return };
+        let (family, mlp_width) = (Family::Gpt2, Some(96));
+        let shape = ShapeArgs { family, layers: 2, width: 64, heads: 1, mlp_width, vocab: 300, seq: 16, batch: 2 };
+        let arch = shape.arch().unwrap();
+        let args = BenchCardArgs { shape, device: crate::recipe::DeviceChoice::Cuda(0), algorithms: 2, json: true };
+        let large = Large { copy_bytes: 1 << 16, bf16: 40, f32: 24 };
+        let figures = measure(&gpu, &arch, &args, &large).unwrap();
+        for key in ["copy_gb_per_s", "product_bf16_tflops", "product_f32_tflops"] {
+            assert!(figures[key].as_f64().unwrap() > 0.0, "{key} of {figures}");
+        }
+        let attention = &figures["attention"];
+        assert!(
+            [&attention["forward_tflops"], &attention["backward_tflops"]].iter().all(|x| x.as_f64().unwrap() > 0.0)
+        );
+        let sizes = ["batch", "heads", "seq", "head_size"].map(|key| attention[key].as_u64().unwrap());
+        assert_eq!(sizes, [2, 1, 16, 64]);
+        // Four layers of a block and the head, each forward, for its input and for its weight.
+        let products = figures["products"].as_array().unwrap();
+        assert_eq!(products.len(), 15, "{figures}");
+        for product in products {
+            assert!(product["first_us"].as_f64().unwrap() > 0.0 && product["best_rank"] == 0, "{product}");
+            assert_eq!(product["first_us"], product["best_us"]);
+        }
+        let text = text(&figures);
+        assert!(text.contains("product 32 x 192 x 64 nt, bf16 = bf16") && text.lines().count() == 2 + 1 + 15, "{text}");
+    }
 }

@@ -59,6 +59,11 @@ pub(super) fn run(work: Work, args: &BenchModelArgs, printer: &Printer) -> Resul
             "--profile lists what a GPU does, and the CPU computes here: give --device cuda, or --paper CARD",
         ));
     }
+    if work == Work::Score && (args.profile || card.is_some()) && !gpu::can_score(&arch, args.dtype) {
+        return Err(input(
+            "a GPU's kernels cannot score heads this large, or a model this wide: the CPU would, unprofiled",
+        ));
+    }
     let (needed, free) = memory_needed_and_free(work, args, &arch, &placement)?;
     if let Some(free) = free.filter(|free| needed > *free) {
         return Err(input(format!(
@@ -68,10 +73,12 @@ pub(super) fn run(work: Work, args: &BenchModelArgs, printer: &Printer) -> Resul
         )));
     }
     let measured = measure(work, args, &arch, &placement)?;
-    let (mut json, mut text) = (json!({}), Vec::new());
-    if card.is_none() {
-        speed(work, args, &arch, &placement, &measured, (&mut json, &mut text));
-    }
+    let (mut json, mut text) = if card.is_none() {
+        let (json, line) = speed(work, args, &arch, &placement, &measured);
+        (json, vec![line])
+    } else {
+        (json!({}), Vec::new())
+    };
     if let Some(taken) = measured.gpu_bytes {
         json["gpu_mib"] = json!(taken as f64 / MIB);
         json["gpu_estimate_mib"] = json!(needed as f64 / MIB);
@@ -81,7 +88,9 @@ pub(super) fn run(work: Work, args: &BenchModelArgs, printer: &Printer) -> Resul
         let card = card.or_else(|| cards::find(&placement.name()));
         let groups = operations::groups(&measured.operations, card);
         if let (Some(card), Some(seconds)) = (card, operations::floor_seconds(&groups)) {
-            floor(work, args, &arch, (card, seconds), (&mut json, &mut text));
+            let (floor, line) = floor(work, args, &arch, card, seconds);
+            json["floor"] = floor;
+            text.push(line);
         }
         json["operations"] = operations::json(&groups);
         text.push(operations::text(&groups));
@@ -89,15 +98,14 @@ pub(super) fn run(work: Work, args: &BenchModelArgs, printer: &Printer) -> Resul
     printer.result(&if args.json { json.to_string() } else { text.join("\n") })
 }
 
-/// Adds how fast it was.
+/// How fast it was, for programs and for people.
 fn speed(
     work: Work,
     args: &BenchModelArgs,
     arch: &Arch,
     placement: &Placement,
     measured: &Measured,
-    (json, text): (&mut Value, &mut Vec<String>),
-) {
+) -> (Value, String) {
     let mut seconds = measured.seconds.clone();
     seconds.sort_by(f64::total_cmp);
     let step_s = seconds[seconds.len() / 2];
@@ -106,7 +114,7 @@ fn speed(
     let tflops = gflops / 1000.0;
     let mfu = peak_tflops(work, args, arch, placement).map(|peak| tflops / peak);
     let peak_mib = meter::peak_memory_mib();
-    *json = json!({
+    let json = json!({
         "tokens_per_s": tokens_per_s, "step_s": step_s, "gflops": gflops, "tflops": tflops, "mfu": mfu,
         "peak_mib": peak_mib,
     });
@@ -116,14 +124,15 @@ fn speed(
         (None, Placement::Gpu(_)) => ", MFU n/a".to_owned(),
         (None, Placement::Cpu) => String::new(),
     };
-    text.push(format!(
+    let text = format!(
         "{tokens_per_s:.0} tokens/s, {step_s:.4} s a step, {}{utilization}, peak memory {peak}\n\
          ({} parameters, median of {} steps on {})",
         flops(gflops),
         Layout::of(arch).len(),
         args.steps,
         placement.name()
-    ));
+    );
+    (json, text)
 }
 
 /// What the place can do at most, in 10¹² floating-point operations per second, in the number format that it computes in.
@@ -136,28 +145,23 @@ fn peak_tflops(work: Work, args: &BenchModelArgs, arch: &Arch, placement: &Place
     }
 }
 
-/// Adds how fast it could be at most on a card: where each operation reaches one of the card's peaks, one after the other.
-fn floor(
-    work: Work,
-    args: &BenchModelArgs,
-    arch: &Arch,
-    (card, seconds): (&Card, f64),
-    (json, text): (&mut Value, &mut Vec<String>),
-) {
+/// How fast it could be at most on a card with the operations that it has now, one after the other, each at one of the card's
+/// peaks; for programs and for people.
+fn floor(work: Work, args: &BenchModelArgs, arch: &Arch, card: &Card, seconds: f64) -> (Value, String) {
     let tokens_per_s = args.shape.tokens() as f64 / seconds;
     let gflops = tokens_per_s * flops_per_token(work, arch, args.shape.seq) / 1e9;
-    json["floor"] =
-        json!({ "card": card.name, "seconds": seconds, "tokens_per_s": tokens_per_s, "tflops": gflops / 1e3 });
-    text.push(format!(
-        "{} can do at most {tokens_per_s:.0} tokens/s of this, {:.2} ms a step, {}: by its peaks of {} TFLOP/s in bf16, {} \
-         in f32 and {} GB/s",
+    let json = json!({ "card": card.name, "seconds": seconds, "tokens_per_s": tokens_per_s, "tflops": gflops / 1e3 });
+    let text = format!(
+        "{} takes {:.2} ms at least for these operations, one after the other: {tokens_per_s:.0} tokens/s, {}, by its peaks of \
+         {} TFLOP/s in bf16, {} in f32 and {} GB/s",
         card.name,
         seconds * 1e3,
         flops(gflops),
         card.dense_bf16_tflops,
         card.f32_tflops,
         card.memory_gb_per_s
-    ));
+    );
+    (json, text)
 }
 
 fn flops_per_token(work: Work, arch: &Arch, row_len: usize) -> f64 {
@@ -308,6 +312,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::gpu::Product;
     use crate::model::gpu::memory_estimate;
 
     /// The recipe `gpt2-772m`.
@@ -322,7 +327,7 @@ mod tests {
     fn a_step_on_paper_has_the_arithmetic_of_the_model() {
         let (arch, batch, seq) = (largest(), 4, 1024);
         let operations = training_step_on_paper(&arch, batch, seq).unwrap();
-        let flops: u64 = operations.iter().filter(|operation| operation.product.is_some()).map(|o| o.work.flops).sum();
+        let flops: u64 = operations.iter().filter(|operation| operation.product.is_some()).map(|o| o.cost.flops).sum();
         // The matrices of 36 blocks, and the head with its rows of padding, three times forward.
         let in_blocks = 36 * (1280 * 3840 + 1280 * 1280 + 2 * 1280 * 5056);
         assert_eq!(flops, 6 * 4096 * (in_blocks + 50_304 * 1280));
@@ -330,8 +335,15 @@ mod tests {
         // Read: parameter, gradient, two moments, and a byte for 128 of them; written: parameter, its copy, the moments.
         // Padded are the tokens' rows, and each of 36 biases of 5,056 elements to a multiple of 128.
         let len = 768_129_536 + 47 * 1280 + 36 * 64;
-        assert_eq!(adamw.work.bytes, 30 * len + len / 128);
+        assert_eq!(adamw.cost.bytes, 30 * len + len / 128);
         assert!(operations.iter().all(|operation| operation.seconds == 0.0));
+        // Of attention forward has two products and backward, in two kernels, seven, of which causality leaves half.
+        let attention = operations.iter().filter(|operation| operation.name.starts_with("attention"));
+        assert_eq!(attention.map(|o| o.cost.flops).sum::<u64>(), 36 * 9 * (4 * 1024 * 1024 * 1280));
+        // By the alignment an algorithm is chosen, which `bench card` takes for that of an allocation.
+        for Product { a, b, c: (c, _), .. } in operations.iter().filter_map(|operation| operation.product) {
+            assert!([a.address, b.address, c].iter().all(|address| address % 256 == 0));
+        }
     }
 
     #[test]

@@ -21,9 +21,9 @@ pub(super) struct Group {
 /// Operations of the same name together, the longest first.
 pub(super) fn groups(operations: &[Operation], card: Option<&Card>) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
-    for Operation { name, work, seconds, .. } in operations {
-        let (flops, bytes) = (work.flops as f64, work.bytes as f64);
-        let floor = card.map(|card| work.floor_seconds(card));
+    for Operation { name, cost, seconds, .. } in operations {
+        let (flops, bytes) = (cost.flops as f64, cost.bytes as f64);
+        let floor = card.map(|card| cost.floor_seconds(card));
         match groups.iter_mut().find(|group| group.name == *name) {
             Some(group) => {
                 group.calls += 1;
@@ -97,11 +97,11 @@ mod tests {
 
     use super::*;
     use crate::gpu::Dtype;
-    use crate::gpu::profile::Work;
+    use crate::gpu::profile::Cost;
 
     fn operation(name: &str, flops: u64, bytes: u64, seconds: f64) -> Operation {
-        let work = Work { flops, dtype: Dtype::Bf16, bytes };
-        Operation { name: name.to_owned(), work, product: None, seconds }
+        let cost = Cost { flops, dtype: Dtype::Bf16, bytes };
+        Operation { name: name.to_owned(), cost, product: None, seconds }
     }
 
     const CARD: Card = Card { name: "a card", dense_bf16_tflops: 100.0, f32_tflops: 10.0, memory_gb_per_s: 1000.0 };

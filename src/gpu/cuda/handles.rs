@@ -96,8 +96,15 @@ impl Event {
 
     /// Seconds from this mark to another one; both have been reached and know when.
     pub(super) fn seconds_until(&self, later: &Self) -> Result<f64> {
-        // SAFETY: both are alive.
-        let milliseconds = check(unsafe { result::event::elapsed(self.0, later.0) }, "reading a time")?;
+        type ElapsedTime = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;
+        let mut milliseconds = 0.0;
+        // cudarc knows only the second version of this function, which drivers have from CUDA 12.8 on.
+        // SAFETY: the library is loaded, its function has had this signature since CUDA 2, and both events are alive.
+        let read = unsafe {
+            let elapsed_time = sys::culib().get::<ElapsedTime>(b"cuEventElapsedTime\0")?;
+            elapsed_time(&mut milliseconds, self.0, later.0).result()
+        };
+        check(read, "reading a time")?;
         Ok(f64::from(milliseconds) / 1e3)
     }
 

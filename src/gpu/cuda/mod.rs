@@ -480,6 +480,7 @@ impl Driver for Cuda {
     }
 
     fn forget_marks(&self) {
+        self.note(self.context.make_current());
         lock(&self.marks).clear();
     }
 

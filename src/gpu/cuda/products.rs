@@ -160,8 +160,7 @@ impl Products {
             return Ok(false);
         }
         let key = Key::of(product);
-        let bias = product.bias.filter(|_| adds_bias(product));
-        let plan = plan(&self.handle, &key, bias, product.epilogue, rank).map_err(|error| explain(product, error))?;
+        let plan = ranked(&self.handle, &key, product, rank).map_err(|error| explain(product, error))?;
         Ok(plan.map(|plan| self.plans.insert(key, Some(plan))).is_some())
     }
 
@@ -179,17 +178,11 @@ impl Products {
         let plan = match self.plans.entry(key) {
             Entry::Occupied(plan) => plan.into_mut(),
             Entry::Vacant(place) => {
-                let best = |bias| {
-                    let unsupported = CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED);
-                    plan(&self.handle, &key, bias, epilogue, 0)?.ok_or(unsupported)
-                };
-                // There may be no algorithm with a bias or an epilogue where there is one without.
-                let plan = match (best(bias), bias, epilogue) {
-                    (Ok(plan), ..) => Some(plan),
-                    (Err(_), _, Some(_)) => None,
-                    (Err(_), Some(_), None) => Some(best(None).map_err(explain)?),
-                    (Err(error), None, None) => return Err(explain(error)),
-                };
+                let unsupported = || explain(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED));
+                let plan = ranked(&self.handle, &key, product, 0).map_err(explain)?;
+                if plan.is_none() && epilogue.is_none() {
+                    return Err(unsupported());
+                }
                 place.insert(plan)
             }
         };
@@ -236,6 +229,26 @@ use sys::cublasLtMatmulDescAttributes_t as Attribute;
 fn set<T>(operation: &Owned<sys::cublasLtMatmulDesc_t>, attribute: Attribute, value: &T) -> Result<(), CublasError> {
     // SAFETY: the descriptor is alive, and the value is copied.
     unsafe { result::set_matmul_desc_attribute(operation.0, attribute, from_ref(value).cast(), size_of::<T>()) }
+}
+
+/// How many of its choices cuBLASLt is asked for, always: it promises an order among the answers to one question only.
+const CHOICES: usize = 8;
+
+/// cuBLASLt's choice of a rank for a product; without its bias where there is none with it. `None` if there are fewer, or none
+/// with the epilogue.
+fn ranked(
+    handle: &Owned<sys::cublasLtHandle_t>,
+    key: &Key,
+    product: &Product,
+    rank: usize,
+) -> Result<Option<Plan>, CublasError> {
+    let Product { epilogue, .. } = *product;
+    let with = |bias| plan(handle, key, bias, epilogue, rank);
+    match product.bias.filter(|_| adds_bias(product)) {
+        _ if epilogue.is_some() => Ok(with(product.bias).unwrap_or(None)),
+        Some(bias) if matches!(plan(handle, key, Some(bias), None, 0), Ok(Some(_))) => with(Some(bias)),
+        _ => with(None),
+    }
 }
 
 /// Asks cuBLASLt how to compute products of a kind: for its choice of a rank, 0 being the best; `None` if there are fewer.
@@ -302,10 +315,10 @@ fn plan(
     ] {
         prefer(attribute, from_ref(alignment).cast(), size_of::<u32>())?;
     }
-    let mut found = vec![MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit(); rank + 1];
+    let mut found = [MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit(); CHOICES];
     let mut count = 0;
     // SAFETY: all descriptors are alive, and there is room for as many results as are asked for.
-    unsafe {
+    let asked = unsafe {
         sys::cublasLtMatmulAlgoGetHeuristic(
             handle.0,
             operation.0,
@@ -314,19 +327,25 @@ fn plan(
             c.0,
             c.0,
             preference.0,
-            found.len() as i32,
+            CHOICES as i32,
             found.as_mut_ptr().cast(),
             &mut count,
         )
-        .result()?;
-    }
-    if count as usize <= rank {
+    };
+    if asked == sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED {
         return Ok(None);
     }
+    asked.result()?;
     // SAFETY: as many as were counted have been written.
-    let found = unsafe { found[rank].assume_init() };
-    found.state.result()?;
-    Ok(Some(Plan { operation, layouts: [a, b, c], algorithm: found.algo, adds_bias: bias.is_some() }))
+    let found = found.iter().take(count as usize).map(|found| unsafe { found.assume_init_ref() });
+    let usable = found.filter(|found| found.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
+    let adds_bias = bias.is_some();
+    Ok(usable.map(|found| found.algo).nth(rank).map(|algorithm| Plan {
+        operation,
+        layouts: [a, b, c],
+        algorithm,
+        adds_bias,
+    }))
 }
 
 /// The largest power of two that divides an address, up to the 256 bytes of an allocation.

@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::*;
 use crate::error::exit_code;
-use crate::gpu::{Dtype, Element, Operand, emulator, linear};
+use crate::gpu::{Dtype, Element, Operand, View, emulator, linear};
 use crate::ops::testing::values;
 
 #[test]
@@ -139,6 +139,48 @@ fn on_a_card_products_are_those_of_the_emulator() {
     compare::<f32, f32>(&card, &emulated);
     compare::<bf16, f32>(&card, &emulated);
     compare::<bf16, bf16>(&card, &emulated);
+}
+
+#[test]
+fn on_a_card_every_algorithm_gives_the_product_and_takes_a_time() {
+    let Some(gpu) = card() else { return };
+    let [m, n, k] = [256, 512, 384];
+    let input = |seed, len| {
+        let numbers: Vec<bf16> = values(seed, len).into_iter().map(bf16::from_f32).collect();
+        gpu.buffer_of(&numbers).unwrap()
+    };
+    let [a, b, bias] = [(1, m * k), (2, k * n), (3, n)].map(|(seed, len)| input(seed, len));
+    let mut c = gpu.zeros::<bf16>(m * n).unwrap();
+    let operand = |view: View<bf16>| Operand { address: view.address(), dtype: Dtype::Bf16, transposed: false };
+    let product = Product {
+        sizes: [m, n, k],
+        a: operand(a.view()),
+        b: operand(b.view()),
+        beta: 0.0,
+        c: (c.view_mut().address(), Dtype::Bf16),
+        bias: Some(bias.view().address()),
+        epilogue: None,
+    };
+    let mut first: Option<Vec<bf16>> = None;
+    let mut rank = 0;
+    while gpu.choose_algorithm(&product, rank).unwrap() {
+        gpu.zero(c.view_mut());
+        let seconds = gpu.time(3, |gpu| gpu.multiply(product)).unwrap();
+        assert!(seconds > 0.0 && seconds < 1.0, "{seconds} s by algorithm {rank}");
+        let result = gpu.to_vec(c.view()).unwrap();
+        let first = first.get_or_insert_with(|| result.clone());
+        for (x, y) in result.iter().zip(first) {
+            // Sums in another order, which may fall on the other side of a rounding.
+            let (x, y) = (x.to_f32(), y.to_f32());
+            assert!((x - y).abs() <= 1e-3 + y.abs() / 128.0, "{x} by algorithm {rank}, {y} by the first");
+        }
+        rank += 1;
+    }
+    assert!(rank > 0);
+    // An error is told by what is timed behind it, and no more afterwards.
+    gpu.launch("no_such_kernel", Grid::new(1, 32), &[]);
+    assert!(gpu.time(1, |gpu| gpu.multiply(product)).is_err());
+    assert!(gpu.time(1, |gpu| gpu.multiply(product)).is_ok());
 }
 
 /// A layer with its function in passing, and the gradient through another one: argument, value, gradient, as f32.

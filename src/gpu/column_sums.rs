@@ -4,8 +4,9 @@ use super::{Arg, Element, Gpu, Grid, NO_POINTER, View, ViewMut};
 
 /// Columns of a block.
 const COLUMNS: usize = 256;
-/// Most slices of rows.
-const MAX_SLICES: usize = 64;
+/// Most slices of rows: so many that a card's multiprocessors end at about the same time where an MLP's columns are some twenty
+/// blocks a slice.
+const MAX_SLICES: usize = 128;
 /// Rows that are worth a slice.
 const ROWS_PER_SLICE: usize = 64;
 

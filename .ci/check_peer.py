@@ -168,22 +168,46 @@ def judgement():
     shapes = [{"batch": batch, "assay": {"attention": figures}, "torch": "not there"} for batch, figures in told]
     facts = {
         "card": "NVIDIA H100 80GB HBM3", "rehearsal": False, "ceilings": {"shapes": shapes},
-        "parts": [{"name": "determinism, 124M", "result": "passed"}],
+        "parts": [
+            {"name": "determinism, 124M", "result": "passed"},
+            {"name": "memory, 772M", "gpu_mib": 20_500, "gpu_estimate_mib": 20_000, "nvidia_smi_mib": 21_000},
+        ],
         "throughput": [
             entry("train", "bf16", 16, 90_000, 70_000), entry("train", "bf16", 32, 95_000, 86_000),
-            entry("score", "bf16", 8, 300_000, 200_000), entry("score", "f32", 8, 30_000, 28_000),
+            entry("score", "bf16", 16, 300_000, 200_000), entry("score", "f32", 8, 30_000, 28_000),
+            entry("train", "bf16", 8, 80_000, 60_000), entry("score", "bf16", 8, 290_000, 190_000),
+            entry("score", "bf16", 32, 0, 190_000) | {"assay": DOES_NOT_FIT},
         ],
     }  # fmt: skip
+    # What is not judged: an experiment, and the memory of a small model.
+    experiment = entry("train", "bf16", 16, 200_000, 0) | {"variant": "gelu-epilogue", "torch": None}
+    small = entry("train", "bf16", 16, 900_000, 0) | {"shape": SMALL.name, "torch": "not measured"}
+    small["assay"] |= {"gpu_mib": 2_000, "gpu_estimate_mib": 1_000}
+    facts["throughput"] += [experiment, small]
     check(best(facts)[0]["torch"]["batch"] == 32, "PyTorch's best batch is another")
     holds = [line["holds"] for line in acceptance(facts)]
     check(holds == [True, True, False, True, False, True, True, True, True, None], f"judged {holds}")
     share = acceptance(facts)[1]["figure"]
     wanted = 95_000 * (6 * 768_129_536 + 6 * 36 * 1280 * 1024) / 989e12
     check(abs(share - wanted) < 1e-9, f"the share of the peak is {share}, not {wanted}")
+    memory = acceptance(facts)[6]
+    check(abs(memory["figure"] - 0.025) < 1e-9 and "21000 MiB" in memory["remark"], f"memory is judged {memory}")
+    check("at batch 8" in acceptance(facts)[2]["line"], "the line of f32 hides its batch")
+    # No batch is the best before all are known.
+    for program in ("assay", "torch"):
+        late = [one | ({program: "not measured"} if one["batch"] == 8 else {}) for one in facts["throughput"]]
+        lines = acceptance(facts | {"throughput": late})
+        told = [(line["figure"], line["holds"]) for line in lines[:4] if "times torch" in line["line"]]
+        check(told == [(None, None)] * 3, f"without batch 8 of {program} it is judged {told}")
+        check("8, 16, 32 measured: " in lines[0]["remark"] and "16, 32" in lines[0]["remark"], lines[0]["remark"])
+    names = ("NVIDIA H200", "NVIDIA H200 NVL", "NVIDIA GH200 480GB", "NVIDIA H100 80GB HBM3 MIG")
+    shares = [acceptance(facts | {"card": name})[1]["holds"] for name in names]
+    check(shares == [True, None, None, None], f"the shares of {names} hold: {shares}")
     # Eager PyTorch is no measure, another card has another peak, and what does not fit does not.
     facts["card"] = "NVIDIA H100 PCIe"
     eager = entry("train", "bf16", 16, 90_000, 70_000, compile="none", given_up=["whole: too long"])
-    facts["throughput"] = [eager, entry("train", "bf16", 32, 0, 0) | {"assay": DOES_NOT_FIT, "torch": DOES_NOT_FIT}]
+    too_large = entry("train", "bf16", 32, 0, 0) | {"assay": DOES_NOT_FIT, "torch": DOES_NOT_FIT}
+    facts["throughput"] = [eager, eager | {"batch": 8}, too_large]
     holds = [line["holds"] for line in acceptance(facts)]
     check(holds == [None, None, None, None, False, True, True, False, True, None], f"judged {holds}")
     facts["ceilings"]["shapes"][0]["assay"]["attention"] = "broken"

@@ -10,9 +10,9 @@ import sys
 import tempfile
 import threading
 
+from gate_acceptance import DOES_NOT_FIT
 from gate_report import ROOT, Failed
 
-DOES_NOT_FIT = "does not fit"
 COMMAND = [sys.executable, str(ROOT / "scripts/torch_peer.py"), "serve"]
 
 

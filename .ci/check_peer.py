@@ -24,9 +24,10 @@ sys.path.insert(0, str(ROOT / "scripts"))
 sys.dont_write_bytecode = True
 import torch  # noqa: E402
 from gate_acceptance import acceptance, best  # noqa: E402
+from gate_page import throughput  # noqa: E402
 from gate_peer import DOES_NOT_FIT, PeerProcess  # noqa: E402
 from gate_report import Failed, Report  # noqa: E402
-from gate_speed import LARGE, SMALL, Speed  # noqa: E402
+from gate_speed import LARGE, MEASURE_LIMIT, SMALL, START_LIMIT, Speed  # noqa: E402
 from torch_model import Decoder  # noqa: E402
 from transformers import GPT2Config, GPT2LMHeadModel  # noqa: E402
 
@@ -156,6 +157,48 @@ def fallbacks():
     print("what does not compile is tried another way")
 
 
+def plan():
+    """The work in its order, both rounds of it; what fails is told, and costs nothing else."""
+
+    class Measured(Speed):
+        asked = []
+
+        def bench(self, what, shape, batch, dtype, steps, *options):
+            self.asked.append((what, dtype, shape.name, batch, *options))
+            if batch == 32:
+                return DOES_NOT_FIT
+            return {"tokens_per_s": 2.0} if what == "train" else self.assay(what)
+
+        def peer(self, *_):
+            self.asked.append("torch")
+            return {"tokens_per_s": 1.0}
+
+    options = argparse.Namespace(rehearse=False, batches=[16, 32, 8], rounds=2, assay="echo", compile_limit=9)
+    with tempfile.TemporaryDirectory() as out:
+        report = Report(Path(out), 1, {"PATH": os.environ["PATH"]}, "card", ["throughput"], rehearsal=False)
+        speed = Measured(options, report, None)
+        report.part("throughput", speed.throughput, proves=False)
+    check([speed.patience("torch", 9) for _ in range(2)] == [9 + START_LIMIT, 9], "no call is the first")
+    check(speed.patience("assay", MEASURE_LIMIT) == MEASURE_LIMIT, "the first call comes late")
+    train, score, f32 = ("train", "bf16"), ("score", "bf16"), ("score", "f32")
+    works = [(*train, 16), (*train, 32), (*score, 16), (*f32, 8), (*train, 8), (*score, 32), (*score, 8)]
+    wanted = [(*work[:2], name, work[2]) for name in ("772M", "124M") for work in works]
+    asked = [work for work in Measured.asked if work != "torch"]
+    asked, again = asked[: len(wanted) + 1], asked[len(wanted) + 1 :]
+    check(asked == [wanted[0], (*wanted[0], "--gelu-epilogue"), *wanted[1:]], f"the order is {asked}")
+    check(Measured.asked[:4] == [wanted[0], "torch", asked[1], wanted[1]], f"the turns are {Measured.asked[:4]}")
+    check(again == [work for work in asked if work[0] == "train" and work[3] != 32], f"the second round is {again}")
+    facts = report.facts
+    said = [entry["assay"] for entry in facts["throughput"] if entry["what"] == "score" and entry["batch"] != 32]
+    check(all("no JSON" in told for told in said), f"of what is no JSON it is said: {said}")
+    experiment = facts["throughput"][1]
+    check(experiment["assay"]["rounds"] == [2.0, 2.0] and experiment["torch"] is None, f"the variant is {experiment}")
+    check(len(facts["parts"][0]["failures"]) == 6, f"failures: {facts['parts'][0]}")
+    table = list(throughput(facts))
+    check("| train bf16: assay, GELU in products | 772M | 16 | 2 |  |" in table[3], f"the variant's row is {table[3]}")
+    print("what matters most comes first")
+
+
 def entry(what, dtype, batch, ours, theirs, **extent):
     flops = LARGE.train_flops_per_token / (1 if what == "train" else 3)
     kind = {"what": what, "dtype": dtype, "shape": LARGE.name, "batch": batch, "flops_per_token": flops}
@@ -168,22 +211,46 @@ def judgement():
     shapes = [{"batch": batch, "assay": {"attention": figures}, "torch": "not there"} for batch, figures in told]
     facts = {
         "card": "NVIDIA H100 80GB HBM3", "rehearsal": False, "ceilings": {"shapes": shapes},
-        "parts": [{"name": "determinism, 124M", "result": "passed"}],
+        "parts": [
+            {"name": "determinism, 124M", "result": "passed"},
+            {"name": "memory, 772M", "gpu_mib": 20_500, "gpu_estimate_mib": 20_000, "nvidia_smi_mib": 21_000},
+        ],
         "throughput": [
             entry("train", "bf16", 16, 90_000, 70_000), entry("train", "bf16", 32, 95_000, 86_000),
-            entry("score", "bf16", 8, 300_000, 200_000), entry("score", "f32", 8, 30_000, 28_000),
+            entry("score", "bf16", 16, 300_000, 200_000), entry("score", "f32", 8, 30_000, 28_000),
+            entry("train", "bf16", 8, 80_000, 60_000), entry("score", "bf16", 8, 290_000, 190_000),
+            entry("score", "bf16", 32, 0, 190_000) | {"assay": DOES_NOT_FIT},
         ],
     }  # fmt: skip
+    # What is not judged: an experiment, and the memory of a small model.
+    experiment = entry("train", "bf16", 16, 200_000, 0) | {"variant": "gelu-epilogue", "torch": None}
+    small = entry("train", "bf16", 16, 900_000, 0) | {"shape": SMALL.name, "torch": "not measured"}
+    small["assay"] |= {"gpu_mib": 2_000, "gpu_estimate_mib": 1_000}
+    facts["throughput"] += [experiment, small]
     check(best(facts)[0]["torch"]["batch"] == 32, "PyTorch's best batch is another")
     holds = [line["holds"] for line in acceptance(facts)]
     check(holds == [True, True, False, True, False, True, True, True, True, None], f"judged {holds}")
     share = acceptance(facts)[1]["figure"]
     wanted = 95_000 * (6 * 768_129_536 + 6 * 36 * 1280 * 1024) / 989e12
     check(abs(share - wanted) < 1e-9, f"the share of the peak is {share}, not {wanted}")
+    memory = acceptance(facts)[6]
+    check(abs(memory["figure"] - 0.025) < 1e-9 and "21000 MiB" in memory["remark"], f"memory is judged {memory}")
+    check("at batch 8" in acceptance(facts)[2]["line"], "the line of f32 hides its batch")
+    # No batch is the best before all are known.
+    for program in ("assay", "torch"):
+        late = [one | ({program: "not measured"} if one["batch"] == 8 else {}) for one in facts["throughput"]]
+        lines = acceptance(facts | {"throughput": late})
+        told = [(line["figure"], line["holds"]) for line in lines[:4] if "times torch" in line["line"]]
+        check(told == [(None, None)] * 3, f"without batch 8 of {program} it is judged {told}")
+        check("8, 16, 32 measured: " in lines[0]["remark"] and "16, 32" in lines[0]["remark"], lines[0]["remark"])
+    names = ("NVIDIA H200", "NVIDIA H200 NVL", "NVIDIA GH200 480GB", "NVIDIA H100 80GB HBM3 MIG")
+    shares = [acceptance(facts | {"card": name})[1]["holds"] for name in names]
+    check(shares == [True, None, None, None], f"the shares of {names} hold: {shares}")
     # Eager PyTorch is no measure, another card has another peak, and what does not fit does not.
     facts["card"] = "NVIDIA H100 PCIe"
     eager = entry("train", "bf16", 16, 90_000, 70_000, compile="none", given_up=["whole: too long"])
-    facts["throughput"] = [eager, entry("train", "bf16", 32, 0, 0) | {"assay": DOES_NOT_FIT, "torch": DOES_NOT_FIT}]
+    too_large = entry("train", "bf16", 32, 0, 0) | {"assay": DOES_NOT_FIT, "torch": DOES_NOT_FIT}
+    facts["throughput"] = [eager, eager | {"batch": 8}, too_large]
     holds = [line["holds"] for line in acceptance(facts)]
     check(holds == [None, None, None, None, False, True, True, False, True, None], f"judged {holds}")
     facts["ceilings"]["shapes"][0]["assay"]["attention"] = "broken"
@@ -195,6 +262,7 @@ def main():
     model()
     parameters(sys.argv[1] if len(sys.argv) > 1 else ROOT / "target/release/assay")
     judgement()
+    plan()
     fallbacks()
     protocol()
 

@@ -1,5 +1,7 @@
 """What scripts/gpu-gate found, as a page."""
 
+VARIANTS = {"gelu-epilogue": ": assay, GELU in products"}
+
 
 def row(*cells):
     return f"| {' | '.join(str(cell).replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
@@ -14,8 +16,8 @@ def figure(value):
 
 
 def speed(entry):
-    """Tokens per second, or why there are none."""
-    return figure(entry["tokens_per_s"]) if isinstance(entry, dict) else str(entry)[:60]
+    """Tokens per second, or why there are none; nothing where none were wanted."""
+    return figure(entry["tokens_per_s"]) if isinstance(entry, dict) else str(entry or "")[:60]
 
 
 def of(entry, key, scale=1.0):
@@ -43,7 +45,8 @@ def throughput(facts):
     yield from head("", "model", "batch", *programs)
     for entry in facts["throughput"]:
         ours, theirs = entry["assay"], entry["torch"]
-        cells = [f"{entry['what']} {entry['dtype']}", entry["shape"], entry["batch"], speed(ours), speed(theirs)]
+        name = f"{entry['what']} {entry['dtype']}" + VARIANTS.get(entry.get("variant"), "")
+        cells = [name, entry["shape"], entry["batch"], speed(ours), speed(theirs)]
         cells += [f"{entry['ratio']:.2f}" if "ratio" in entry else ""]
         cells += [of(ours, "tokens_per_s", entry["flops_per_token"] / 1e12)]
         cells += [of(ours, "gpu_mib", 1 / 1024), of(theirs, "gpu_mib", 1 / 1024)]
@@ -81,7 +84,7 @@ def products(facts):
 
 
 def operations(facts):
-    yield from head("operation", "calls", "ms", "share", "GFLOP", "GB", "floor, ms")
+    yield from head("operation", "calls", "ms", "share", "GFLOP", "GB", "floor by data sheet, ms")
     told = facts["operations"]["operations"]
     sums = {key: sum(one.get(key) or 0 for one in told) for key in ("calls", "seconds", "share", "gflop", "gb")}
     floors = [one.get("floor_seconds") for one in told]

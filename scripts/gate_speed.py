@@ -1,16 +1,18 @@
 """The parts of scripts/gpu-gate that measure: the card's ceilings, a step by operations, throughput beside PyTorch."""
 
 import dataclasses
-import itertools
 import json
 import re
 import statistics
 
+from gate_acceptance import F32_BATCH
 from gate_peer import DOES_NOT_FIT
 from gate_report import Failed, Skipped
 
 VOCAB = 50257
 MEASURE_LIMIT = 60  # seconds of one measurement, the peer's compiling not counted
+START_LIMIT = 60  # more of a program's first call: the driver compiles assay's kernels, Python loads PyTorch
+NOT_MEASURED = "not measured"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,28 @@ LARGE = Shape("772M", 36, 1280, 20, mlp_width=5056)  # recipes/gpt2-772m.yaml
 TINY = Shape("tiny", 1, 64, 2, seq=64)
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is measured in turns; a variant is an option of assay, which PyTorch has not."""
+
+    shape: Shape
+    what: str
+    dtype: str
+    batch: int
+    variant: str | None = None
+
+    @property
+    def programs(self):
+        return ("assay",) if self.variant else ("assay", "torch")
+
+    def entry(self):
+        """As throughput has it before it is measured."""
+        entry = {"what": self.what, "dtype": self.dtype, "shape": self.shape.name, "sizes": self.shape.sizes}
+        entry |= {"batch": self.batch} | ({"variant": self.variant} if self.variant else {})
+        entry |= {"flops_per_token": self.shape.train_flops_per_token / (1 if self.what == "train" else 3)}
+        return entry | {"rounds": [], "assay": NOT_MEASURED, "torch": None if self.variant else NOT_MEASURED}
+
+
 class Speed:
     """The parts. `torch` is the process of the peer, or None where there is no PyTorch."""
 
@@ -55,12 +79,24 @@ class Speed:
         self.options, self.report, self.torch = options, report, torch
         tiny = options.rehearse
         self.device, self.peer_device = ("cpu", "cpu") if tiny else ("cuda:0", "cuda")
+        self.started = set()  # programs that have had their first call
         self.attempts = {}  # by kind and shape: how the peer may still be compiled, and why not otherwise
 
     # ---- One measurement of each ----
 
-    def assay(self, *words, limit=MEASURE_LIMIT):
-        return json.loads(self.report.run(self.options.assay, "bench", *words, "--json", limit=limit)[0])
+    def patience(self, program, limit):
+        """Seconds that its next call may take."""
+        is_first = program not in self.started
+        self.started.add(program)
+        return limit + START_LIMIT * is_first
+
+    def assay(self, *words):
+        limit = self.patience("assay", MEASURE_LIMIT)
+        output, _ = self.report.run(self.options.assay, "bench", *words, "--json", limit=limit)
+        try:
+            return json.loads(output)
+        except ValueError as error:
+            raise Failed(f"bench printed no JSON: {error}", output) from error
 
     def bench(self, what, shape, batch, dtype, steps, *rest):
         words = [*shape.arguments, "--vocab", VOCAB, "--batch", batch, "--steps", steps, "--device", self.device]
@@ -75,7 +111,8 @@ class Speed:
     def ask(self, limit, **request):
         if self.torch is None:
             raise Skipped("no PyTorch")
-        return self.torch.ask({"device": self.peer_device, **request}, self.report.time_for(limit))
+        limit = self.report.time_for(self.patience("torch", limit))
+        return self.torch.ask({"device": self.peer_device, **request}, limit)
 
     def ways_to_compile(self, what):
         """How much, and by which back end of attention, the best first: one that does not compile gives way to the
@@ -104,53 +141,63 @@ class Speed:
     # ---- Throughput ----
 
     def plan(self):
-        """What is to be measured, the most important first, for time may run out."""
+        """What is to be measured, the most important first, for time may run out: of each kind of work the batch that
+        tells most, whether the largest fits, then what else the best batch is chosen from."""
         if self.options.rehearse:
-            return [(TINY, "train", "f32", 1), (TINY, "score", "f32", 1)]
-        kinds = [("train", "bf16"), ("score", "bf16"), ("score", "f32")]
-        every = itertools.product((LARGE, SMALL), kinds, self.options.batches)
-        return [(shape, *kind, batch) for shape, kind, batch in every if kind != ("score", "f32") or batch == 8]
+            return [Work(TINY, what, "f32", 1) for what in ("train", "score")]
+        batches, train, score = self.options.batches, ("train", "bf16"), ("score", "bf16")
+        works = [(*train, batch) for batch in batches[:2]]
+        works += [(*score, batch) for batch in batches[:1]]
+        works += [("score", "f32", batch) for batch in batches if batch == F32_BATCH]
+        works += [(*train, batch) for batch in batches[2:]] + [(*score, batch) for batch in batches[1:]]
+        plan = [Work(shape, *work) for shape in (LARGE, SMALL) for work in works]
+        return [plan[0], dataclasses.replace(plan[0], variant="gelu-epilogue"), *plan[1:]]
 
     def throughput(self):
-        failures, entries = [], self.report.facts["throughput"]
         rounds, steps = (1, 1) if self.options.rehearse else (self.options.rounds, 8)
-        for shape, what, dtype, batch in self.plan():
-            entry = {"what": what, "dtype": dtype, "shape": shape.name, "sizes": shape.sizes, "batch": batch}
-            entry |= {"flops_per_token": shape.train_flops_per_token / (1 if what == "train" else 3), "rounds": []}
-            entries.append(entry)
-            refused = {}  # what a program has said that it will say again
-            for number in range(rounds):
+        plan, refused, failures = self.plan(), {}, []
+        entries = [work.entry() for work in plan]
+        self.report.facts["throughput"] += entries
+        for number in range(rounds):
+            for work, entry in zip(plan, entries):
                 figures = {}
-                for program, measure in (("assay", self.bench), ("torch", self.peer)):
-                    try:
-                        figures[program] = refused.get(program) or measure(what, shape, batch, dtype, steps)
-                    except (Failed, Skipped) as error:
-                        if self.report.is_over() or isinstance(error, Skipped):
-                            why = "no time was left" if self.report.is_over() else error
-                            figures[program] = f"not measured: {why}"
-                            continue
-                        figures[program] = refused[program] = str(error)
-                        kind = f"{program}, {what} {dtype} {shape.name} {batch}"
-                        failures.append({"kind": kind, "why": str(error), **error.facts})
-                    if figures[program] == DOES_NOT_FIT:
-                        refused[program] = DOES_NOT_FIT
+                for program in work.programs:
+                    figures[program] = self.figure(program, work, steps, refused, failures)
                 if number == 0 or any(isinstance(figure, dict) for figure in figures.values()):
                     entry["rounds"].append(figures)
                 self.summarize(entry)
                 self.report.write()
         if failures:
             raise Failed(f"{len(failures)} measurements failed", failures=failures)
-        figures = [entry[program] for entry in entries for program in ("assay", "torch")]
-        late = sum(str(figure).startswith("not measured") for figure in figures)
+        figures = [entry[program] for work, entry in zip(plan, entries) for program in work.programs]
+        late = sum(str(figure).startswith(NOT_MEASURED) for figure in figures)
         return {"measurements": len(figures) - late, "not_measured": late}
+
+    def figure(self, program, work, steps, refused, failures):
+        """One program's in one round, or why it has none; `refused` is what it has said that it will say again."""
+        if (program, work) in refused:
+            return refused[program, work]
+        measure = {"assay": self.bench, "torch": self.peer}[program]
+        options = [f"--{work.variant}"] if work.variant else []
+        try:
+            figure = measure(work.what, work.shape, work.batch, work.dtype, steps, *options)
+        except (Failed, Skipped) as error:
+            if self.report.is_over() or isinstance(error, Skipped):
+                return f"{NOT_MEASURED}: {'no time was left' if self.report.is_over() else error}"
+            figure, words = str(error), [work.what, work.dtype, work.shape.name, work.batch, *options]
+            kind = f"{program}, {' '.join(map(str, words))}"
+            failures.append({"kind": kind, "why": str(error), **error.facts})
+        if not isinstance(figure, dict):
+            refused[program, work] = figure
+        return figure
 
     @staticmethod
     def summarize(entry):
         """The median over rounds of each program, and the ratio of those."""
-        for program in ("assay", "torch"):
+        for program in entry["rounds"][0]:
             figures = [figures[program] for figures in entry["rounds"]]
             measured = [figure for figure in figures if isinstance(figure, dict)]
-            entry[program] = figures[0] if figures else "not measured"
+            entry[program] = figures[0]
             if measured:
                 speeds = [figure["tokens_per_s"] for figure in measured]
                 memory = [figure["gpu_mib"] for figure in measured if figure.get("gpu_mib")]
@@ -195,7 +242,7 @@ class Speed:
         return {"shapes": len(facts["shapes"])}
 
     def operations(self):
-        """What each operation of a training step takes, and what it would take at the card's ceilings; a rehearsal
+        """What each operation of a training step takes, and the least it could by the card's data sheet; a rehearsal
         has it on paper."""
         shape, batch = (TINY, 1) if self.options.rehearse else (LARGE, 16)
         if self.options.rehearse:

@@ -1,5 +1,5 @@
 """What PyTorch reaches with single operations, and how scripts/torch_peer.py times: attention by each back end of
-scaled_dot_product_attention, a large copy, large matrix products."""
+scaled_dot_product_attention, a large copy, large matrix products; in the sizes of `assay bench card`."""
 
 import statistics
 import time
@@ -14,6 +14,9 @@ SDPA = {
 }  # fmt: skip
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 WARM_UP = 3
+REPEATS = 15
+COPY_BYTES = 2**30
+LARGE = {"bf16": 8192, "f32": 4096}  # rows and columns of a product
 
 
 def is_out_of_memory(error):
@@ -50,12 +53,17 @@ def operation_seconds(operation, count, device):
     return statistics.median(timed(lambda _: operation(), count, device))
 
 
+def uniform(*shape, dtype, device):
+    """Numbers in [-0.5, 0.5], drawn in f32: what operands hold decides how fast a card at its power limit is."""
+    return (torch.rand(*shape, device=device) - 0.5).to(dtype)
+
+
 def attention_seconds(request, head_size, backend, count, backward=True):
     """Seconds of the causal forward and backward pass, of inputs as a model has them: parts of one product."""
     (b, h, t, d), device = (request.batch, request.heads, request.seq, head_size), request.device
-    qkv = torch.randn(b, t, 3 * h * d, dtype=DTYPES[request.dtype], device=device)
+    qkv = uniform(b, t, 3 * h * d, dtype=DTYPES[request.dtype], device=device)
     q, k, v = (y.view(b, t, h, d).transpose(1, 2).detach().requires_grad_(backward) for y in qkv.chunk(3, dim=2))
-    gradient = torch.randn(b, t, h, d, dtype=qkv.dtype, device=device).transpose(1, 2)
+    gradient = uniform(b, t, h, d, dtype=qkv.dtype, device=device).transpose(1, 2)
 
     def forward():
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -87,7 +95,7 @@ def attention_trial(request, head_size, count, backward=True):
 def attention(request):
     # Causality halves the two products of the forward pass, 2bht²d each; the backward pass has five.
     forward = 2 * request.batch * request.heads * request.seq**2 * request.head_size
-    backends = attention_trial(request, request.head_size, 20)
+    backends = attention_trial(request, request.head_size, REPEATS)
     for name, took in backends.items():
         if isinstance(took, list):
             forward_s, backward_s = took
@@ -100,12 +108,12 @@ def attention(request):
 
 def ceilings(request):
     device = request.device
-    n, bytes_copied = (8192, 2**32) if device == "cuda" else (256, 2**24)
-    source = torch.randint(256, (bytes_copied,), dtype=torch.uint8, device=device)
+    sizes, bytes_copied = (LARGE, COPY_BYTES) if device == "cuda" else (dict.fromkeys(LARGE, 256), 2**24)
+    source = uniform(bytes_copied // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    copy_s = operation_seconds(lambda: target.copy_(source), 10, device)
-    answer = {"copy_gb_per_s": 2 * bytes_copied / copy_s / 1e9, "copy_bytes": bytes_copied, "product_size": n}
-    for name, dtype in DTYPES.items():
-        a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
-        answer[f"product_{name}_tflops"] = 2 * n**3 / operation_seconds(lambda: a @ b, 10, device) / 1e12
+    copy_s = operation_seconds(lambda: target.copy_(source), REPEATS, device)
+    answer = {"copy_gb_per_s": 2 * bytes_copied / copy_s / 1e9, "copy_bytes": bytes_copied, "product_sizes": sizes}
+    for name, n in sizes.items():
+        a, b = (uniform(n, n, dtype=DTYPES[name], device=device) for _ in range(2))
+        answer[f"product_{name}_tflops"] = 2 * n**3 / operation_seconds(lambda: a @ b, REPEATS, device) / 1e12
     return answer

@@ -251,7 +251,7 @@ __device__ __forceinline__ void add8(Eight& sums, const Eight& terms) {
 __device__ __forceinline__ int lane_index() { return threadIdx.x % 32; }
 __device__ __forceinline__ int warp_index() { return threadIdx.x / 32; }
 
-// A number that all lanes of a warp have, of which the compiler learns so, and keeps what follows from it once for a warp.
+// A number that all lanes of a warp have, of which the compiler may learn so, and keep what follows from it once for a warp.
 __device__ __forceinline__ int uniform(int x) {
 #ifdef EMULATED
     struct Payload {
@@ -420,21 +420,22 @@ __device__ __forceinline__ void store_slice(float* partial, Eight sums, const Wa
 
 // ---- Asynchronous copies from global to shared memory ----
 
-// Sixteen bytes, of which the first `valid` come from `from` and the others are 0; both addresses are aligned. They are
-// there for this thread after `copies_wait`, for the block after a barrier behind it.
+// Sixteen bytes, of which the first `valid` come from `from` and the others are 0; both addresses are aligned, and where
+// nothing is valid `from` may lead anywhere. They are there for this thread after `copies_wait`, for the block after a
+// barrier behind it.
 __device__ __forceinline__ void copy16_async(void* to_shared, const void* from, int valid) {
 #ifdef EMULATED
-    emulator::copy_later(to_shared, from, 16, valid);
+    emulator::copy_some_time(to_shared, from, 16, valid);
 #else
     unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid) : "memory");
 #endif
 }
 
-// Four bytes, or 0 if it is not `valid`.
+// Four bytes, or 0 if it is not `valid`, when `from` may lead anywhere.
 __device__ __forceinline__ void copy4_async(void* to_shared, const void* from, bool valid) {
 #ifdef EMULATED
-    emulator::copy_later(to_shared, from, 4, valid ? 4 : 0);
+    emulator::copy_some_time(to_shared, from, 4, valid ? 4 : 0);
 #else
     unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(valid ? 4 : 0) : "memory");

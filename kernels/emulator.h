@@ -4,7 +4,8 @@
 // error here: threads of a block that wait at different barriers, or for one that has ended; lanes of a warp that take
 // part in different collective operations; 16-byte accesses that are not aligned; shared memory used beyond what the launch
 // asked for (guards behind it, and AddressSanitizer where it is compiled in); asynchronous copies read before they were
-// waited for, because they happen no earlier than that. Shared memory starts as NaN.
+// waited for, or to a place that is still read, because in ascending order they happen no earlier than they are waited for, and
+// in descending order at once. Shared memory starts as NaN.
 //
 // Blocks, warps and lanes run one at a time in a fixed order, each as far as it can, so that a missing barrier shows as a
 // wrong number: in ascending order by default, in descending order on demand. Tests run both and compare bits.
@@ -82,6 +83,8 @@ struct Block {
     std::function<void()> body;
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
+    // Whether asynchronous copies happen as early as they can, and not as late.
+    bool copies_at_once;
     // Of each thread: copies of the open group, and the groups that were closed.
     std::vector<std::vector<Copy>> open_copies;
     std::vector<std::vector<std::vector<Copy>>> groups;
@@ -208,6 +211,7 @@ inline void prepare(unsigned thread) {
 // Runs the threads of one block to their ends.
 inline void run_block(bool descending) {
     Block& b = *current;
+    b.copies_at_once = descending;
     for (unsigned t = 0; t < b.num_threads; ++t) prepare(t);
     for (Warp& warp : b.warps) warp = Warp{};
     for (auto& copies : b.open_copies) copies.clear();
@@ -310,11 +314,18 @@ inline void require_shared(const void* pointer, size_t bytes) {
     if (p < b.shared || p + bytes > b.shared + b.shared_bytes) fail("an access leaves the shared memory of the launch");
 }
 
-inline void copy_later(void* to, const void* from, unsigned bytes, unsigned valid) {
+inline void happen(const Copy& copy) {
+    if (copy.bytes) std::memcpy(copy.to, copy.from, copy.bytes);
+    std::memset(static_cast<char*>(copy.to) + copy.bytes, 0, copy.zeros);
+}
+
+inline void copy_some_time(void* to, const void* from, unsigned bytes, unsigned valid) {
     require_aligned(to, bytes);
     require_shared(to, bytes);
     if (valid) require_aligned(from, bytes);
-    current->open_copies[current->thread].push_back({to, from, valid, bytes - valid});
+    Copy copy{to, from, valid, bytes - valid};
+    if (current->copies_at_once) return happen(copy);
+    current->open_copies[current->thread].push_back(copy);
 }
 
 inline void close_copies() {
@@ -327,10 +338,7 @@ inline void close_copies() {
 inline void wait_for_copies(size_t pending) {
     auto& groups = current->groups[current->thread];
     while (groups.size() > pending) {
-        for (const Copy& copy : groups.front()) {
-            if (copy.bytes) std::memcpy(copy.to, copy.from, copy.bytes);
-            std::memset(static_cast<char*>(copy.to) + copy.bytes, 0, copy.zeros);
-        }
+        for (const Copy& copy : groups.front()) happen(copy);
         groups.erase(groups.begin());
     }
 }

@@ -5,7 +5,7 @@
 //   `sum` (n, c) f32 where wanted (it may be x itself). y (n, c) = (sum - mean) rstd factor + bias, in the compute format and,
 //   where wanted, as f32 to `wide`. Saves mean and rstd of each row in stats (n, 2).
 // backward: dx (n, c) f32 += (accumulate) or = rstd (g - mean(g) - x̂ mean(g x̂)), with g = (dy + side) factor, where `side`
-//   is the optional gradient of a branch from the same place, in the compute format; the result also goes
+//   is the optional gradient of a branch from the same place, in bfloat16; the result also goes
 //   to `narrow` in bfloat16 where wanted. The sums over the rows of one block go to partial (blocks, 3, c): those of dgain,
 //   of dbias and, where wanted, of `narrow`; sum_partials adds them up.
 #include "common.cuh"

@@ -43,9 +43,11 @@ extern "C" __global__ void wrapped_copies(unsigned* y, const unsigned* x, const 
     Shared<unsigned> words = shared<unsigned>(512, 32);
     sixteens[lane] = {{~0u, ~0u, ~0u, ~0u}};
     words[lane] = ~0u;
-    copy16_async(&sixteens[lane], x + lane * 4, valid[lane]);
+    // Where nothing is copied, from where no memory is.
+    size_t nowhere = valid[lane] > 0 ? 0 : static_cast<size_t>(1) << 40;
+    copy16_async(&sixteens[lane], x + lane * 4 + nowhere, valid[lane]);
     copies_commit();
-    copy4_async(&words[lane], z + lane, valid[lane] > 0);
+    copy4_async(&words[lane], z + lane + nowhere, valid[lane] > 0);
     copies_commit();
     copies_wait<1>();
     Sixteen first = sixteens[lane];

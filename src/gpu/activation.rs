@@ -88,7 +88,7 @@ mod tests {
 
     const ALL: [Activation; 5] =
         [Activation::GeluTanh, Activation::GeluErf, Activation::Relu, Activation::Relu2, Activation::Silu];
-    const SHAPES: [[usize; 2]; 5] = [[1, 1], [3, 8], [17, 15], [300, 64], [33, 265]];
+    const SHAPES: [[usize; 2]; 6] = [[1, 1], [3, 8], [17, 15], [300, 64], [33, 265], [8193, 3]];
 
     fn plain_functions_are_the_definition<T: Element>() {
         for (f, [n, m]) in ALL.into_iter().flat_map(|f| SHAPES.map(|shape| (f, shape))) {

@@ -1,13 +1,13 @@
 //! Epilogues of products whose driver cannot compute them in passing: the product, then the kernels of the function.
 
-use super::{Arg, Driver, Dtype, Epilogue, EpilogueKind, Product, activation, column_sums};
+use super::{Arg, Driver, Epilogue, EpilogueKind, Product, activation, column_sums};
 use crate::ops::activation::Activation;
 
 /// The product, and behind it its epilogue.
 pub(super) fn separately(driver: &dyn Driver, product: Product, Epilogue { kind, argument }: Epilogue) {
     let [n, m, _] = product.sizes;
     let (c, dtype) = product.c;
-    let suffix = if dtype == Dtype::F32 { "f32" } else { "bf16" };
+    let suffix = dtype.suffix();
     let sizes = [n as i32, m as i32, activation::code(Activation::GeluTanh)].map(Arg::I32);
     let (none, [c, argument_of]) = (Arg::at(0), [c, argument].map(Arg::at));
     match kind {

@@ -426,6 +426,10 @@ impl Gpu {
 
     /// Queues a matrix product.
     pub fn multiply(&self, product: Product) {
+        if let Some(Epilogue { kind, .. }) = product.epilogue {
+            let has_bias = product.bias.is_some();
+            assert!(product.beta == 0.0 && !(has_bias && kind == EpilogueKind::GeluGradient), "{product:?}");
+        }
         if product.sizes.iter().all(|&size| size > 0) {
             let multiply = || self.driver.multiply(product);
             self.profile.note(&*self.driver, || Operation::of_product(product), multiply);

@@ -85,6 +85,7 @@ fn cases() -> Vec<Case> {
         case(1, 127, 2, 1, 64).window(1),
         case(1, 128, 1, 1, 128).window(64),
         case(1, 128, 4, 2, 64),
+        case(2, 200, 2, 1, 128),
         case(1, 129, 2, 1, 80).not_causal(),
         case(1, 129, 2, 1, 64).not_causal().bias(),
         case(1, 130, 2, 1, 16).window(200),
@@ -272,12 +273,17 @@ fn enormous_scores_and_biases_give_numbers() {
 #[test]
 fn large_scores_are_as_exact() {
     for case in [case(1, 130, 2, 1, 64), case(1, 130, 1, 1, 16).bias(), case(1, 130, 1, 1, 80).window(40)] {
+        let (shape, dy) = (case.shape, rounded(case.dy()));
         let qkv = rounded(case.qkv().into_iter().map(|x| 16.0 * x).collect());
-        let Some([y, lse, _]) = run_on_both::<bf16>(case, &qkv, None) else { return };
+        let Some([y, lse, dqkv]) = run_on_both::<bf16>(case, &qkv, Some(&dy)) else { return };
         let bias = case.key_bias().map(|bias| wide(&bias));
-        let expected = reference::forward(case.shape, &wide(&qkv), bias.as_deref(), |_| 1.0);
+        let expected = reference::forward(shape, &wide(&qkv), bias.as_deref(), |_| 1.0);
         assert_close(&y, &expected, VALUE_TOLERANCE, format!("y of {case:?}"));
         assert_close(&lse, &log_sum_exps(case, &qkv), F32_TOLERANCE, format!("log-sum-exp of {case:?}"));
+        // Backward's probabilities, too. What they leave of queries and keys is the difference of nearly equal numbers, of
+        // which one is rounded.
+        let expected = reference::backward(shape, &wide(&dy), &wide(&qkv), bias.as_deref(), |_| 1.0);
+        assert_close(&part(&dqkv, 2, shape), &part(&expected, 2, shape), VALUE_TOLERANCE, format!("dv of {case:?}"));
     }
 }
 

@@ -243,11 +243,12 @@ fn ranked(
     rank: usize,
 ) -> Result<Option<Plan>, CublasError> {
     let Product { epilogue, .. } = *product;
-    let with = |bias| plan(handle, key, bias, epilogue, rank);
-    match product.bias.filter(|_| adds_bias(product)) {
-        _ if epilogue.is_some() => Ok(with(product.bias).unwrap_or(None)),
-        Some(bias) if matches!(plan(handle, key, Some(bias), None, 0), Ok(Some(_))) => with(Some(bias)),
-        _ => with(None),
+    let bias = product.bias.filter(|_| adds_bias(product));
+    let with = |bias, rank| plan(handle, key, bias, epilogue, rank);
+    match with(bias, rank)? {
+        Some(plan) => Ok(Some(plan)),
+        None if bias.is_some() && epilogue.is_none() && (rank == 0 || with(bias, 0)?.is_none()) => with(None, rank),
+        None => Ok(None),
     }
 }
 
@@ -276,6 +277,7 @@ fn plan(
         (None, Some(_)) => Kind::CUBLASLT_EPILOGUE_BIAS,
         (Some(EpilogueKind::Gelu), None) => Kind::CUBLASLT_EPILOGUE_GELU_AUX,
         (Some(EpilogueKind::Gelu), Some(_)) => Kind::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
+        // It has no bias.
         (Some(EpilogueKind::GeluGradient), _) => Kind::CUBLASLT_EPILOGUE_DGELU,
     };
     set(&operation, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &kind)?;

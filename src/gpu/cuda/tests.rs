@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::*;
 use crate::error::exit_code;
-use crate::gpu::{Dtype, Element, Operand, View, emulator, linear};
+use crate::gpu::{Dtype, Element, Epilogue, EpilogueKind, Operand, View, emulator, linear};
 use crate::ops::testing::values;
 
 #[test]
@@ -203,6 +203,21 @@ fn fused(gpu: &Gpu, [n, o, i]: [usize; 3]) -> Vec<f32> {
 #[test]
 fn on_a_card_epilogues_are_those_of_the_emulator() {
     let (Some(card), Some([emulated, _])) = (card(), emulator::gpus()) else { return };
+    // That cuBLASLt computes them, and not the kernels in its place.
+    let buffer = card.zeros::<bf16>(776 * 768).unwrap();
+    let operand = |transposed| Operand { address: buffer.view().address(), dtype: Dtype::Bf16, transposed };
+    for (kind, transposed) in [(EpilogueKind::Gelu, true), (EpilogueKind::GeluGradient, false)] {
+        let product = Product {
+            sizes: [256, 776, 768],
+            a: operand(false),
+            b: operand(transposed),
+            beta: 0.0,
+            c: (buffer.view().address(), Dtype::Bf16),
+            bias: (kind == EpilogueKind::Gelu).then(|| buffer.view().address()),
+            epilogue: Some(Epilogue { kind, argument: buffer.view().address() }),
+        };
+        assert!(card.choose_algorithm(&product, 0).unwrap(), "{kind:?}");
+    }
     // Sizes that cuBLASLt takes, and some that it does not.
     for sizes in [[64, 128, 32], [256, 776, 768], [33, 17, 65]] {
         let [x, y] = [&card, &emulated].map(|gpu| fused(gpu, sizes));

@@ -52,7 +52,7 @@ pub(super) struct BackwardMemory<T> {
     pub(super) dqkv: Buffer<T>,
     pub(super) dhidden: Buffer<T>,
     pub(super) dactivated: Option<Buffer<T>>,
-    /// Row sums of attention's output times its gradient.
+    /// Minus the row sums of attention's output times its gradient.
     pub(super) delta: Buffer<f32>,
     pub(super) partials: Buffer<f32>,
 }

@@ -159,6 +159,7 @@ impl Engine for GpuEngine {
 
     fn sum_over(&mut self, collective: &dyn Collective) -> Result<()> {
         ensure!(collective.world().size == 1, "several GPUs cannot train one model yet");
+        self.complete_gradients();
         Ok(())
     }
 

@@ -157,6 +157,9 @@ fn a_shape_too_large_for_the_machine_is_refused_by_bench() {
     let sizes = ["--layers", "1000", "--width", "8192", "--heads", "4"];
     for what in ["train", "score"] {
         Dir::new().assay(&["bench", what]).args(&sizes).run().assert_exit(2).assert_stderr_contains("of memory");
+        let paper = ["--paper", "NVIDIA H200"];
+        let on_paper = Dir::new().assay(&["bench", what]).args(&sizes).args(&paper).run();
+        on_paper.assert_exit(2).assert_stderr_contains("of memory");
     }
 }
 

@@ -64,6 +64,15 @@ pub(super) fn run(work: Work, args: &BenchModelArgs, printer: &Printer) -> Resul
             "a GPU's kernels cannot score heads this large, or a model this wide: the CPU would, unprofiled",
         ));
     }
+    // Untouched zeros take no memory, but more than there is the system does not promise.
+    let promised = crate::memory::free().filter(|_| card.is_some());
+    let num_bytes = arch.num_parameters().saturating_mul(size_of::<f32>() as u128);
+    if let Some(free) = promised.filter(|free| num_bytes > *free) {
+        let (needed, free) = (bytes(num_bytes), bytes(free));
+        return Err(input(format!(
+            "this model's parameters are {needed} of memory and {free} are free here: give smaller --layers or --width"
+        )));
+    }
     let (needed, free) = memory_needed_and_free(work, args, &arch, &placement)?;
     if let Some(free) = free.filter(|free| needed > *free) {
         return Err(input(format!(

@@ -154,7 +154,7 @@ fn text_that_is_cut_off_nearly_whole_is_told_of() {
 
 #[test]
 fn a_shape_too_large_for_the_machine_is_refused_by_bench() {
-    let sizes = ["--layers", "1000", "--width", "8192", "--heads", "4"];
+    let sizes = ["--layers", "1000", "--width", "8192", "--heads", "64"];
     for what in ["train", "score"] {
         Dir::new().assay(&["bench", what]).args(&sizes).run().assert_exit(2).assert_stderr_contains("of memory");
         let paper = ["--paper", "NVIDIA H200"];

@@ -4,7 +4,8 @@ use anyhow::Result;
 
 use crate::error::input;
 use crate::figures::bytes;
-use crate::gpu::{Dtype, Gpu, cards, cuda};
+use crate::gpu::cards::{self, Card};
+use crate::gpu::{Dtype, Gpu, cuda};
 use crate::metrics::printer::Printer;
 use crate::model::gpu::memory_estimate;
 use crate::recipe::{Backend, DeviceChoice, Resolved};
@@ -83,13 +84,17 @@ impl Placement {
         }
     }
 
-    /// 10¹² floating-point operations per second that it can do at most in products of a number format: of a card that
-    /// [`cards`] lists. Of others, and of the CPU, that is not known.
-    pub fn peak_tflops(&self, dtype: Dtype) -> Option<f64> {
+    /// The card whose limits are known. Those of cards that [`cards`] does not list, and of the CPU, are not.
+    pub fn card(&self) -> Option<&'static Card> {
         match self {
             Self::Cpu => None,
-            Self::Gpu(gpu) => cards::find(&gpu.name()).map(|card| card.tflops(dtype)),
+            Self::Gpu(gpu) => cards::find(&gpu.name()),
         }
+    }
+
+    /// 10¹² floating-point operations per second that it can do at most in products of a number format, if that is known.
+    pub fn peak_tflops(&self, dtype: Dtype) -> Option<f64> {
+        self.card().map(|card| card.tflops(dtype))
     }
 }
 

@@ -159,8 +159,10 @@ pub trait Driver: Send + Sync {
     /// Gives all marks back.
     fn forget_marks(&self);
     /// From now on computes products of this kind by the algorithm that comes `rank`th in the library's own order, 0 being what
-    /// it takes by itself; whether there is one.
-    fn choose_algorithm(&self, product: &Product, rank: usize) -> Result<bool>;
+    /// it takes by itself; whether there is one. A driver knows one way unless it says otherwise.
+    fn choose_algorithm(&self, _product: &Product, rank: usize) -> Result<bool> {
+        Ok(rank == 0)
+    }
 }
 
 /// The pointer of what a kernel takes and is not given.

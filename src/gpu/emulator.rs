@@ -385,10 +385,6 @@ impl Driver for Emulator {
     fn forget_marks(&self) {
         self.marks.lock().unwrap().clear();
     }
-
-    fn choose_algorithm(&self, _product: &Product, rank: usize) -> Result<bool> {
-        Ok(rank == 0)
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Epilogues of products whose driver cannot compute them in passing: the product, then the kernels of the function.
 
-use super::{Arg, Driver, Epilogue, EpilogueKind, Product, activation, column_sums};
+use super::{Arg, Driver, Epilogue, EpilogueKind, NO_POINTER, Product, activation, column_sums};
 use crate::ops::activation::Activation;
 
 /// The product, and behind it its epilogue.
@@ -9,7 +9,7 @@ pub(super) fn separately(driver: &dyn Driver, product: Product, Epilogue { kind,
     let (c, dtype) = product.c;
     let suffix = dtype.suffix();
     let sizes = [n as i32, m as i32, activation::code(Activation::GeluTanh)].map(Arg::I32);
-    let (none, [c, argument_of]) = (Arg::at(0), [c, argument].map(Arg::at));
+    let (none, [c, argument_of]) = (NO_POINTER, [c, argument].map(Arg::at));
     match kind {
         EpilogueKind::Gelu => {
             driver.multiply(Product { c: (argument, dtype), epilogue: None, ..product });

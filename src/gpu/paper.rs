@@ -62,10 +62,6 @@ impl Driver for Paper {
         0
     }
 
-    fn choose_algorithm(&self, _product: &Product, rank: usize) -> Result<bool> {
-        Ok(rank == 0)
-    }
-
     fn upload(&self, _to: Address, _bytes: &[u8]) {}
     fn upload_ahead(&self, _to: Address, _bytes: &[u8]) {}
     fn copy(&self, _to: Address, _from: Address, _bytes: usize) {}

@@ -37,9 +37,9 @@ impl Cost {
     /// That of a matrix product, with the argument of an epilogue.
     pub fn of(product: &Product) -> Self {
         let Product { sizes: [m, n, k], a, beta, c: (_, destination), bias, epilogue, .. } = *product;
-        let touched = if beta == 0.0 { 1 } else { 2 } + usize::from(epilogue.is_some());
+        let matrices = 1 + usize::from(beta != 0.0) + usize::from(epilogue.is_some());
         let bias = if bias.is_some() { n * a.dtype.bytes() } else { 0 };
-        let bytes = (m * k + k * n) * a.dtype.bytes() + touched * m * n * destination.bytes() + bias;
+        let bytes = (m * k + k * n) * a.dtype.bytes() + matrices * m * n * destination.bytes() + bias;
         Self { flops: 2 * (m * n * k) as u64, dtype: a.dtype, bytes: bytes as u64 }
     }
 

@@ -2,6 +2,7 @@
 //! (`model/config.rs` maps those) and of its tensor names (`model/weights/names.rs` does).
 
 pub use crate::ops::activation::Activation;
+use crate::ops::attention;
 pub use crate::ops::norm::NormKind;
 pub use crate::ops::rotary::Pairing;
 
@@ -323,6 +324,20 @@ impl Arch {
     /// Whether a norm stands before the head.
     pub fn final_norm(&self) -> bool {
         self.residual != Residual::PostNorm
+    }
+
+    /// The attention of one block over rows of a length.
+    pub fn attention_shape(&self, rows: usize, row_len: usize, layer: usize) -> attention::Shape {
+        attention::Shape {
+            b: rows,
+            t: row_len,
+            h: self.heads,
+            kv_heads: self.kv_heads,
+            d: self.head_size,
+            scale: self.attention_scale(layer),
+            causal: self.causal,
+            window: self.window,
+        }
     }
 
     /// The factor on the attention scores of one block.

@@ -18,7 +18,6 @@ use crate::gpu::{Buffer, Dtype, Element, Gpu, Operand, Product, attention};
 use crate::metrics::printer::Printer;
 use crate::metrics::table::table;
 use crate::model::arch::Arch;
-use crate::ops;
 use crate::ops::random;
 use crate::placement::Placement;
 use crate::recipe::Backend;
@@ -90,16 +89,7 @@ fn large_product<T: Element>(gpu: &Gpu, size: usize) -> Result<f64> {
 }
 
 fn attention(gpu: &Gpu, arch: &Arch, batch: usize, seq: usize) -> Result<Value> {
-    let shape = ops::attention::Shape {
-        b: batch,
-        t: seq,
-        h: arch.heads,
-        kv_heads: arch.kv_heads,
-        d: arch.head_size,
-        scale: arch.attention_scale(0),
-        causal: arch.causal,
-        window: arch.window,
-    };
+    let shape = arch.attention_shape(batch, seq, 0);
     let n = batch * seq;
     let (qkv, dy) = (random_buffer::<bf16>(gpu, n * shape.qkv_width())?, random_buffer(gpu, n * shape.y_width())?);
     let mut y = gpu.zeros::<bf16>(n * shape.y_width())?;

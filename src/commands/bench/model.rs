@@ -94,7 +94,7 @@ pub(super) fn run(work: Work, args: &BenchModelArgs, printer: &Printer) -> Resul
         text.push(format!("memory of the GPU: {}, estimated {}", bytes(taken as u128), bytes(needed)));
     }
     if !measured.operations.is_empty() {
-        let card = card.or_else(|| cards::find(&placement.name()));
+        let card = placement.card();
         let groups = operations::groups(&measured.operations, card);
         if let (Some(card), Some(seconds)) = (card, operations::floor_seconds(&groups)) {
             let (floor, line) = floor(work, args, &arch, card, seconds);

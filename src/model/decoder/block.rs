@@ -145,17 +145,7 @@ impl Block<'_> {
     }
 
     fn attention_shape(&self) -> attention::Shape {
-        let Self { arch, pass, layer, .. } = self;
-        attention::Shape {
-            b: pass.rows,
-            t: pass.row_len,
-            h: arch.heads,
-            kv_heads: arch.kv_heads,
-            d: arch.head_size,
-            scale: arch.attention_scale(*layer),
-            causal: arch.causal,
-            window: arch.window,
-        }
+        self.arch.attention_shape(self.pass.rows, self.pass.row_len, self.layer)
     }
 
     fn mlp(&self, mlp: &mut MlpMemory, x: View<f32>) {

@@ -211,7 +211,7 @@ impl Decoder<bf16> {
 
     /// `dqkv` from the gradient of the stream, in `narrow`.
     fn attention_backward(&mut self, params: &Params<bf16>, d_out: ViewMut<f32>, pass: Pass, layer: usize) {
-        let shape = self.attention_shape(pass, layer);
+        let shape = self.arch.attention_shape(pass.rows, pass.row_len, layer);
         let Self { gpu, arch, memory, positions, .. } = self;
         let Memory { norm1, qkv, attention: attended, log_sum_exp, backward, .. } =
             memory.as_mut().expect("made by prepare");

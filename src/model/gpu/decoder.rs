@@ -14,7 +14,6 @@ use crate::gpu::{Element, Gpu, View, activation, attention, cross_entropy, embed
 use crate::model::arch::{Arch, Position, Residual};
 use crate::model::parts::{BlockParts, LinearParts, NormParts, Parts};
 use crate::model::{Rows, check_tokens};
-use crate::ops;
 use crate::ops::cross_entropy::NO_TARGET;
 use crate::ops::embedding::Embedding;
 use crate::recipe::Recompute;
@@ -187,7 +186,7 @@ impl<T: Element> Decoder<T> {
     /// Queries, keys and values, the attention between them, and its branch's output.
     fn attend(&mut self, params: &Params<T>, pass: Pass, layer: usize) {
         let (n, c) = (pass.n, self.arch.width);
-        let shape = self.attention_shape(pass, layer);
+        let shape = self.arch.attention_shape(pass.rows, pass.row_len, layer);
         let Self { gpu, arch, memory, positions, .. } = self;
         let memory = memory.as_mut().expect("made by prepare");
         let (_, compute) = params.block(layer);
@@ -206,20 +205,6 @@ impl<T: Element> Decoder<T> {
         let branch = memory.branches[0].as_mut().expect("there is always one");
         let LinearParts { weight, bias } = &compute.out;
         linear::forward(gpu, [n, c, a], part_mut(branch, n, c), part(attended, n, a), *weight, *bias);
-    }
-
-    pub(super) fn attention_shape(&self, pass: Pass, layer: usize) -> ops::attention::Shape {
-        let arch = &self.arch;
-        ops::attention::Shape {
-            b: pass.rows,
-            t: pass.row_len,
-            h: arch.heads,
-            kv_heads: arch.kv_heads,
-            d: arch.head_size,
-            scale: arch.attention_scale(layer),
-            causal: arch.causal,
-            window: arch.window,
-        }
     }
 
     /// The MLP's hidden layer before and behind its function.
